@@ -1,0 +1,127 @@
+"""Data sets by name: scikit-learn's embedded digits, and those that torchvision downloads."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data.dataset import Dataset
+from engine.runtime import Runtime
+
+Arrays = tuple[NDArray[np.uint8], NDArray[np.integer]]
+
+DIGITS_TEST_PER_CLASS = 36  # 360 of 1797, the same share of every class
+DIGITS_SPLIT_SEED = 0
+
+
+def digits(
+    runtime: Runtime,
+    size: int | None = None,
+    val_fraction: float = 0.0,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> Dataset:
+    """scikit-learn's handwritten digits: 1,797 real images, 1 x 8 x 8, inside the wheel.
+
+    The split is fixed: 36 test images of each class (360) and 1,437 training images.
+    """
+    readers = {which: functools.partial(_digits, which) for which in ("train", "test")}
+    names = [str(i) for i in range(10)]
+    return Dataset("digits", readers, names, runtime, size, val_fraction, mean, std)
+
+
+def _digits(which: str) -> Arrays:
+    from sklearn.datasets import load_digits  # slow to import
+
+    bunch = load_digits()
+    labels = bunch.target.astype(np.int64)
+    images = np.rint(bunch.images * (255 / 16)).astype(np.uint8)  # ink is counted from 0 to 16
+    generator = np.random.default_rng(DIGITS_SPLIT_SEED)
+    test = np.zeros(len(labels), dtype=bool)
+    for label in range(10):
+        rows = generator.permutation(np.flatnonzero(labels == label))
+        test[rows[:DIGITS_TEST_PER_CLASS]] = True
+    chosen = test if which == "test" else ~test
+    return images[chosen], labels[chosen]
+
+
+def torchvision_dataset(
+    name: str,
+    root: str,
+    classes: Sequence[str],
+    runtime: Runtime,
+    size: int | None = None,
+    val_fraction: float = 0.0,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> Dataset:
+    """A data set that torchvision reads, downloaded under ``root`` if it is not there.
+
+    Args:
+        name: the class in ``torchvision.datasets``: MNIST, FashionMNIST, KMNIST, SVHN, CIFAR10
+            or CIFAR100.
+        root: the folder that holds one folder or file per data set, in torchvision's layout.
+    """
+    readers = {
+        which: functools.partial(_torchvision, name, Path(root), which)
+        for which in ("train", "test")
+    }
+    return Dataset(name, readers, classes, runtime, size, val_fraction, mean, std)
+
+
+def _torchvision(name: str, root: Path, which: str) -> Arrays:
+    from torchvision import datasets
+
+    cls = getattr(datasets, name)
+    options = {"split": which} if name == "SVHN" else {"train": which == "train"}
+    try:
+        dataset = _open_or_download(cls, root, options)
+    except _DownloadError as error:
+        raise ValueError(
+            f"cannot download {name} to data.root={root} ({error}): place its files there "
+            "(data.root=...), or use a file of yours with data=npz data.path=..."
+        ) from error
+    except Exception as error:  # a damaged file shows as almost any exception, asserts included
+        raise ValueError(
+            f"cannot read the {which} split of {name} under data.root={root} "
+            f"({type(error).__name__}: {error}): delete its files there to have them downloaded"
+        ) from error
+    images = np.asarray(dataset.data)
+    if name == "SVHN":
+        images = images.transpose(0, 2, 3, 1)
+    labels = dataset.labels if name == "SVHN" else dataset.targets
+    return images, np.asarray(labels, dtype=np.int64)
+
+
+class _DownloadError(Exception):
+    """Whatever went wrong while files were fetched."""
+
+
+def _open_or_download(cls: Any, root: Path, options: dict[str, Any]) -> Any:
+    try:
+        return cls(root, **options, download=False)
+    except RuntimeError as error:
+        if "not found" not in str(error):  # torchvision's words for files that are absent
+            raise
+    try:
+        with _one_at_a_time(root):
+            return cls(root, **options, download=True)
+    except Exception as error:
+        raise _DownloadError(error) from error
+
+
+@contextlib.contextmanager
+def _one_at_a_time(root: Path) -> Iterator[None]:
+    """Ranks and runs that miss the same files must not write them at once."""
+    import fcntl  # POSIX only; nothing but a download needs it
+
+    root.mkdir(parents=True, exist_ok=True)
+    with open(root / ".download.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # held until the file is closed
+        yield

@@ -1,0 +1,95 @@
+"""Real data as a source, for training on labels and for distillation with data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data.augment import Augmentation
+from data.dataset import Dataset
+from data.spec import Batch
+from engine.runtime import Runtime
+
+
+class RealSource:
+    """Endless epochs over the training split, each in a new order.
+
+    The order of an epoch depends on (seed, epoch) alone, and every rank takes its own part of
+    it: over an epoch no row is seen twice. What does not fill a batch on every rank is left
+    out of that epoch; a set smaller than that is shared out whole.
+
+    Args:
+        data: its training split is opened here.
+        batch_size: of one rank.
+        augment: applied in this order, on the device.
+
+    Raises:
+        DataFreeError: if the data set's training split is closed.
+        ValueError: for fewer training inputs than ranks, or a batch size below 1.
+    """
+
+    def __init__(
+        self,
+        data: Dataset,
+        runtime: Runtime,
+        batch_size: int,
+        augment: Sequence[Augmentation] = (),
+    ) -> None:
+        self.data = data
+        self.runtime = runtime
+        self.augment = tuple(augment)
+        self.split = data.open("train")
+        self.batch_size = min(batch_size, len(self.split) // runtime.world_size)
+        if self.batch_size < 1:
+            raise ValueError(
+                f"{len(self.split)} training inputs cannot fill batches of {batch_size} on "
+                f"{runtime.world_size} process(es): use more data or fewer processes"
+            )
+        self.batches_per_epoch = len(self.split) // (self.batch_size * runtime.world_size)
+        self._step = 0
+        self._order: tuple[int, Tensor] | None = None
+        self._read = 0  # before the checkpoint that was loaded
+        self._read_elsewhere = data.real_training_inputs_read
+
+    def next(self) -> Batch:
+        epoch, position = divmod(self._step, self.batches_per_epoch)
+        start = (position * self.runtime.world_size + self.runtime.rank) * self.batch_size
+        index = self._order_of(epoch)[start : start + self.batch_size]
+        x, label = self.split.batch(index)
+        generator = self.runtime.noise("augment", self._step)
+        for augmentation in self.augment:
+            x = augmentation(x, generator)
+        self._step += 1
+        return Batch(x, x, label, index.to(x.device, non_blocking=True))
+
+    def report(self) -> dict[str, Tensor | float]:
+        return {}
+
+    def counts(self) -> dict[str, int]:
+        read = self._read + self.data.real_training_inputs_read - self._read_elsewhere
+        return {
+            "images_synthesized": 0,
+            "teacher_queries": 0,
+            "real_training_inputs_read": read,
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        read = self.counts()["real_training_inputs_read"]
+        return {"step": self._step, "real_training_inputs_read": read}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._step = state["step"]
+        self._read = state["real_training_inputs_read"]
+        self._read_elsewhere = self.data.real_training_inputs_read
+
+    def _order_of(self, epoch: int) -> Tensor:
+        if self._order is None or self._order[0] != epoch:
+            # not runtime.noise: all ranks need the same order
+            generator = np.random.default_rng([self.runtime.seed % 2**32, epoch])
+            order = torch.from_numpy(generator.permutation(len(self.split)))
+            self._order = epoch, order.to(self.split.storage)
+        return self._order[1]

@@ -1,0 +1,79 @@
+"""What passes between a source, a teacher and a student."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """What a network expects of its input; it travels with a teacher's checkpoint.
+
+    Args:
+        shape: of one input, channels first, such as ``(3, 32, 32)``.
+        range: smallest and largest value of an input before normalisation.
+        mean: one value per channel, in units of the range.
+        std: one value per channel, in units of the range.
+
+    Raises:
+        ValueError: where the parts do not fit together.
+    """
+
+    shape: tuple[int, ...]
+    range: tuple[float, float] = (0.0, 1.0)
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
+
+    def __post_init__(self) -> None:
+        for name in ("shape", "range", "mean", "std"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        channels = self.shape[0]
+        if len(self.mean) != channels or len(self.std) != channels:
+            raise ValueError(
+                f"mean and std need one value for each of the {channels} channel(s), "
+                f"but have {len(self.mean)} and {len(self.std)}"
+            )
+        if min(self.std) <= 0 or self.range[0] >= self.range[1]:
+            raise ValueError(f"std must be positive and range ascending: {self}")
+
+    def normalize(self, x: Tensor) -> Tensor:
+        """Map inputs [B, *shape] in ``range`` to zero mean and unit std; nothing else does."""
+        mean, std = _moments(self, x.device, x.dtype)
+        return (x - mean) / std
+
+    def denormalize(self, x: Tensor) -> Tensor:
+        """The inverse of :meth:`normalize`: back to values in units of ``range``."""
+        mean, std = _moments(self, x.device, x.dtype)
+        return x * std + mean
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@functools.lru_cache(maxsize=64)  # built once: a copy to the device each step would make it wait
+def _moments(spec: InputSpec, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    shape = (1, -1) + (1,) * (len(spec.shape) - 1)
+    mean = torch.tensor(spec.mean, device=device, dtype=dtype).view(shape)
+    return mean, torch.tensor(spec.std, device=device, dtype=dtype).view(shape)
+
+
+@dataclass
+class Batch:
+    """One batch of inputs, in the value range of their specification.
+
+    Args:
+        student_input: [B, *shape].
+        teacher_input: the same tensor unless the run is cross-modal.
+        label: [B] int64, or None where nothing is known.
+        index: [B] int64, the position in the source's store, or None.
+    """
+
+    student_input: Tensor
+    teacher_input: Tensor
+    label: Tensor | None = None
+    index: Tensor | None = None

@@ -1,0 +1,111 @@
+"""A student, a teacher that is no part of it, and the objective between them."""
+
+from __future__ import annotations
+
+import dataclasses
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import nn
+
+from data.spec import Batch
+from engine.objective import Losses, Objective
+from engine.runtime import Runtime
+from models.classifier import Classifier, Outputs
+
+
+def student_taps(objective: Objective) -> tuple[str, ...]:
+    """The taps that a student needs for the objective's terms."""
+    return tuple(dict.fromkeys(chain(*objective.ask("student_taps"))))
+
+
+def teacher_taps(objective: Objective) -> tuple[str, ...]:
+    """The taps that a teacher needs for the objective's terms."""
+    return tuple(dict.fromkeys(chain(*objective.ask("teacher_taps"))))
+
+
+class Distiller(nn.Module):
+    """Turns a batch into the student's loss.
+
+    The student and the terms' own parameters (projections) are one module tree, so that DDP, the
+    optimizer and the checkpoint see them all. The teacher is outside of it: a frozen view that
+    no ``.train()``, ``.to()`` or ``state_dict()`` reaches. So prepare the teacher first.
+
+    Where a term reads labels and the batch has none, the teacher's predictions are the labels.
+
+    Args:
+        student: with the taps of :func:`student_taps`; already on the runtime's device.
+        objective: a weighted sum of transfer terms.
+        teacher: likewise on the device, or None. It is run only if some term reads its outputs.
+        runtime: gives the autocast around both networks, and compiles the teacher's view.
+
+    Attributes:
+        teacher: the view, or None where no term needs one.
+        teacher_queries: how many inputs the teacher has answered; kept with the state.
+
+    Raises:
+        ValueError: for terms that need a teacher where there is none.
+    """
+
+    teacher: Classifier | None
+
+    def __init__(
+        self,
+        student: Classifier,
+        objective: Objective,
+        teacher: Classifier | None,
+        runtime: Runtime,
+    ) -> None:
+        super().__init__()
+        missing = set(student_taps(objective)) - set(student.taps)
+        assert not missing, f"build the student with the taps {sorted(missing)}"
+        self.student = student
+        self.objective = objective
+        self.runtime = runtime
+        self.needs_label = any(objective.ask("needs_label"))
+        self.teacher_queries = 0
+        view = None
+        if any(objective.ask("needs_teacher")):
+            if teacher is None:
+                raise ValueError(
+                    "the distiller's terms need a teacher, but there is none: name one"
+                )
+            view = teacher.frozen(taps=teacher_taps(objective))
+            runtime.compile(view.module)
+        object.__setattr__(self, "teacher", view)  # past nn.Module, which would register it
+
+    def forward(self, batch: Batch) -> Losses:
+        """Both networks on one batch, then the objective in float32.
+
+        The student is put into train mode, whoever left it in eval mode: nothing trains in eval.
+
+        Raises:
+            ValueError: where labels are needed and neither batch nor teacher gives any.
+        """
+        self.train()
+        teacher = self._ask_teacher(batch)
+        with self.runtime.autocast():
+            student = self.student(batch.student_input)
+        if self.needs_label and batch.label is None:
+            if teacher is None:
+                raise ValueError(
+                    "a term needs labels, but the source gives none and no teacher is asked: "
+                    "use a labelled source, or add a term that reads the teacher"
+                )
+            batch = dataclasses.replace(batch, label=teacher.logits.argmax(dim=1))
+        return self.objective(student, teacher, batch)
+
+    @torch.no_grad()
+    def _ask_teacher(self, batch: Batch) -> Outputs | None:
+        if self.teacher is None:
+            return None
+        self.teacher_queries += len(batch.teacher_input)
+        with self.runtime.autocast():
+            return self.teacher(batch.teacher_input)
+
+    def get_extra_state(self) -> dict[str, Any]:
+        return {"teacher_queries": self.teacher_queries}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        self.teacher_queries = state["teacher_queries"]

@@ -1,0 +1,259 @@
+"""The configuration: its schema, its composition from YAML groups, and one report of all mistakes."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args, get_type_hints
+
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from engine.check import check_node, check_type, describe_unknown, is_target
+
+ROOT = Path(__file__).resolve().parents[1] / "configs"
+
+# One folder of models serves both roles.
+ALIASES = {"teacher": "model@teacher.model", "student": "model@student.model"}
+
+
+@dataclass
+class DataConfig:
+    """A data set and the supervised recipe that suits it."""
+
+    dataset: Any
+    training: Any
+    root: str = "datasets"
+    path: str | None = None
+    size: int | None = None
+    val_fraction: float = 0.0
+
+
+@dataclass
+class TeacherConfig:
+    """``mean`` and ``std`` are for checkpoints that do not say what normalisation they expect."""
+
+    model: Any = None
+    checkpoint: str | None = None
+    mean: list[float] | None = None
+    std: list[float] | None = None
+
+
+@dataclass
+class StudentConfig:
+    model: Any = None
+
+
+@dataclass
+class TermConfig:
+    """One entry of an objective."""
+
+    term: Any
+    weight: float = 1.0
+
+
+@dataclass
+class ObjectiveConfig:
+    """What is minimised: a weighted sum of named terms."""
+
+    terms: dict[str, TermConfig] = field(default_factory=dict)
+
+
+@dataclass
+class Config:
+    """Everything a run depends on. ``steps`` counts the student's optimizer steps."""
+
+    data: DataConfig
+    teacher: TeacherConfig
+    student: StudentConfig
+    generator: Any
+    source: Any
+    distiller: ObjectiveConfig
+    optimizer: Any
+    schedule: Any
+    steps: int
+    batch_size: int
+    data_free: bool  # no training split can be opened
+    needs_teacher: bool = True
+    synthesis: ObjectiveConfig | None = None
+    clip: float | None = None
+    ema: float = 0.0
+    seed: int = 0
+    evaluations: int = 10
+    checkpoints: int = 20
+    log_every: int = 50
+    run_root: str = "runs"
+    run_dir: str | None = None
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["fp32", "bf16"] = "fp32"
+    compile: bool = False
+    overwrite: bool = False
+    choices: dict[str, Any] = field(default_factory=dict)
+
+
+class ConfigError(ValueError):
+    """All mistakes of a configuration, one per line."""
+
+    def __init__(self, mistakes: Iterable[str]) -> None:
+        self.mistakes = list(dict.fromkeys(mistakes))
+        super().__init__("\n".join(self.mistakes))
+
+
+def groups() -> dict[str, list[str]]:
+    """The choices of every configuration group, by group."""
+    found = {p.name: sorted(f.stem for f in p.glob("*.yaml")) for p in ROOT.iterdir() if p.is_dir()}
+    models = found.pop("model", [])
+    return {**found, "teacher": models, "student": models}
+
+
+def compose(arguments: Sequence[str]) -> DictConfig:
+    """Compose the configuration that the command-line overrides describe.
+
+    Group choices are composed by Hydra; keys are then set and the result is held against the
+    schema and against the signature of every ``_target_``.
+
+    Raises:
+        ConfigError: naming every mistake at once, each with what was probably meant.
+    """
+    mistakes: list[str] = []
+    chosen, values = _sort_overrides(arguments, mistakes)
+    try:
+        GlobalHydra.instance().clear()
+        with initialize_config_dir(str(ROOT), version_base="1.3", job_name="train"):
+            config = hydra_compose("train", overrides=chosen, return_hydra_config=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError([*mistakes, _one_line(error)]) from error
+    choices = OmegaConf.to_container(config.hydra.runtime.choices)
+    OmegaConf.set_readonly(config, False)
+    OmegaConf.set_struct(config, False)
+    del config["hydra"]
+    config.choices = _readable(choices)  # type: ignore[arg-type]
+    for f in fields(Config):
+        if f.name not in config and f.default is not MISSING:
+            config[f.name] = f.default
+    for override in values:
+        _set(config, override, mistakes)
+    _check(config, mistakes)
+    if mistakes:
+        raise ConfigError(mistakes)
+    return config
+
+
+def _readable(choices: dict[str, Any]) -> dict[str, Any]:
+    names = {group: role for role, group in ALIASES.items()}
+    return {names.get(k, k): v for k, v in choices.items() if not k.startswith("hydra/") and v}
+
+
+def _sort_overrides(
+    arguments: Sequence[str], mistakes: list[str]
+) -> tuple[list[str], list[Override]]:
+    """Split overrides into group choices, for Hydra, and values, for us."""
+    known = groups()
+    chosen, values = [], []
+    parser = OverridesParser.create()
+    for argument in arguments:
+        try:
+            override = parser.parse_override(argument)
+        except HydraException:
+            mistakes.append(f"cannot read {argument!r}: write key=value, such as seed=1")
+            continue
+        if override.is_sweep_override():
+            mistakes.append(f"{argument!r} names several values: start one run for each")
+        elif override.key_or_group in known:
+            group, choice = override.key_or_group, str(override.value())
+            if choice not in known[group] and not (group == "experiment" and choice == "null"):
+                mistakes.append(f"{group}={choice}: {describe_unknown(choice, known[group])}")
+            else:
+                chosen.append(f"{ALIASES.get(group, group)}={choice}")
+        else:
+            values.append(override)
+    return chosen, values
+
+
+def _set(config: DictConfig, override: Override, mistakes: list[str]) -> None:
+    """Set one key that the schema, the composed files or a target's signature knows."""
+    *parents, last = override.key_or_group.split(".")
+    node: Any = config
+    for i, part in enumerate(parents):
+        if not OmegaConf.is_dict(node) or part not in node:
+            return mistakes.append(_unknown_key(config, override.key_or_group, node, part))
+        node = node._get_node(part) if i < len(parents) - 1 else node[part]
+    if not OmegaConf.is_dict(node):
+        return mistakes.append(_unknown_key(config, override.key_or_group, {}, last))
+    if last not in node and not is_target(node):
+        return mistakes.append(_unknown_key(config, override.key_or_group, node, last))
+    if override.is_delete():
+        node.pop(last)
+    else:
+        node[last] = override.value()
+    return None
+
+
+def _unknown_key(config: DictConfig, key: str, node: Any, part: str) -> str:
+    siblings = [str(k) for k in node] if node else []
+    paths = [*_paths(config), *groups()]
+    near = difflib.get_close_matches(key, paths, 1, 0.7)
+    if near and not difflib.get_close_matches(part, siblings, 1):
+        return f"{key}: no such key; did you mean {near[0]}?"
+    return f"{key}: {describe_unknown(part, siblings)}"
+
+
+def _paths(node: DictConfig, prefix: str = "") -> list[str]:
+    found = []
+    for key in node:
+        path = f"{prefix}{key}"
+        found.append(path)
+        child = node._get_node(key)
+        if OmegaConf.is_dict(child) and not child._is_none() and not child._is_interpolation():
+            found += _paths(child, path + ".")
+    return found
+
+
+def _check(config: DictConfig, mistakes: list[str]) -> None:
+    """Hold the composed configuration against the schema, leaf by leaf."""
+    try:
+        plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=False)
+    except OmegaConfBaseException as error:
+        mistakes.append(_one_line(error))
+        return
+    _check_fields(plain, Config, "", mistakes)  # type: ignore[arg-type]
+
+
+def _check_fields(node: dict[str, Any], schema: Any, prefix: str, mistakes: list[str]) -> None:
+    hints = get_type_hints(schema)
+    for key, value in node.items():
+        path = f"{prefix}{key}"
+        if key not in hints:
+            mistakes.append(f"{path}: {describe_unknown(key, list(hints))}")
+        elif (section := _section(hints[key])) and value is not None:
+            if not isinstance(value, dict):
+                mistakes.append(f"{path} is a group of keys, not {value!r}")
+            elif section is TermConfig:
+                for name, entry in value.items():
+                    _check_fields(entry, TermConfig, f"{path}.{name}.", mistakes)
+            else:
+                _check_fields(value, section, path + ".", mistakes)
+        else:
+            mistakes += check_type(value, hints[key], path)
+            mistakes += check_node(value, path)
+    for f in fields(schema):
+        required = f.default is MISSING and f.default_factory is MISSING
+        if f.name not in node and required:
+            mistakes.append(f"{prefix}{f.name} is not set by any configuration file")
+
+
+def _section(annotation: Any) -> Any:
+    """The dataclass within an annotation such as ``X``, ``X | None`` or ``dict[str, X]``."""
+    return next((a for a in (annotation, *get_args(annotation)) if is_dataclass(a)), None)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

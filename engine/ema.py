@@ -1,0 +1,53 @@
+"""An exponential moving average of a network's weights."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from models.classifier import Classifier
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+class EMA(Generic[Module]):
+    """θ̄ ← decay·θ̄ + (1 − decay)·θ for each parameter, from θ̄ = θ; buffers are copied.
+
+    Args:
+        module: what is averaged; trained in place elsewhere.
+        decay: in [0, 1).
+
+    Attributes:
+        module: the averaged copy, in eval mode and without gradient: evaluate this one.
+
+    Raises:
+        ValueError: for a decay outside of [0, 1).
+    """
+
+    def __init__(self, module: Module, decay: float) -> None:
+        if not 0 <= decay < 1:
+            raise ValueError(f"decay must lie in [0, 1), but is {decay}")
+        self.decay = decay
+        self.source = module
+        # a frozen view has no hooks: taps would cost time here, and hook into the original
+        view: Any = module.frozen() if isinstance(module, Classifier) else module
+        self.module: Module = copy.deepcopy(view).eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """After each optimizer step."""
+        average: list[Tensor] = list(self.module.parameters())
+        current: list[Tensor] = list(self.source.parameters())
+        torch._foreach_lerp_(average, current, 1 - self.decay)
+        if buffers := list(self.module.buffers()):
+            torch._foreach_copy_(buffers, list(self.source.buffers()))
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.module.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.module.load_state_dict(state)

@@ -1,0 +1,188 @@
+"""What a run shows while it goes: TensorBoard, one progress line, and the check that losses are finite."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
+
+from engine.runtime import Runtime
+
+
+class Clock:
+    """Seconds spent in each part of a run, across resumes.
+
+    On CUDA, parts are timed by events that are read when the metrics are, so that timing never
+    makes the device wait.
+    """
+
+    def __init__(self, runtime: Runtime) -> None:
+        self.cuda = runtime.device.type == "cuda"
+        self.seconds: dict[str, float] = {}
+        self._pending: list[tuple[str, Any, Any]] = []
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        if self.cuda:
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            yield
+            end.record()
+            self._pending.append((name, start, end))
+        else:
+            began = time.perf_counter()
+            yield
+            self._add(name, time.perf_counter() - began)
+
+    def settle(self) -> dict[str, float]:
+        """Read all pending events (waits for the device) and return the sums."""
+        for name, start, end in self._pending:
+            end.synchronize()
+            self._add(name, start.elapsed_time(end) / 1000)
+        self._pending.clear()
+        return self.seconds
+
+    def _add(self, name: str, seconds: float) -> None:
+        self.seconds[name] = self.seconds.get(name, 0.0) + seconds
+
+
+class Meter:
+    """Collects scalars on the device and brings them over in one transfer."""
+
+    def __init__(self) -> None:
+        self._names: list[str] = []
+        self._rows: list[tuple[int, Tensor]] = []
+
+    def add(self, step: int, values: Mapping[str, Tensor]) -> None:
+        """Keep one step's detached scalars; the names are the same at every step."""
+        self._names = list(values)
+        self._rows.append((step, torch.stack([v.float() for v in values.values()])))
+
+    def flush(self) -> dict[str, float]:
+        """Means since the last flush.
+
+        Raises:
+            ValueError: for a value that is not finite, naming the term and the step.
+        """
+        if not self._rows:
+            return {}
+        table = torch.stack([row for _, row in self._rows])
+        summary = torch.cat([table.mean(0), table.isfinite().all().float()[None]]).tolist()
+        if not summary.pop():
+            self._raise(table.tolist())
+        self._rows.clear()
+        return dict(zip(self._names, summary, strict=True))
+
+    def _raise(self, table: list[list[float]]) -> None:
+        for (step, _), row in zip(self._rows, table, strict=True):
+            for name, value in zip(self._names, row, strict=True):
+                if not math.isfinite(value):
+                    raise ValueError(
+                        f"the loss term {name} became {value} at step {step}. "
+                        "The last good checkpoint is kept; lower the learning rate or the "
+                        "term's weight, set clip=..., or use precision=fp32"
+                    )
+
+
+class Board:
+    """TensorBoard events in the run directory, continued after a kill without a repeated step.
+
+    A checkpoint records how long the event files were; a resume cuts them back to that length.
+    """
+
+    def __init__(self, folder: Path, lengths: Mapping[str, int] | None = None) -> None:
+        self.folder = folder
+        for file in folder.glob("events.out.tfevents.*"):
+            length = (lengths or {}).get(file.name)
+            if length is None:
+                file.unlink()
+            else:
+                with open(file, "rb+") as handle:
+                    handle.truncate(length)
+        self.writer = SummaryWriter(str(folder))
+
+    def lengths(self) -> dict[str, int]:
+        self.writer.flush()
+        return {p.name: p.stat().st_size for p in self.folder.glob("events.out.tfevents.*")}
+
+    def scalars(self, values: Mapping[str, float], step: int) -> None:
+        for name, value in values.items():
+            self.writer.add_scalar(name, value, step)
+
+    def images(self, tag: str, images: Tensor, step: int) -> None:
+        """A grid [C, H, W] in [0, 1]."""
+        self.writer.add_image(tag, images, step)
+
+    def histogram(self, tag: str, fractions: list[float], step: int) -> None:
+        """Predicted classes, each class its own bar."""
+        n = len(fractions)
+        self.writer.add_histogram_raw(
+            tag,
+            min=0,
+            max=n - 1,
+            num=1,
+            sum=sum(i * f for i, f in enumerate(fractions)),
+            sum_squares=sum(i * i * f for i, f in enumerate(fractions)),
+            bucket_limits=[i + 0.5 for i in range(n)],
+            bucket_counts=fractions,
+            global_step=step,
+        )
+
+    def summarize(self, settings: dict[str, Any], metrics: dict[str, float]) -> None:
+        """hparams with the final metrics, in this run's own folder, so that runs compare."""
+        for summary in hparams(settings, metrics):
+            self.writer.file_writer.add_summary(summary)  # type: ignore[union-attr]
+        for name, value in metrics.items():
+            self.writer.add_scalar(name, value)
+
+    def close(self) -> None:
+        self.writer.close()
+
+
+class Progress:
+    """One live line on a terminal; elsewhere a line now and then.
+
+    Args:
+        steps: of the whole run.
+        start: the first step of this process.
+        every: seconds between updates; by default .2 on a terminal and 15 elsewhere.
+    """
+
+    def __init__(self, steps: int, start: int = 0, every: float | None = None) -> None:
+        self.steps, self.start = steps, start
+        self.live = sys.stdout.isatty()
+        self.every = every if every is not None else (0.2 if self.live else 15.0)
+        self.began = time.perf_counter()
+        self.last = self.began if not self.live else 0.0
+
+    def update(self, step: int, images: int, losses: Mapping[str, float], note: str = "") -> None:
+        """Show the state after ``step`` steps, of which each used ``images`` inputs."""
+        now = time.perf_counter()
+        if now - self.last < self.every and not (self.live and step == self.steps):
+            return
+        self.last = now
+        speed = (step - self.start) / max(now - self.began, 1e-9)
+        left = (self.steps - step) / max(speed, 1e-9)
+        shown = "  ".join(f"{k} {v:.4g}" for k, v in losses.items())
+        line = f"step {step}/{self.steps}  {shown}  {speed * images:.0f} images/s  {note}"
+        line += f"  {_duration(left)} left"
+        print(f"\r\033[K{line}" if self.live else line, end="" if self.live else "\n", flush=True)
+
+    def close(self) -> None:
+        if self.live:
+            print(flush=True)
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}"

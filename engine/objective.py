@@ -1,0 +1,73 @@
+"""An objective is a weighted sum of terms, for a generator and for a student alike."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass
+class Losses:
+    """``total`` carries the gradient; ``terms`` holds each weighted term, detached, on the device."""
+
+    total: Tensor
+    terms: dict[str, Tensor]
+
+
+class Weighted(nn.Module):
+    """One term and its weight.
+
+    Args:
+        term: a module that returns a scalar to be minimised.
+        weight: what its value is multiplied by.
+    """
+
+    def __init__(self, term: nn.Module, weight: float = 1.0) -> None:
+        super().__init__()
+        self.term = term
+        self.weight = float(weight)
+
+
+class Objective(nn.Module):
+    """The weighted sum of named terms; every term is called with the same arguments.
+
+    Terms are computed in float32 whatever the autocast around the call. A term says what it
+    needs by class attributes (see ``distillers.base`` and ``generators.base``).
+
+    Raises:
+        ValueError: where there is no term.
+    """
+
+    def __init__(self, terms: Mapping[str, Weighted]) -> None:
+        super().__init__()
+        if not terms:
+            raise ValueError("an objective needs at least one term")
+        self.terms = nn.ModuleDict(dict(terms))
+
+    def ask(self, attribute: str) -> list[Any]:
+        """What the terms say of themselves, one entry per term that has the attribute."""
+        terms = [weighted.term for weighted in self.terms.values()]  # type: ignore[union-attr]
+        return [getattr(term, attribute) for term in terms if hasattr(term, attribute)]
+
+    def forward(self, *args: Any) -> Losses:
+        device = _device_type(args)
+        with torch.autocast(device, enabled=False):
+            values = {
+                name: weighted.weight * weighted.term(*args)  # type: ignore[operator,union-attr]
+                for name, weighted in self.terms.items()
+            }
+        total = torch.stack(list(values.values())).sum()
+        return Losses(total, {name: value.detach() for name, value in values.items()})
+
+
+def _device_type(args: tuple[Any, ...]) -> str:
+    """The device of the first tensor found in the arguments or in their fields."""
+    for arg in args:
+        for value in (arg, *getattr(arg, "__dict__", {}).values()):
+            if isinstance(value, Tensor):
+                return value.device.type
+    return "cpu"

@@ -1,0 +1,125 @@
+"""From a configuration to the parts of one run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from data.dataset import Dataset
+from data.spec import InputSpec
+from distillers.distiller import Distiller, student_taps
+from engine.build import build
+from engine.ema import EMA
+from engine.objective import Objective, Weighted
+from engine.runtime import Runtime
+from engine.schedules import Schedule
+from generators.base import Source
+from models.classifier import Classifier
+from models.teacher import check_network, freeze, load_classifier
+
+
+@dataclass
+class Parts:
+    """What one run is made of."""
+
+    dataset: Dataset
+    teacher: Classifier | None
+    student: Classifier
+    source: Source
+    distiller: Distiller
+    optimizer: torch.optim.Optimizer
+    schedule: Schedule
+    ema: EMA[torch.nn.Module] | None
+
+    @property
+    def result(self) -> Classifier:
+        """The network that is evaluated and saved: the averaged student where there is one."""
+        if self.ema is None:
+            return self.student
+        return Classifier(self.ema.module, self.student.spec, self.student.classes)
+
+
+def plain(config: DictConfig) -> dict[str, Any]:
+    """The configuration as plain containers, every interpolation resolved."""
+    container = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(container, dict)
+    return container  # type: ignore[return-value]
+
+
+def build_dataset(config: dict[str, Any], runtime: Runtime) -> Dataset:
+    """The data set; a data-free run cannot open its training split."""
+    dataset: Dataset = build(config["data"]["dataset"], runtime=runtime)
+    if config["data_free"]:
+        dataset.close_training()
+    return dataset
+
+
+def build_network(
+    node: dict[str, Any], shape: tuple[int, ...], classes: tuple[str, ...]
+) -> torch.nn.Module:
+    """A network for inputs of this shape, with one output for each class."""
+    network: torch.nn.Module = build(
+        node, in_channels=shape[0], input_size=shape[1:], num_classes=len(classes)
+    )
+    return network
+
+
+def build_objective(node: dict[str, Any], spec: InputSpec) -> Objective:
+    entries = build(node["terms"], spec=spec)
+    return Objective({name: Weighted(**entry) for name, entry in entries.items()})
+
+
+def load_teacher(
+    config: dict[str, Any], path: str, dataset: Dataset, runtime: Runtime
+) -> Classifier:
+    """The frozen teacher in a checkpoint, held against the data."""
+    node = config["teacher"]
+    module = build_network(node["model"], dataset.shape, dataset.classes)
+    blank = (0.0,) * dataset.shape[0], (1.0,) * dataset.shape[0]  # the file or the user must say
+    default = InputSpec(dataset.shape, dataset.range, *blank)
+    mean, std, classes = node["mean"], node["std"], dataset.classes
+    teacher = load_classifier(module, path, default, mean, std, classes)
+    dataset.adapt(teacher.spec, len(teacher.classes))
+    freeze(teacher)
+    runtime.prepare(teacher)
+    return teacher
+
+
+def build_parts(
+    config: dict[str, Any], dataset: Dataset, teacher: Classifier | None, runtime: Runtime
+) -> Parts:
+    """Everything of a run but its teacher, in the order in which the parts need each other."""
+    spec = teacher.spec if teacher else dataset.spec
+    objective = build_objective(config["distiller"], spec)
+    module = build_network(config["student"]["model"], spec.shape, dataset.classes)
+    student = Classifier(module, spec, dataset.classes, taps=student_taps(objective))
+    check_network(student, len(dataset.classes))
+    runtime.prepare(student)
+    distiller = runtime.prepare(Distiller(student, objective, teacher, runtime))
+    source = build(
+        config["source"],
+        spec=spec,
+        num_classes=len(dataset.classes),
+        teacher=teacher,
+        student=student,
+        data=dataset,
+        objective=build_objective(config["synthesis"], spec) if config.get("synthesis") else None,
+        runtime=runtime,
+        steps=config["steps"],
+        batch_size=config["batch_size"],
+    )
+    parameters = [p for p in distiller.parameters() if p.requires_grad]
+    optimizer = build(config["optimizer"])(parameters)
+    return Parts(
+        dataset=dataset,
+        teacher=teacher,
+        student=student,
+        source=source,
+        distiller=distiller,  # type: ignore[arg-type]
+        optimizer=optimizer,
+        schedule=Schedule(optimizer, build(config["schedule"])),
+        ema=EMA(student.module, config["ema"]) if config["ema"] else None,
+    )

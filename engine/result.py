@@ -1,0 +1,125 @@
+"""What a finished run leaves: result.json, the student's file, a picture and a table."""
+
+from __future__ import annotations
+
+import json
+import resource
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchvision.utils import make_grid, save_image
+
+from data.spec import InputSpec
+from engine.monitor import Board
+from engine.parts import Parts
+from engine.run import RunDirectory, write_text
+from engine.runtime import Runtime
+from models.classifier import Classifier
+from models.teacher import save_network
+
+
+def summarize(
+    config: dict[str, Any],
+    parts: Parts,
+    teacher_accuracy: float | None,
+    teacher: Classifier | None,
+    metrics: dict[str, float],
+    synthesized: dict[str, Any],
+    seconds: dict[str, float],
+    runtime: Runtime,
+) -> dict[str, Any]:
+    """The content of ``result.json``; accuracies are fractions, counts are sums over ranks."""
+    choices = config["choices"]
+    cuda = runtime.device.type == "cuda"
+    counts = parts.source.counts()
+    counts["teacher_queries"] += parts.distiller.teacher_queries
+    totals = runtime.sum(torch.tensor(list(counts.values()), device=runtime.device)).tolist()
+    peak = (
+        torch.cuda.max_memory_allocated()
+        if cuda
+        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    )
+    result: dict[str, Any] = {
+        "schema": 1,
+        "status": "finished",
+        "method": choices["method"],
+        "data": choices["data"],
+        "seed": config["seed"],
+        "teacher": teacher
+        and {
+            "name": choices["teacher"],
+            "accuracy": teacher_accuracy,
+            "parameters": teacher.parameter_count(),
+        },
+        "student": {
+            "name": choices["student"],
+            "accuracy": metrics["accuracy"],
+            "best_accuracy": metrics["best"],
+            "agreement": metrics.get("agreement"),
+            "ece": metrics["ece"],
+            "parameters": parts.student.parameter_count(),
+        },
+        "cost": {
+            "wall_seconds": seconds["wall"],
+            "synthesis_seconds": seconds.get("synthesis", 0.0),
+            "distillation_seconds": seconds.get("distillation", 0.0),
+            "evaluation_seconds": seconds.get("evaluation", 0.0),
+            "steps": config["steps"],
+            **dict(zip(counts, totals, strict=True)),
+            "peak_memory_bytes": peak,
+            "device": torch.cuda.get_device_name() if cuda else "cpu",
+            "precision": config["precision"],
+        },
+    }
+    if synthesized:
+        result["synthesized"] = synthesized
+    return result
+
+
+def finish(
+    directory: RunDirectory,
+    board: Board,
+    parts: Parts,
+    result: dict[str, Any],
+    config: dict[str, Any],
+    images: Tensor,
+) -> None:
+    """Write everything; ``result.json`` last, since it says that the run is finished."""
+    student = parts.result
+    path = directory.path / "student.safetensors"
+    save_network(path, student, {"architecture": config["choices"]["student"]})
+    save_image(picture(images, student.spec), directory.path / "inputs.png")
+    final = {f"final/{k}": v for k, v in result["student"].items() if isinstance(v, float)}
+    final["final/wall_seconds"] = result["cost"]["wall_seconds"]
+    settings = {k: v for k, v in config.items() if isinstance(v, (str, int, float, bool))}
+    board.summarize(settings | config["choices"], final)
+    board.close()
+    write_text(directory.path / "result.json", json.dumps(result, indent=1) + "\n")
+
+
+def picture(images: Tensor, spec: InputSpec, count: int = 64) -> Tensor:
+    """A grid [3, H, W] in [0, 1] of the first images; extra channels are left out."""
+    low, high = spec.range
+    x = (images[:count].detach().float().cpu() - low) / (high - low)
+    x = x[:, :3] if x.shape[1] >= 3 else x[:, :1]
+    return make_grid(x.clamp(0, 1), nrow=max(1, round(len(x) ** 0.5)), padding=1, pad_value=0.5)
+
+
+def table(result: dict[str, Any]) -> str:
+    """The result in lines for a terminal."""
+    teacher, student, cost = result["teacher"], result["student"], result["cost"]
+    rows = []
+    if teacher:
+        rows.append(("teacher accuracy", f"{teacher['accuracy']:.2%}  ({teacher['name']})"))
+    rows.append(("student accuracy", f"{student['accuracy']:.2%}  ({student['name']})"))
+    if student["agreement"] is not None:
+        rows.append(("agreement with the teacher", f"{student['agreement']:.2%}"))
+    rows += [
+        ("calibration error (ECE)", f"{student['ece']:.2%}"),
+        ("time", f"{cost['wall_seconds']:.1f} s on {cost['device']}, {cost['precision']}"),
+        ("images synthesized", f"{cost['images_synthesized']:,}"),
+        ("real training inputs read", f"{cost['real_training_inputs_read']:,}"),
+    ]
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"  {name:<{width}}  {value}" for name, value in rows)

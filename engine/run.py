@@ -1,0 +1,209 @@
+"""The run directory: who may write it, what it belongs to, and checkpoints that are whole or absent."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import platform
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from engine.runtime import Runtime
+
+# Where and how long a run is watched does not change what it computes.
+NOT_IDENTITY = ("run_root", "run_dir", "overwrite", "device", "log_every", "checkpoints")
+OURS = ("config.yaml", "versions.json", "checkpoints", "student.safetensors", "result.json")
+
+
+class RunDirectory:
+    """A directory that one process group writes and one configuration owns.
+
+    Args:
+        config: the composed configuration; its hash names the directory unless ``run_dir`` does.
+        runtime: rank 0 writes, the others wait for it.
+        wait: whether to wait for another process that uses the directory, or refuse.
+
+    Raises:
+        ValueError: for a directory in use, of another configuration, or that is no run's.
+    """
+
+    def __init__(self, config: DictConfig, runtime: Runtime, wait: bool = False) -> None:
+        self.runtime = runtime
+        self.config = OmegaConf.to_container(config, resolve=True)
+        assert isinstance(self.config, dict)
+        self.identity = {k: v for k, v in self.config.items() if k not in NOT_IDENTITY}
+        self.path = Path(config.run_dir or self._default_path(config))
+        self.overwrite = bool(config.overwrite)
+        self.wait = wait
+
+    def _default_path(self, config: DictConfig) -> Path:
+        c = config.choices
+        digest = hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()
+        name = f"{c.data}-{c.method}-{c.teacher}-{c.student}-seed{config.seed}-{digest[:8]}"
+        return Path(config.run_root) / name
+
+    @contextmanager
+    def claimed(self) -> Iterator[RunDirectory]:
+        """Hold the directory; the lock goes with the process, however that ends."""
+        handle = None
+        if self.runtime.main:
+            self.path.mkdir(parents=True, exist_ok=True)
+            handle = os.open(self.path, os.O_RDONLY)
+            try:
+                self._lock(handle)
+                self._check_owner()
+            except BaseException:
+                os.close(handle)
+                raise
+        self.runtime.barrier()
+        try:
+            yield self
+        finally:
+            if handle is not None:
+                if not any(self.path.iterdir()):  # nothing was begun: leave nothing behind
+                    self.path.rmdir()
+                os.close(handle)
+
+    def _lock(self, handle: int) -> None:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if not self.wait:
+                raise ValueError(
+                    f"another process is using the run directory {self.path}: "
+                    "wait for it, stop it, or give another run_dir=..."
+                ) from None
+            print(f"waiting for another process that works in {self.path}", flush=True)
+            fcntl.flock(handle, fcntl.LOCK_EX)
+
+    def _check_owner(self) -> None:
+        recorded = self.path / "config.yaml"
+        if not recorded.exists():
+            if any(self.path.iterdir()):
+                raise ValueError(
+                    f"{self.path} holds files but is no run directory: give another run_dir=..."
+                )
+            return
+        before = OmegaConf.to_container(OmegaConf.load(recorded))
+        assert isinstance(before, dict)
+        changed = _differences({k: before.get(k) for k in self.identity}, self.identity)
+        if self.overwrite:
+            for entry in [*OURS, *(p.name for p in self.path.glob("events.out.tfevents.*"))]:
+                _remove(self.path / entry)
+        elif changed:
+            raise ValueError(
+                f"{self.path} holds a run of another configuration; changed: {', '.join(changed)}. "
+                "Give another run_dir=..., or overwrite=true to start again there"
+            )
+
+    def begin(self) -> None:
+        """Record the configuration and the versions, before the first step."""
+        if self.runtime.main and not (self.path / "config.yaml").exists():
+            versions = {"torch": torch.__version__, "python": platform.python_version()}
+            write_text(self.path / "versions.json", json.dumps(versions))
+            write_text(self.path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(self.config)))
+
+    def checkpoints(self) -> list[Path]:
+        """Whole checkpoints, oldest first."""
+        return sorted((self.path / "checkpoints").glob("step-*"))
+
+    def save(self, step: int, state: dict[str, Any]) -> None:
+        """Write this rank's state; the checkpoint appears when every rank's is on disk.
+
+        Raises:
+            ValueError: where it cannot be written; the last good checkpoint is untouched.
+        """
+        folder = self.path / "checkpoints"
+        partial, final = folder / f"partial-{step:09d}", folder / f"step-{step:09d}"
+        failure = None
+        try:
+            partial.mkdir(parents=True, exist_ok=True)
+            with open(partial / f"rank{self.runtime.rank}.pt", "wb") as file:
+                torch.save(state, file)
+                file.flush()
+                os.fsync(file.fileno())
+        except (OSError, RuntimeError) as error:  # torch reports a failed write as RuntimeError
+            failure = error
+        if self.runtime.any(failure is not None):
+            shutil.rmtree(partial, ignore_errors=True)
+            kept = self.checkpoints()
+            raise ValueError(
+                f"could not save the checkpoint of step {step} in {folder} ({failure}). "
+                f"{f'The one before, {kept[-1].name}, is intact' if kept else 'There is none yet'}"
+                ": free some space and run the same command again"
+            ) from failure
+        self.runtime.barrier()
+        if self.runtime.main:
+            before = [p for p in self.checkpoints() if p != final]
+            _remove(final)
+            os.replace(partial, final)
+            for old in before:
+                _remove(old)
+        self.runtime.barrier()
+
+    def load(self) -> dict[str, Any] | None:
+        """This rank's state in the last whole checkpoint, or None at the start of a run.
+
+        Raises:
+            ValueError: where the run was started with another number of processes.
+        """
+        if self.runtime.main:
+            for partial in (self.path / "checkpoints").glob("partial-*"):
+                _remove(partial)
+        found = self.checkpoints()
+        if not found:
+            return None
+        ranks = len(list(found[-1].glob("rank*.pt")))
+        if ranks != self.runtime.world_size:
+            raise ValueError(
+                f"{self.path} was started with {ranks} process(es), not {self.runtime.world_size}: "
+                f"use --nproc-per-node={ranks}, or overwrite=true to start again"
+            )
+        return torch.load(
+            found[-1] / f"rank{self.runtime.rank}.pt",
+            map_location="cpu",
+            weights_only=True,
+        )
+
+    def result(self) -> dict[str, Any] | None:
+        """The result of a finished run."""
+        path = self.path / "result.json"
+        return json.loads(path.read_text()) if path.exists() else None
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    temporary = path.with_name(path.name + ".partial")
+    try:
+        temporary.write_text(text)
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise ValueError(f"could not write {path}: {error.strerror}") from error
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _differences(before: Any, after: Any, path: str = "") -> list[str]:
+    """Dotted keys whose values differ."""
+    if isinstance(before, dict) and isinstance(after, dict):
+        keys = [*after, *(k for k in before if k not in after)]
+        return [
+            found
+            for key in keys
+            for found in _differences(before.get(key), after.get(key), f"{path}{key}.")
+        ]
+    return [] if before == after else [path.rstrip(".")]

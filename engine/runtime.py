@@ -1,0 +1,126 @@
+"""Where a run computes: device, precision, compilation, seeds and torchrun, behind one object."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from contextlib import AbstractContextManager
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+
+class Stopped(Exception):
+    """The user asked for an end; raised only where the state is that of a whole step."""
+
+
+class Runtime:
+    """Device, precision, seeds and the process group of one run.
+
+    Args:
+        device: "auto", "cpu" or "cuda".
+        precision: "fp32" or "bf16" (autocast; no loss scaling is needed).
+        compile: whether networks are compiled in place.
+        seed: of the run; weights are initialised alike on every rank, noise is not.
+
+    Raises:
+        ValueError: for ``device="cuda"`` without CUDA.
+    """
+
+    def __init__(
+        self,
+        device: str = "auto",
+        precision: str = "fp32",
+        compile: bool = False,
+        seed: int = 0,
+    ) -> None:
+        if device == "cuda" and not torch.cuda.is_available():
+            raise ValueError("device=cuda, but PyTorch sees no CUDA device: use device=cpu or auto")
+        kind = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
+        self.rank = int(os.environ.get("RANK", "0"))
+        self.world_size = int(os.environ.get("WORLD_SIZE", "1"))
+        local = int(os.environ.get("LOCAL_RANK", "0"))
+        self.device = torch.device(kind, local) if kind == "cuda" else torch.device("cpu")
+        self.precision = precision
+        self.compiled = compile
+        self.seed = seed
+        self.stop_requested = False
+        if kind == "cuda":
+            torch.cuda.set_device(self.device)
+        if self.world_size > 1 and not dist.is_initialized():
+            backend = "nccl" if kind == "cuda" else "gloo"
+            dist.init_process_group(backend, timeout=timedelta(minutes=30))
+        torch.manual_seed(seed)
+
+    @property
+    def main(self) -> bool:
+        """Whether this process writes the run directory."""
+        return self.rank == 0
+
+    def autocast(self) -> AbstractContextManager[None]:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+
+    def noise(self, stream: str, step: int) -> torch.Generator:
+        """A random generator that depends on (seed, rank, stream, step) and on nothing else.
+
+        Noise drawn from it is the same after a resume without any state being kept, and
+        different on every rank.
+        """
+        key = f"{self.seed}/{self.rank}/{stream}/{step}".encode()
+        seed = int.from_bytes(hashlib.blake2b(key, digest_size=8).digest()) >> 1
+        return torch.Generator(self.device).manual_seed(seed)
+
+    def prepare(self, module: nn.Module) -> nn.Module:
+        """Move to the device, in the memory layout that convolutions are fastest in."""
+        return module.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def compile(self, module: nn.Module) -> nn.Module:
+        """Compile in place if the run asks for it; keys of the state stay as they are."""
+        if self.compiled:
+            module.compile()
+        return module
+
+    def parallel(self, module: nn.Module) -> nn.Module:
+        """Average gradients over ranks; a single process gets the module back."""
+        if self.world_size == 1 or not any(p.requires_grad for p in module.parameters()):
+            return module
+        ids = [self.device.index] if self.device.type == "cuda" else None
+        return DistributedDataParallel(module, device_ids=ids, broadcast_buffers=False)
+
+    def average(self, tensors: list[Tensor]) -> None:
+        """Replace each floating-point tensor by its mean over ranks, in place."""
+        if self.world_size > 1:
+            for tensor in tensors:
+                if tensor.is_floating_point():
+                    dist.all_reduce(tensor)
+                    tensor /= self.world_size
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """Sum over ranks, in place."""
+        if self.world_size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set on any rank."""
+        if self.world_size == 1:
+            return flag
+        value = torch.tensor(float(flag), device=self.device)
+        dist.all_reduce(value, dist.ReduceOp.MAX)
+        return bool(value.item())
+
+    def barrier(self) -> None:
+        if self.world_size > 1:
+            dist.barrier()
+
+    def close(self) -> None:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+    def raise_if_stopped(self) -> None:
+        """For work that takes long within a step: call it where no state has changed yet."""
+        if self.any(self.stop_requested):
+            raise Stopped

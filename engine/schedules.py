@@ -1,0 +1,94 @@
+"""Learning-rate schedules as functions of a run's progress; nothing to count, save or resume."""
+
+from __future__ import annotations
+
+import bisect
+import math
+from collections.abc import Callable, Sequence
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+Factor = Callable[[float], float]
+"""Maps progress in [0, 1] to what the initial learning rate is multiplied by."""
+
+
+def constant(warmup: float = 0.0) -> Factor:
+    """1 after a linear warm-up from 0.
+
+    Args:
+        warmup: fraction of the run, in [0, 1).
+    """
+    return _warmed(lambda progress: 1.0, warmup)
+
+
+def cosine(warmup: float = 0.0, floor: float = 0.0) -> Factor:
+    """Half a cosine from 1 down to ``floor`` (Loshchilov & Hutter 2017, eq. 5, without restarts).
+
+    Args:
+        warmup: fraction of the run, in [0, 1); the cosine spans the rest.
+        floor: the last factor, in [0, 1].
+    """
+    if not 0 <= floor <= 1:
+        raise ValueError(f"floor must lie in [0, 1], but is {floor}")
+
+    def factor(progress: float) -> float:
+        done = max(progress - warmup, 0.0) / (1 - warmup)
+        return floor + (1 - floor) * (1 + math.cos(math.pi * done)) / 2
+
+    return _warmed(factor, warmup)
+
+
+def multistep(
+    milestones: Sequence[float] = (0.5, 0.75), gamma: float = 0.1, warmup: float = 0.0
+) -> Factor:
+    """``gamma`` to the power of the number of milestones reached.
+
+    Args:
+        milestones: ascending fractions of the whole run, each in (0, 1).
+        gamma: above 0.
+        warmup: fraction of the run, in [0, 1).
+    """
+    milestones = tuple(milestones)
+    if any(not 0 < m < 1 for m in milestones) or list(milestones) != sorted(set(milestones)):
+        raise ValueError(
+            "milestones are fractions of the run: ascending, each between 0 and 1, "
+            f"but are {list(milestones)}"
+        )
+    if gamma <= 0:
+        raise ValueError(f"gamma must be above 0, but is {gamma}")
+    return _warmed(lambda progress: gamma ** bisect.bisect_right(milestones, progress), warmup)
+
+
+def _warmed(factor: Factor, warmup: float) -> Factor:
+    if not 0 <= warmup < 1:
+        raise ValueError(f"warmup is a fraction of the run in [0, 1), but is {warmup}")
+
+    def warmed(progress: float) -> float:
+        ramp = progress / warmup if progress < warmup else 1.0
+        return ramp * factor(progress)
+
+    return warmed
+
+
+class Schedule:
+    """Sets an optimizer's learning rates to their initial ones times a factor.
+
+    The initial rates lie in the parameter groups (``initial_lr``, as PyTorch's schedulers keep
+    them), so the optimizer's own state is all that a resume needs.
+    """
+
+    def __init__(self, optimizer: Optimizer, factor: Factor) -> None:
+        self.optimizer = optimizer
+        self.factor = factor
+        for group in optimizer.param_groups:
+            group.setdefault("initial_lr", float(group["lr"]))
+
+    def apply(self, progress: float) -> None:
+        """For the step that starts at ``progress``, the fraction of the run in [0, 1] before it."""
+        factor = self.factor(progress)
+        for group in self.optimizer.param_groups:
+            if isinstance(group["lr"], Tensor):  # a captured graph reads this very tensor
+                group["lr"].fill_(group["initial_lr"] * factor)
+            else:
+                group["lr"] = group["initial_lr"] * factor

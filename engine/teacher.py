@@ -1,0 +1,54 @@
+"""Where a run's teacher comes from: a checkpoint, or a supervised run that is kept for the next time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from omegaconf import DictConfig
+
+from data.dataset import Dataset
+from engine.config import compose
+from engine.parts import load_teacher
+from engine.run import RunDirectory
+from engine.runtime import Runtime
+from models.classifier import Classifier
+
+
+def obtain_teacher(
+    config: DictConfig, settings: dict[str, Any], dataset: Dataset, runtime: Runtime
+) -> tuple[Classifier | None, str]:
+    """The teacher that the configuration names, and a line that says where it came from.
+
+    One that has no checkpoint is trained by ``method=scratch`` with the data set's own recipe
+    and this run's seed, under the same run root, before the training data is closed to this run.
+
+    Raises:
+        ValueError: for a checkpoint that does not fit.
+    """
+    if not settings["needs_teacher"]:
+        return None, ""
+    path = settings["teacher"]["checkpoint"]
+    if path:
+        return load_teacher(settings, path, dataset, runtime), f"teacher: loaded from {path}"
+    from engine.train import run  # a teacher's training is a run like any other
+
+    recipe = teacher_config(config)
+    directory = RunDirectory(recipe, runtime)
+    trained = "trained earlier" if directory.result() else "trained for this run"
+    if runtime.main and not directory.result():
+        print(f"teacher: training {config.choices.teacher} on {config.choices.data}", flush=True)
+    run(recipe, runtime, wait=True)
+    checkpoint = directory.path / "student.safetensors"
+    teacher = load_teacher(settings, str(checkpoint), dataset, runtime)
+    return teacher, f"teacher: {trained} with real data, kept in {checkpoint}"
+
+
+def teacher_config(config: DictConfig) -> DictConfig:
+    """The supervised run that trains this run's teacher."""
+    c = config.choices
+    recipe = compose(["method=scratch", f"data={c.data}", f"student={c.teacher}"])
+    recipe.student.model = config.teacher.model
+    recipe.data = config.data
+    for key in ("seed", "device", "precision", "compile", "run_root"):
+        recipe[key] = config[key]
+    return recipe

@@ -1,0 +1,246 @@
+"""A whole run, from its configuration to its result. To resume, run the same command again."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from torch import Tensor
+
+from data.spec import Batch
+from engine.evaluate import Evaluator, Inspector
+from engine.monitor import Board, Clock, Meter, Progress
+from engine.parts import Parts, build_dataset, build_parts, plain
+from engine.result import finish, picture, summarize
+from engine.run import RunDirectory
+from engine.runtime import Runtime, Stopped
+from engine.teacher import obtain_teacher
+from models.classifier import Classifier
+
+LOOK = 1024  # synthesized inputs that an evaluation looks at
+
+
+def run(config: DictConfig, runtime: Runtime, wait: bool = False) -> dict[str, Any]:
+    """Claim the run directory, build the parts, train, and return the result.
+
+    Raises:
+        ValueError: for whatever a user can mend, before anything is written where possible.
+        Stopped: after a signal, when the checkpoint is on disk.
+    """
+    with RunDirectory(config, runtime, wait).claimed() as directory:
+        if (result := directory.result()) is not None:
+            return result
+        settings = plain(config)
+        dataset = build_dataset(settings, runtime)
+        teacher, origin = obtain_teacher(config, settings, dataset, runtime)
+        parts = build_parts(settings, dataset, teacher, runtime)
+        directory.begin()
+        if runtime.main and origin:
+            print(origin, flush=True)
+        return Training(settings, parts, teacher, directory, runtime).run()
+
+
+class Training:
+    """The one loop: every method is a source, a distiller and their settings.
+
+    Args:
+        config: plain settings.
+        parts: what is trained, and on what.
+        teacher: frozen, or None.
+        directory: claimed.
+        runtime: of the run.
+    """
+
+    def __init__(
+        self,
+        config: dict[str, Any],
+        parts: Parts,
+        teacher: Classifier | None,
+        directory: RunDirectory,
+        runtime: Runtime,
+    ) -> None:
+        self.config, self.parts, self.directory, self.runtime = config, parts, directory, runtime
+        self.steps: int = config["steps"]
+        self.clock, self.meter = Clock(runtime), Meter()
+        self.evaluate = Evaluator(parts.result, teacher, parts.dataset.open("test"), runtime)
+        synthetic = teacher is not None and config["data_free"]
+        self.inspect = Inspector(teacher, parts.student, runtime) if synthetic else None
+        self.teacher = teacher
+        self.recent: deque[Tensor] = deque(maxlen=max(1, LOOK // config["batch_size"]))
+        self.losses: dict[str, float] = {}
+        self.metrics: dict[str, float] = {}
+        self.best = 0.0
+
+    def run(self) -> dict[str, Any]:
+        start = self._restore()
+        self.runtime.compile(self.parts.student.module)
+        network = self.runtime.parallel(self.parts.distiller)
+        progress = Progress(self.steps, start) if self.runtime.main else None
+        evaluate_at, save_at = (
+            _marks(self.steps, self.config[k]) for k in ("evaluations", "checkpoints")
+        )
+        for step in range(start, self.steps):
+            try:
+                with self.clock.part("synthesis"):
+                    batch = self.parts.source.next()
+            except Stopped:  # in the midst of a long synthesis, which the resumed run repeats
+                self._stop(step)
+            with self.clock.part("distillation"):
+                self._learn(network, batch, step)
+            done = step + 1
+            if done % self.config["log_every"] == 0 or done in evaluate_at | save_at:
+                self._log(done)
+            if done in evaluate_at:
+                with self.clock.part("evaluation"):
+                    self._evaluate(done)
+            if progress:
+                note = f"accuracy {self.metrics['accuracy']:.2%}" if self.metrics else ""
+                images = self.config["batch_size"] * self.runtime.world_size
+                progress.update(done, images, self.losses, note)
+            if self._asked_to_stop(step):
+                self._stop(done)
+            if done in save_at:
+                self._save(done)
+        if progress:
+            progress.close()
+        return self._finish()
+
+    def _learn(self, network: torch.nn.Module, batch: Batch, step: int) -> None:
+        """One optimizer step of the student."""
+        parts = self.parts
+        parts.schedule.apply(step / self.steps)
+        losses = network(batch)
+        losses.total.backward()
+        if self.config["clip"]:
+            trained = [p for p in parts.distiller.parameters() if p.requires_grad]
+            torch.nn.utils.clip_grad_norm_(trained, self.config["clip"])
+        parts.optimizer.step()
+        parts.optimizer.zero_grad()
+        if parts.ema:
+            parts.ema.update()
+        report = {k: v for k, v in parts.source.report().items() if isinstance(v, Tensor)}
+        values = {f"student/{k}": v for k, v in losses.terms.items()}
+        values |= {f"source/{k}": v for k, v in report.items()}
+        self.meter.add(step, values)
+        self.recent.append(batch.teacher_input.detach())
+
+    def _log(self, step: int) -> None:
+        """Bring the metrics over, check that they are finite, and write them."""
+        values = self.meter.flush()
+        self.losses = {k.split("/")[1]: v for k, v in values.items()}
+        if not (self.runtime.main and values):
+            return
+        seconds = self.clock.settle()
+        values["lr/student"] = self.parts.optimizer.param_groups[0]["lr"]
+        for name, value in self.parts.source.report().items():
+            if not isinstance(value, Tensor):
+                values[name.replace("lr_", "lr/")] = value
+        busy = seconds["synthesis"] + seconds["distillation"]
+        images = step * self.config["batch_size"] * self.runtime.world_size
+        values["speed/images_per_second"] = images / max(busy, 1e-9)
+        if self.runtime.device.type == "cuda":
+            values["memory/peak_bytes"] = float(torch.cuda.max_memory_allocated())
+        self.board.scalars(values, step)
+
+    def _evaluate(self, step: int) -> None:
+        averaged = [self.parts.ema.module] if self.parts.ema else []
+        for module in [self.parts.student, *averaged]:  # each rank has seen other inputs
+            self.runtime.average(list(module.buffers()))
+        self.metrics = self.evaluate()
+        self.best = max(self.best, self.metrics["accuracy"])
+        found = self.inspect(torch.cat(list(self.recent))) if self.inspect else {}
+        if not self.runtime.main:
+            return
+        self.board.scalars({f"test/{k}": v for k, v in self.metrics.items()}, step)
+        if found:
+            self.board.histogram("synthesized/classes", found.pop("class_histogram"), step)
+            self.board.scalars({f"synthesized/{k}": v for k, v in found.items()}, step)
+            grid = picture(self.recent[-1], self.parts.student.spec)
+            self.board.images("synthesized/inputs", grid, step)
+
+    def _asked_to_stop(self, step: int) -> bool:
+        if self.runtime.world_size > 1 and step % 10:  # ranks have to agree, which takes a while
+            return False
+        return self.runtime.any(self.runtime.stop_requested)
+
+    def _stop(self, step: int) -> None:
+        self._log(step)
+        self._save(step)
+        raise Stopped(f"stopped at step {step} of {self.steps}, and saved in {self.directory.path}")
+
+    def _save(self, step: int) -> None:
+        self.clock.settle()
+        cuda = self.runtime.device.type == "cuda"
+        state = {
+            "step": step,
+            "distiller": self.parts.distiller.state_dict(),
+            "optimizer": self.parts.optimizer.state_dict(),
+            "source": self.parts.source.state_dict(),
+            "ema": self.parts.ema.state_dict() if self.parts.ema else None,
+            "random": torch.get_rng_state(),
+            "random_cuda": torch.cuda.get_rng_state() if cuda else None,
+            "seconds": dict(self.clock.seconds) | {"wall": self._wall()},
+            "recent": list(self.recent),
+            "metrics": self.metrics,
+            "best": self.best,
+            "events": self.board.lengths() if self.runtime.main else {},
+        }
+        self.directory.save(step, state)
+
+    def _restore(self) -> int:
+        """Continue from the last whole checkpoint, or start; returns the first step to take."""
+        self.began = time.perf_counter()
+        self.wall_before = 0.0
+        state = self.directory.load()
+        if self.runtime.main:
+            self.board = Board(self.directory.path, state["events"] if state else None)
+        # Weights were initialised alike on every rank; from here on ranks draw differently.
+        torch.manual_seed(self.config["seed"] * 1009 + self.runtime.rank)
+        if state is None:
+            return 0
+        self.parts.distiller.load_state_dict(state["distiller"])
+        self.parts.optimizer.load_state_dict(state["optimizer"])
+        self.parts.source.load_state_dict(state["source"])
+        if self.parts.ema:
+            self.parts.ema.load_state_dict(state["ema"])
+        torch.set_rng_state(state["random"])
+        if state["random_cuda"] is not None and self.runtime.device.type == "cuda":
+            torch.cuda.set_rng_state(state["random_cuda"])
+        self.wall_before = state["seconds"].pop("wall")
+        self.clock.seconds = state["seconds"]
+        self.recent.extend(x.to(self.runtime.device) for x in state["recent"])
+        self.metrics, self.best = state["metrics"], state["best"]
+        if self.runtime.main:
+            print(f"resumed at step {state['step']} of {self.steps}", flush=True)
+        return int(state["step"])
+
+    def _wall(self) -> float:
+        return self.wall_before + time.perf_counter() - self.began
+
+    def _finish(self) -> dict[str, Any]:
+        """The result, and everything that a reader of the run directory wants."""
+        if not self.metrics:
+            self._evaluate(self.steps)
+        found = self.inspect(torch.cat(list(self.recent))) if self.inspect else {}
+        result = summarize(
+            self.config,
+            self.parts,
+            self.evaluate.teacher_accuracy(),
+            self.teacher,
+            {**self.metrics, "best": self.best},
+            found,
+            {**self.clock.settle(), "wall": self._wall()},
+            self.runtime,
+        )
+        if self.runtime.main:
+            finish(self.directory, self.board, self.parts, result, self.config, self.recent[-1])
+        self.runtime.barrier()
+        return result
+
+
+def _marks(steps: int, count: int) -> set[int]:
+    """``count`` step numbers spread evenly over the run; the last one is its end."""
+    return {steps * (i + 1) // count for i in range(count)} - {0}

@@ -1,0 +1,96 @@
+"""Any classifier of torchvision or timm by name, untrained: nothing is downloaded."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torchvision
+from torch import nn
+
+
+def torchvision_model(name: str, in_channels: int, num_classes: int, **kwargs: Any) -> nn.Module:
+    """A classifier of ``torchvision.models``, such as ``resnet18``; ``kwargs`` go to its builder.
+
+    Raises:
+        ValueError: for an unknown name or argument, or inputs without 3 channels.
+    """
+    known = torchvision.models.list_models(module=torchvision.models)
+    if name not in known:
+        raise ValueError(_unknown(name, known, "torchvision"))
+    if in_channels != 3:
+        raise ValueError(
+            f"torchvision's {name} takes 3 channels, but the data has {in_channels}: "
+            "use the model timm with the same name, or data with 3 channels"
+        )
+    if name in ("googlenet", "inception_v3"):  # else training returns a tuple with extra heads
+        kwargs = {"aux_logits": False, "init_weights": True} | kwargs
+    model = _build(
+        torchvision.models.get_model, name, weights=None, num_classes=num_classes, **kwargs
+    )
+    head_name, head = list(model.named_children())[-1]
+    first = head[0] if isinstance(head, nn.Sequential) else head
+    if hasattr(model, "avgpool") and isinstance(first, (nn.Linear, nn.Dropout)):
+        # The model flattens here itself; done in a module, a hook can see it.
+        model.avgpool = nn.Sequential(model.get_submodule("avgpool"), nn.Flatten())
+        return _with_taps(model, head_name, "avgpool")
+    ends_linear = isinstance([*head.modules()][-1], nn.Linear)
+    return _with_taps(model, head_name if ends_linear else None, None)
+
+
+def timm_model(name: str, in_channels: int, num_classes: int, **kwargs: Any) -> nn.Module:
+    """A classifier of timm, such as ``resnet18``; ``kwargs`` go to its builder (``img_size=32``).
+
+    Raises:
+        ValueError: for an unknown name or argument, or where timm is not installed.
+    """
+    try:
+        import timm
+    except ImportError:
+        raise ValueError("timm is not installed: run pip install -e '.[timm]'") from None
+    if not timm.is_model(name):
+        raise ValueError(_unknown(name, timm.list_models(), "timm"))
+    channels = {"in_chans": in_channels, "num_classes": num_classes}
+    model = _build(timm.create_model, name, pretrained=False, **channels, **kwargs)
+    modules = dict(model.named_modules())
+    classifier = model.get_classifier()  # type: ignore[operator]
+    head_name = next((n for n, m in modules.items() if n and m is classifier), None)
+    # timm's own names for what the classifier reads, the one nearest to it first
+    pools = ("head_drop", "head.drop", "flatten", "global_pool")
+    pooled = next((n for n in pools if n in modules), None)
+    if pooled is not None and isinstance(modules[pooled], nn.Identity):
+        pooled = None
+    return _with_taps(model, head_name, pooled)
+
+
+def _build(builder: Callable[..., nn.Module], name: str, **kwargs: Any) -> nn.Module:
+    try:
+        model = builder(name, **kwargs)
+    except (TypeError, RuntimeError) as error:
+        raise ValueError(f"{name} cannot be built: {error}") from None
+    for m in model.modules():
+        if hasattr(m, "inplace"):  # an in-place rectifier overwrites what a hook has just seen
+            m.inplace = False  # type: ignore[assignment]
+    return model
+
+
+def _with_taps(model: nn.Module, logits: str | None, pooled: str | None) -> nn.Module:
+    """Name the stages ``layer1`` to ``layer4``, or the children of ``stages``; and the two ends."""
+    children = dict(model.named_children())
+    stages = [n for n in children if n.startswith("layer") and n[5:].isdigit()]
+    if not stages and "stages" in children:
+        stages = [f"stages.{n}" for n, _ in children["stages"].named_children()]
+    taps = {f"stage{i + 1}": path for i, path in enumerate(stages)}
+    if pooled:
+        taps["pooled"] = pooled
+    if logits:
+        taps["logits"] = logits
+    model.taps = taps  # type: ignore[assignment]
+    return model
+
+
+def _unknown(name: str, known: Iterable[str], library: str) -> str:
+    close = difflib.get_close_matches(name, known, n=3)
+    hint = f"; did you mean {' or '.join(close)}?" if close else ""
+    return f"{library} has no classifier {name!r}{hint}"

@@ -1,0 +1,17 @@
+"""Shared by all tests: one thread count, and where the reference data lies (absent on a user's machine)."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+torch.set_num_threads(2)
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of real data and reference values; a test that needs it is skipped without it."""
+    if not SHARED.is_dir():
+        pytest.skip("needs the reference data in ../shared")
+    return SHARED

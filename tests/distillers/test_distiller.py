@@ -1,0 +1,263 @@
+"""The distiller trains the student and the terms, and touches nothing else."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from data.spec import Batch, InputSpec
+from distillers.attention import AttentionTransfer
+from distillers.base import TransferTerm
+from distillers.distiller import Distiller, student_taps, teacher_taps
+from distillers.response import DIST, DKD, KD, CrossEntropy, LogitL1, StandardizedKD
+from engine.objective import Objective, Weighted
+from engine.runtime import Runtime
+from models.classifier import Classifier, Outputs
+
+SPEC = InputSpec((1, 8, 8), mean=(0.5,), std=(0.25,))
+
+
+class Network(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.stage1 = nn.Sequential(nn.Conv2d(1, width, 3, padding=1), nn.BatchNorm2d(width))
+        self.stage2 = nn.Sequential(nn.ReLU(), nn.Conv2d(width, width, 3, 2, 1), nn.ReLU())
+        self.head = nn.Sequential(nn.Flatten(), nn.Linear(16 * width, 4))
+        self.taps = {"stage1": "stage1", "stage2": "stage2"}
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.stage2(self.stage1(x)))
+
+
+class Hint(TransferTerm):
+    """A term with a parameter of its own, as in FitNets."""
+
+    student_taps = ("stage2",)
+    teacher_taps = ("stage2",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.projection = nn.Conv2d(4, 8, 1)
+
+    def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
+        assert teacher is not None
+        projected = self.projection(student.features["stage2"])
+        return (projected - teacher.features["stage2"]).pow(2).mean()
+
+
+def objective_of(**terms: TransferTerm) -> Objective:
+    return Objective({name: Weighted(term) for name, term in terms.items()})
+
+
+def make_teacher(statistics: bool = False) -> Classifier:
+    torch.manual_seed(1)
+    return Classifier(Network(8), SPEC, statistics=statistics)
+
+
+def make(
+    objective: Objective, teacher: Classifier | None = None, runtime: Runtime | None = None
+) -> Distiller:
+    torch.manual_seed(0)
+    student = Classifier(Network(4), SPEC, taps=student_taps(objective))
+    return Distiller(student, objective, teacher, runtime or Runtime(device="cpu"))
+
+
+def make_batch(label: Tensor | None = None) -> Batch:
+    x = torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    return Batch(x, x, label)
+
+
+def train(distiller: Distiller, steps: int, batch: Batch | None = None) -> list[float]:
+    optimizer = torch.optim.SGD(distiller.parameters(), lr=0.05)
+    values = []
+    for _ in range(steps):
+        losses = distiller(batch or make_batch())
+        optimizer.zero_grad()
+        losses.total.backward()
+        optimizer.step()
+        values.append(losses.total.item())
+    return values
+
+
+def test_taps_are_the_union() -> None:
+    objective = objective_of(
+        kd=KD(), at=AttentionTransfer(student_taps=["stage1"], teacher_taps=["x"]), hint=Hint()
+    )
+    assert student_taps(objective) == ("stage1", "stage2")
+    assert teacher_taps(objective) == ("x", "stage2")
+
+
+def test_losses_are_the_weighted_terms() -> None:
+    teacher = make_teacher().eval()
+    objective = Objective({"kd": Weighted(KD(), 0.9), "l1": Weighted(LogitL1(), 3.0)})
+    distiller = make(objective, teacher)
+    batch = make_batch()
+    losses = distiller(batch)
+    s, t = distiller.student(batch.student_input), teacher(batch.teacher_input)
+    torch.testing.assert_close(losses.terms["kd"], (0.9 * KD()(s, t, batch)).detach())
+    torch.testing.assert_close(losses.terms["l1"], (3.0 * LogitL1()(s, t, batch)).detach())
+    torch.testing.assert_close(losses.total.detach(), sum(losses.terms.values()))
+    assert not any(value.requires_grad for value in losses.terms.values())
+
+
+def test_each_network_gets_its_own_input() -> None:
+    x = make_batch().student_input
+    distiller = make(objective_of(l1=LogitL1()), make_teacher())
+    mixed = distiller(Batch(x, 1 - x)).total
+    assert not torch.equal(mixed, distiller(Batch(x, x)).total)
+    assert not torch.equal(mixed, distiller(Batch(1 - x, 1 - x)).total)
+
+
+def test_the_teacher_is_outside_the_module_tree() -> None:
+    teacher = make_teacher()
+    distiller = make(objective_of(kd=KD()), teacher)
+    assert distiller.teacher is not None
+    ours = {id(p) for p in distiller.parameters()} | {id(m) for m in distiller.modules()}
+    theirs = [*distiller.teacher.modules(), *distiller.teacher.parameters()]
+    assert not any(id(x) in ours for x in (*theirs, *teacher.parameters()))
+    assert all(key.startswith(("student.", "_extra_state")) for key in distiller.state_dict())
+    distiller.train()
+    assert not any(m.training for m in distiller.teacher.modules())
+
+
+def test_the_teacher_is_frozen() -> None:
+    teacher = make_teacher().train()  # as a careless caller leaves it
+    before = copy.deepcopy(teacher.state_dict())
+    distiller = make(objective_of(kd=KD(), at=AttentionTransfer(["stage1", "stage2"])), teacher)
+    train(distiller, 3)
+    for key, value in teacher.state_dict().items():
+        assert torch.equal(value, before[key]), key
+    assert distiller.teacher is not None
+    assert all(p.grad is None for p in (*teacher.parameters(), *distiller.teacher.parameters()))
+    assert not any(p.requires_grad for p in distiller.teacher.parameters())
+    assert teacher.training
+
+
+def test_no_gradient_passes_through_the_teacher() -> None:
+    x = make_batch().student_input
+    batch = Batch(x, x.clone().requires_grad_())  # as a generator's images that were not detached
+    make(objective_of(l1=LogitL1()), make_teacher())(batch).total.backward()
+    assert batch.teacher_input.grad is None
+
+
+def test_the_teacher_is_seen_as_it_is_loaded_later() -> None:
+    teacher = make_teacher()
+    distiller = make(objective_of(l1=LogitL1()), teacher)
+    before = distiller(make_batch()).total
+    teacher.load_state_dict({k: v + 1 for k, v in teacher.state_dict().items()})
+    assert not torch.equal(distiller(make_batch()).total, before)
+
+
+def test_batchnorm_hooks_do_not_fire(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+    hook = Classifier._statistics_hook
+
+    def counted(self: Classifier, layer: nn.Module, args: tuple[Tensor]) -> None:
+        calls.append(1)
+        hook(self, layer, args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Classifier, "_statistics_hook", counted)
+    teacher = make_teacher(statistics=True)
+    teacher(make_batch().teacher_input)
+    assert len(calls) == 1  # the hook is there, and counted
+    train(make(objective_of(kd=KD()), teacher), 3)
+    assert len(calls) == 1
+
+
+def test_the_student_stays_in_train_mode() -> None:
+    distiller = make(objective_of(kd=KD()), make_teacher())
+    norm = distiller.student.batchnorms()[0]
+    for step in range(1, 13):
+        train(distiller, 1)
+        assert all(m.training for m in distiller.modules())
+        assert norm.num_batches_tracked == step
+        if step % 3 == 0:  # an evaluation that does not restore the mode
+            distiller.student.eval()
+            distiller.student(make_batch().student_input)
+
+
+def test_the_student_learns() -> None:
+    values = train(make(objective_of(kd=KD()), make_teacher()), 25)
+    assert values[-1] < 0.3 * values[0]
+
+
+def test_the_teacher_is_run_only_where_it_is_needed() -> None:
+    distiller = make(objective_of(ce=CrossEntropy()), make_teacher())
+    train(distiller, 2, make_batch(torch.arange(6) % 4))
+    assert distiller.teacher is None
+    assert distiller.teacher_queries == 0
+
+
+def test_queries_are_counted_and_kept(tmp_path: Path) -> None:
+    distiller = make(objective_of(kd=KD(), l1=LogitL1()), make_teacher())
+    train(distiller, 3)
+    assert distiller.teacher_queries == 18  # once per input, however many terms read it
+    torch.save(distiller.state_dict(), tmp_path / "state.pt")
+    other = make(objective_of(kd=KD(), l1=LogitL1()), make_teacher())
+    other.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    assert other.teacher_queries == 18
+    assert torch.equal(other(make_batch()).total, distiller(make_batch()).total)
+
+
+def test_a_term_that_needs_a_teacher_needs_one() -> None:
+    with pytest.raises(ValueError, match="need a teacher"):
+        make(objective_of(kd=KD()), None)
+
+
+def test_labels_come_from_the_batch_then_from_the_teacher() -> None:
+    teacher = make_teacher().eval()
+    distiller = make(objective_of(ce=CrossEntropy(), kd=KD()), teacher)
+    batch = make_batch()
+    predicted = teacher(batch.teacher_input).logits.argmax(1)
+    unlabelled = distiller(batch).terms["ce"]
+    assert batch.label is None  # the caller's batch is not written to
+    assert torch.equal(unlabelled, distiller(make_batch(predicted)).terms["ce"])
+    assert not torch.equal(unlabelled, distiller(make_batch((predicted + 1) % 4)).terms["ce"])
+
+
+def test_labels_that_nobody_knows_are_an_error() -> None:
+    with pytest.raises(ValueError, match="needs labels"):
+        make(objective_of(ce=CrossEntropy()), make_teacher())(make_batch())
+
+
+def test_a_terms_parameters_are_trained_and_kept_but_not_the_students() -> None:
+    distiller = make(objective_of(kd=KD(), hint=Hint()), make_teacher())
+    own = {key for key in distiller.state_dict() if "projection" in key}
+    assert len(own) == 2
+    assert {name for name, _ in distiller.named_parameters() if "projection" in name} == own
+    assert not any("projection" in key for key in distiller.student.state_dict())
+    before = {key: distiller.state_dict()[key].clone() for key in own}
+    train(distiller, 1)
+    assert not any(torch.equal(before[key], distiller.state_dict()[key]) for key in own)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_every_term_is_finite_in_float32(precision: str) -> None:
+    objective = objective_of(
+        ce=CrossEntropy(),
+        kd=KD(),
+        standardized=StandardizedKD(),
+        l1=LogitL1(),
+        dkd=DKD(),
+        dist=DIST(),
+        at=AttentionTransfer(["stage1", "stage2"]),
+        hint=Hint(),
+    )
+    teacher = make_teacher()
+    distiller = make(objective, teacher, Runtime(device="cpu", precision=precision))
+    seen: list[torch.dtype] = []
+    for network in (distiller.student, distiller.teacher):
+        assert network is not None
+        head = network.module.head
+        head.register_forward_hook(lambda m, args, output: seen.append(output.dtype))
+    losses = distiller(make_batch())
+    losses.total.backward()
+    assert seen == 2 * [torch.bfloat16 if precision == "bf16" else torch.float32]
+    for name, value in {**losses.terms, "total": losses.total}.items():
+        assert value.dtype == torch.float32, name
+        assert value.isfinite(), name
+    for name, parameter in distiller.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name

@@ -1,0 +1,91 @@
+"""The examples in docs/extending.md are code that runs, and keep the contracts they show."""
+
+import importlib
+import re
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from data.spec import Batch, InputSpec
+from engine.build import build
+from engine.check import check_node
+from engine.runtime import Runtime
+from generators.base import Synthesis
+from models.classifier import Classifier, Outputs
+
+PAGE = (Path(__file__).resolve().parents[2] / "docs" / "extending.md").read_text()
+SPEC = InputSpec((1, 16, 16), range=(-1.0, 1.0))
+
+
+@pytest.fixture(autouse=True)
+def files(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each python block as the module that its first line names."""
+    for block in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL):
+        name = block.splitlines()[0].removeprefix("# ").removesuffix(".py").replace("/", ".")
+        module = ModuleType(name)
+        monkeypatch.setitem(sys.modules, name, module)
+        package, _, leaf = name.rpartition(".")
+        monkeypatch.setattr(importlib.import_module(package), leaf, module, raising=False)
+        exec(compile(block, name, "exec"), module.__dict__)
+
+
+def part(target: str) -> Any:
+    """The part that the YAML block with this target builds, after the configuration's check."""
+    for block in re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL):
+        if target in block:
+            node = yaml.safe_load(block.replace("${data.size}", "null"))
+            assert not check_node(node, "page")
+            available = {"spec": SPEC, "num_classes": 4, "in_channels": 1}
+            return build(node, **available, runtime=Runtime(device="cpu"))
+    raise AssertionError(target)
+
+
+def test_synthesis_term() -> None:
+    logits = torch.randn(6, 4, requires_grad=True)
+    value = part("Margin")["margin"]["term"](Synthesis(torch.rand(6, 1, 16, 16), Outputs(logits)))
+    value.backward()
+    assert value.shape == ()
+    assert value < 0
+    assert logits.grad is not None
+    assert logits.grad.isfinite().all()
+
+
+def test_transfer_term() -> None:
+    term = part("Hint")["hint"]["term"]
+    s = Outputs(torch.zeros(6, 4), {"stage2": torch.randn(6, 8, 4, 4, requires_grad=True)})
+    t = Outputs(torch.zeros(6, 4), {"stage2": torch.randn(6, 16, 4, 4)})
+    x = torch.zeros(6, 1)
+    term(s, t, Batch(x, x)).backward()
+    assert s.features["stage2"].grad is not None
+    assert all(p.grad is not None for p in term.parameters())
+    assert term.student_taps == term.teacher_taps == ("stage2",)
+
+
+def test_generator() -> None:
+    x = part("MLP")(torch.randn(6, 64))
+    assert x.shape == (6, 1, 16, 16)
+    assert x.min() >= -1
+    assert x.max() <= 1
+    assert x.min() < 0
+
+
+def test_model() -> None:
+    model = Classifier(part("Tiny"), SPEC, taps=["stage1", "pooled"])
+    outputs = model(torch.rand(6, 1, 16, 16))
+    assert outputs.logits.shape == (6, 4)
+    assert {k: tuple(v.shape) for k, v in outputs.features.items()} == {
+        "stage1": (6, 8, 8, 8),
+        "pooled": (6, 8),
+    }
+
+
+def test_data_set() -> None:
+    dataset = part("stripes.stripes")["dataset"]
+    images, labels = dataset.open("train").batch(slice(0, 6))
+    assert images.shape == (6, 1, 16, 16)
+    assert set(labels.tolist()) <= {0, 1}

@@ -1,0 +1,268 @@
+"""The generator's schedule, what it may touch, and that a restored source repeats the bits."""
+
+import copy
+import functools
+import io
+import itertools
+
+import pytest
+import torch
+from torch import nn
+
+from engine.runtime import Runtime
+from generators.observer import check_statistics
+from generators.terms import Adversarial, BatchNormStatistics, InformationEntropy, OneHot
+from tests.generators.small import (
+    CLASSES,
+    SPEC,
+    generative,
+    objective,
+    same,
+    snapshot,
+    student,
+    teacher,
+)
+
+
+class EagerRuntime(Runtime):
+    """Traces with torch.compile but leaves out code generation, which takes long."""
+
+    def compile(self, module: nn.Module) -> nn.Module:
+        module.compile(backend="eager", fullgraph=False)
+        return module
+
+
+def test_batches_follow_the_schedule() -> None:
+    source = generative(student_steps=3, generator_steps=2)
+    parameters = []
+    for step in range(6):
+        batch = source.next()
+        assert batch.student_input.shape == (6, *SPEC.shape)
+        assert batch.teacher_input is batch.student_input
+        assert not batch.student_input.requires_grad
+        assert batch.label is None
+        assert source.updates == 2 * (step // 3 + 1)
+        parameters.append(snapshot(source.generator.linear))
+    changed = [not same(a, b) for a, b in itertools.pairwise(parameters)]
+    assert changed == [False, False, True, False, False]
+    assert source.counts() == {
+        "images_synthesized": 4 * 8 + 6 * 6,
+        "teacher_queries": 4 * 8,
+        "real_training_inputs_read": 0,
+    }
+    assert set(source.report()) == {
+        "one_hot",
+        "activation",
+        "adversarial",
+        "statistics",
+        "lr_generator",
+    }
+
+
+def test_student_and_teacher_stay_as_they_were() -> None:
+    """Failures 2, 3 and 4: gradients, BatchNorm statistics and mode of both networks."""
+    t, s = teacher(), student()
+    before_t, before_s = snapshot(t), snapshot(s)
+    source = generative(teacher=t, student=s)
+    for _ in range(4):
+        source.next()
+    assert same(snapshot(t), before_t)
+    assert same(snapshot(s), before_s)
+    assert all(m.training for m in s.modules())
+    assert not any(m.training for m in t.modules())
+    views = (source.observe.teacher, source.observe.student)
+    for net in (t, s, *views):
+        assert all(p.grad is None for p in net.parameters())
+    assert not any(p.requires_grad for view in views for p in view.parameters())
+
+
+def test_gradients_already_in_the_student_are_kept() -> None:
+    s = student()
+    for p in s.parameters():
+        p.grad = torch.ones_like(p)
+    generative(student=s).next()
+    assert all(torch.equal(p.grad, torch.ones_like(p)) for p in s.parameters())
+
+
+def test_hooks_fire_in_synthesis_only() -> None:
+    """Failure 5: the views carry the hooks, the networks themselves none."""
+    t = teacher()
+    source = generative(teacher=t)
+    source.next()
+    hooks = [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in t.module.modules()]
+    assert sum(hooks) == 0
+    assert t(torch.rand(2, *SPEC.shape)).statistics == []
+
+
+def test_adversarial_term_sees_the_student_of_now() -> None:
+    """Failure 1: zero where the student is the teacher, and only there."""
+    t = teacher()
+    s = copy.deepcopy(t).train().requires_grad_(True)
+    source = generative(teacher=t, student=s, objective=objective(adv=Adversarial()))
+    source.next()
+    assert source.report()["adv"].item() == pytest.approx(0, abs=1e-6)
+    with torch.no_grad():
+        for p in s.parameters():
+            p.add_(0.5 * torch.randn_like(p))
+    source.next()
+    source.next()
+    assert source.report()["adv"].item() < -1e-3
+
+
+def test_student_is_not_run_for_nothing() -> None:
+    assert generative(objective=objective(one_hot=OneHot())).observe.student is None
+
+
+def test_generator_lowers_its_objective() -> None:
+    source = generative(
+        objective=objective(one_hot=OneHot(), balance=InformationEntropy()), student_steps=1
+    )
+    totals = []
+    for _ in range(60):
+        source.next()
+        totals.append(sum(v.item() for k, v in source.report().items() if k != "lr_generator"))
+    assert totals[-1] < totals[0] - 0.05
+
+
+@pytest.mark.parametrize("conditional", [False, True])
+@pytest.mark.parametrize("stop", [1, 4])
+def test_restored_source_continues_to_the_same_bits(conditional: bool, stop: int) -> None:
+    options = {"conditional": conditional, "student_steps": 3, "schedule": lambda p: 1 - p}
+    source = generative(**options)
+    for _ in range(stop):
+        source.next()
+    file = io.BytesIO()
+    torch.save(source.state_dict(), file)
+    file.seek(0)
+    restored = generative(**options)
+    restored.load_state_dict(torch.load(file, weights_only=True))
+    assert restored.report() == source.report()
+    for _ in range(5):
+        a, b = source.next(), restored.next()
+        assert torch.equal(a.student_input, b.student_input)
+        assert (a.label is None and b.label is None) or torch.equal(a.label, b.label)
+    assert same(source.generator.state_dict(), restored.generator.state_dict())
+    assert source.counts() == restored.counts()
+    assert source.report() == restored.report()
+
+
+def test_noise_does_not_depend_on_the_global_generator() -> None:
+    a, b = generative(), generative()
+    torch.manual_seed(10)
+    first = [a.next().student_input for _ in range(3)]
+    torch.manual_seed(11)
+    second = [b.next().student_input for _ in range(3)]
+    assert all(torch.equal(x, y) for x, y in zip(first, second, strict=True))
+    assert not torch.equal(first[0], first[1])
+
+
+def test_noise_differs_between_ranks_and_weights_do_not() -> None:
+    """Failure 11."""
+    first = generative()
+    runtime = Runtime(device="cpu")
+    runtime.rank = 1
+    second = generative(runtime)
+    assert same(first.generator.state_dict(), second.generator.state_dict())
+    assert not torch.equal(first.next().student_input, second.next().student_input)
+
+
+def test_conditional_batches_carry_their_classes() -> None:
+    source = generative(conditional=True, batch_size=64)
+    label = source.next().label
+    assert label is not None
+    assert label.dtype == torch.int64
+    assert set(label.tolist()) == set(range(CLASSES))
+
+
+def test_a_term_can_ask_for_classes() -> None:
+    term = OneHot()
+    term.needs_label = True
+    assert generative(objective=objective(one_hot=term)).next().label is not None
+
+
+def test_schedule_scales_the_learning_rate() -> None:
+    source = generative(schedule=lambda progress: 1 - progress, steps=4, student_steps=1)
+    rates = []
+    for _ in range(4):
+        source.next()
+        rates.append(source.report()["lr_generator"])
+    assert rates == pytest.approx([0.01, 0.0075, 0.005, 0.0025])
+
+
+def test_clip_bounds_the_step() -> None:
+    sgd = functools.partial(torch.optim.SGD, lr=1.0)
+    source = generative(optimizer=sgd, clip=1e-3)
+    before = [p.detach().clone() for p in source.generator.parameters()]
+    source.next()
+    after = source.generator.parameters()
+    moved = torch.stack([(a - b).norm() for a, b in zip(after, before, strict=True)]).norm()
+    assert moved.item() == pytest.approx(1e-3, rel=1e-2)
+
+
+def test_reuse_hands_on_the_images_of_the_update() -> None:
+    seen = []
+    source = generative(student_steps=1, synthesis_batch_size=None, reuse=True)
+    source.observe.teacher.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    for step in range(3):
+        batch = source.next()
+        assert torch.equal(batch.student_input, seen[step])
+        assert not batch.student_input.requires_grad
+    assert source.counts()["images_synthesized"] == 3 * 6
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"reuse": True, "student_steps": 2, "synthesis_batch_size": None}, "student_steps=1"),
+        ({"reuse": True, "student_steps": 1, "synthesis_batch_size": 8}, "equal to batch_size"),
+        ({"student_steps": 0}, "at least 1"),
+        ({"batch_size": 0}, "at least 1"),
+    ],
+)
+def test_settings_that_do_not_fit(options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        generative(**options)
+
+
+def test_teacher_without_batchnorm() -> None:
+    bare = teacher(norm=False)
+    with pytest.raises(ValueError, match=r"no BatchNorm layers.*dafl, zskt, dfad"):
+        generative(teacher=bare)
+    without = objective(one_hot=OneHot(), adversarial=Adversarial())
+    check_statistics(bare, without)
+    assert generative(teacher=bare, objective=without).next().student_input.isfinite().all()
+
+
+def test_bf16_runs() -> None:
+    """Failure 7: a mixed-precision flag that nothing ever ran."""
+    source = generative(Runtime(device="cpu", precision="bf16"))
+    computed = set()
+    networks = (source.generator.stages[-1], source.observe.teacher.module.conv1)
+    for layer in networks:
+        layer.register_forward_hook(lambda layer, args, y: computed.add((layer, y.dtype)))
+    for _ in range(3):
+        batch = source.next()
+    assert computed == {(layer, torch.bfloat16) for layer in networks}
+    assert batch.student_input.dtype == torch.float32
+    for value in source.report().values():
+        assert torch.as_tensor(value).isfinite()
+    assert all(v.dtype == torch.float32 for k, v in source.terms.items())
+
+
+def test_hooks_fire_in_compiled_networks() -> None:
+    """Failure 12: taps and statistics of a compiled teacher, first call and later ones."""
+    plain, compiled = generative(), generative(EagerRuntime(device="cpu"))
+    for _ in range(4):
+        a, b = plain.next(), compiled.next()
+        torch.testing.assert_close(a.student_input, b.student_input)
+    torch.testing.assert_close(plain.terms, compiled.terms)
+    assert compiled.observe.teacher.module._compiled_call_impl is not None
+
+
+def test_statistics_reach_the_generator() -> None:
+    source = generative(objective=objective(statistics=BatchNormStatistics()), student_steps=1)
+    gaps = []
+    for _ in range(40):
+        source.next()
+        gaps.append(source.report()["statistics"].item())
+    assert gaps[-1] < 0.9 * gaps[0]

@@ -1,0 +1,104 @@
+"""Generator networks: shapes, ranges, classes, and the upsampling convolution by definition."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from data.spec import InputSpec
+from generators.networks import ImageGenerator, UpsampledConv2d
+
+
+def spec(*shape: int, low: float = -1.0, high: float = 3.0) -> InputSpec:
+    channels = shape[0]
+    return InputSpec(shape, (low, high), (0.5,) * channels, (0.25,) * channels)
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (1, 28, 28), (3, 32, 32), (5, 64, 64), (2, 4, 12)])
+@pytest.mark.parametrize("output", ["sigmoid", "tanh_bn", "bn"])
+def test_shape_and_range(shape: tuple[int, ...], output: str) -> None:
+    net = ImageGenerator(spec(*shape), 10, latent_size=7, channels=8, output=output)
+    x = net(100 * torch.randn(3, 7))
+    assert x.shape == (3, *shape)
+    assert x.dtype == torch.float32
+    assert x.isfinite().all()
+    if output == "sigmoid":
+        assert x.min() >= -1
+        assert x.max() <= 3
+        assert x.max() > 1.5  # not the range of [0, 1]
+
+
+@pytest.mark.parametrize("output", ["tanh_bn", "bn"])
+def test_batchnorm_output_is_what_the_classifier_sees(output: str) -> None:
+    images = spec(3, 8, 8)
+    net = ImageGenerator(images, 10, output=output, channels=8)
+    seen = images.normalize(net(torch.randn(64, 100)))
+    torch.testing.assert_close(seen.mean((0, 2, 3)), torch.zeros(3), atol=1e-5, rtol=0)
+    torch.testing.assert_close(seen.var((0, 2, 3), correction=0), torch.ones(3), atol=1e-2, rtol=0)
+
+
+def test_only_zskt_learns_the_scale_of_its_last_batchnorm() -> None:
+    names = {
+        output: dict(ImageGenerator(spec(1, 8, 8), 10, output=output).named_parameters())
+        for output in ("tanh_bn", "bn")
+    }
+    assert "last_norm.weight" in names["bn"]
+    assert "last_norm.weight" not in names["tanh_bn"]
+
+
+def test_standard_widths() -> None:
+    shapes = {
+        tuple(p.shape)
+        for p in ImageGenerator(spec(3, 32, 32), 10).parameters()
+        if p.dim() in (2, 4)
+    }
+    assert shapes == {(128 * 64, 100), (128, 128, 3, 3), (64, 128, 3, 3), (3, 64, 3, 3)}
+
+
+def test_upsampled_convolution_is_upsampling_then_convolution() -> None:
+    torch.manual_seed(0)
+    conv = UpsampledConv2d(3, 5).double()
+    x = torch.randn(2, 3, 4, 6, dtype=torch.float64)
+    expected = F.conv2d(F.interpolate(x, scale_factor=2, mode="nearest"), conv.weight, padding=1)
+    torch.testing.assert_close(conv(x), expected)
+
+
+def test_conditional_generator_uses_the_class() -> None:
+    net = ImageGenerator(spec(1, 8, 8), 3, channels=8, conditional=True).eval()
+    z = torch.randn(1, 100).expand(3, 100)
+    x = net(z, torch.tensor([0, 1, 1]))
+    assert not torch.equal(x[0], x[1])
+    torch.testing.assert_close(x[1], x[2])
+    with pytest.raises(AssertionError, match="needs the classes"):
+        net(z)
+
+
+def test_unconditional_generator_ignores_the_class() -> None:
+    net = ImageGenerator(spec(1, 8, 8), 3, channels=8).eval()
+    z = torch.randn(2, 100)
+    assert torch.equal(net(z), net(z, torch.tensor([0, 1])))
+
+
+def test_images_are_channels_last() -> None:
+    x = ImageGenerator(spec(3, 8, 8), 3, channels=8)(torch.randn(2, 100))
+    assert x.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_bf16_gives_float32_images() -> None:
+    with torch.autocast("cpu", torch.bfloat16):
+        x = ImageGenerator(spec(3, 8, 8), 3, channels=8)(torch.randn(2, 100))
+    assert x.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("shape", "options", "message"),
+    [
+        ((1, 30, 32), {}, "divisible by 4"),
+        ((1, 32, 31), {}, "divisible by 4"),
+        ((16,), {}, "divisible by 4"),
+        ((1, 8, 8), {"output": "relu"}, "'relu' is none of: sigmoid, tanh_bn, bn"),
+        ((1, 8, 8), {"channels": 7}, "even, not 7"),
+    ],
+)
+def test_what_it_cannot_make(shape: tuple[int, ...], options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ImageGenerator(spec(*shape), 10, **options)

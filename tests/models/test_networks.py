@@ -1,0 +1,213 @@
+"""Every network of configs/model: it builds, has the published size, and its taps are true."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra.utils import get_object
+from omegaconf import OmegaConf
+from torch import nn
+from torch.nn import functional as F
+
+from data.spec import InputSpec
+from models.classifier import Classifier
+from models.lenet import LeNet5
+from models.resnet import ZeroPadShortcut, resnet
+from models.resnet_cifar import resnet_cifar
+from models.vgg import VGG
+from models.wrn import WideResNet
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "model"
+NAMES = sorted(p.stem for p in CONFIGS.glob("*.yaml"))
+OURS = [name for name in NAMES if name not in ("torchvision", "timm")]
+# one of each family is enough where a test takes a forward pass in training or a backward one
+LIGHT = [*(n for n in OURS if n.startswith(("lenet", "digits"))), "resnet20", "resnet8x4"]
+LIGHT += ["resnet18", "wrn_16_2", "vgg8", "vgg11"]
+
+
+def build(name: str, in_channels: int = 3, num_classes: int = 10) -> nn.Module:
+    node: dict[str, Any] = OmegaConf.to_container(OmegaConf.load(CONFIGS / f"{name}.yaml"))
+    return get_object(node.pop("_target_"))(in_channels, num_classes, **node)
+
+
+def size(name: str) -> int:
+    return 8 if name.startswith("digits") else 32
+
+
+def classifier(module: nn.Module, taps: tuple[str, ...] = (), side: int = 32) -> Classifier:
+    spec = InputSpec((3, side, side), mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4))
+    return Classifier(module, spec, taps=taps)
+
+
+def parameters(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_builds_and_gives_logits(name: str) -> None:
+    module = build(name, num_classes=7).eval()
+    x = torch.randn(2, 3, size(name), size(name))
+    with torch.no_grad():
+        logits = module(x)
+    assert logits.shape == (2, 7)
+    assert logits.isfinite().all()
+    assert not torch.equal(logits[0], logits[1])
+
+
+@pytest.mark.parametrize("name", LIGHT)
+def test_trains_every_parameter_from_one_channel(name: str) -> None:
+    module = build(name, in_channels=1)
+    F.cross_entropy(module(torch.randn(4, 1, size(name), size(name))), torch.arange(4)).backward()
+    idle = [n for n, p in module.named_parameters() if p.grad is None or not p.grad.any()]
+    assert not idle
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_taps_are_what_they_say(name: str) -> None:
+    module = build(name).eval()
+    network = classifier(module, tuple(module.taps), size(name))
+    with torch.no_grad():
+        outputs = network(torch.rand(2, 3, size(name), size(name)))
+    assert list(outputs.features) == list(module.taps)
+    pooled = outputs.features["pooled"]
+    assert pooled.dim() == 2
+    assert torch.equal(outputs.features["logits"], outputs.logits)
+    head = module.get_submodule(module.taps["logits"])
+    rest = module.fc1 if isinstance(module, LeNet5) else None
+    hidden = pooled if rest is None else rest(pooled).relu()
+    torch.testing.assert_close(head(hidden), outputs.logits)
+    stages = [t for t in module.taps if t.startswith("stage")]
+    sides = [outputs.features[t].shape[-1] for t in stages]
+    assert sides == sorted(sides, reverse=True)
+    assert stages == [f"stage{i + 1}" for i in range(len(stages))]
+
+
+# Published or widely reported: He et al. (0.27, 0.46, 0.66, 0.85, 1.7 M), kuangliu's ResNets,
+# WRN (2.2, 0.6, 0.2, 0.7 M), and CRD's for 100 classes (resnet8x4 1.23 M, vgg8 3.97 M, ...).
+@pytest.mark.parametrize(
+    ("name", "classes", "count"),
+    [
+        ("resnet20", 10, 269722),
+        ("resnet32", 10, 464154),
+        ("resnet44", 10, 658586),
+        ("resnet56", 10, 853018),
+        ("resnet110", 10, 1727962),
+        ("resnet8x4", 100, 1233540),
+        ("resnet32x4", 100, 7433860),
+        ("resnet18", 10, 11173962),
+        ("resnet34", 10, 21282122),
+        ("resnet50", 10, 23520842),
+        ("wrn_40_2", 10, 2243546),
+        ("wrn_40_1", 10, 563930),
+        ("wrn_16_1", 10, 175066),
+        ("wrn_16_2", 10, 691674),
+        ("wrn", 10, 36479194),
+        ("vgg8", 100, 3965028),
+        ("vgg11", 100, 9277284),
+        ("vgg13", 100, 9462180),
+    ],
+)
+def test_parameter_counts(name: str, classes: int, count: int) -> None:
+    assert parameters(build(name, num_classes=classes)) == count
+
+
+def test_lenet_counts() -> None:
+    assert parameters(build("lenet5", in_channels=1)) == 61706  # LeCun's layout at 32x32
+    half = (25 + 1) * 3 + (3 * 25 + 1) * 8 + (8 * 25 + 1) * 60 + (60 + 1) * 42 + (42 + 1) * 10
+    assert parameters(build("lenet5_half", in_channels=1)) == half
+    for name, layers in (("lenet5_bn", 3), ("lenet5_half_bn", 3), ("lenet5", 0)):
+        assert len(classifier(build(name)).batchnorms()) == layers
+
+
+def test_digits_pair_sizes() -> None:
+    assert 100_000 < parameters(build("digits_cnn", in_channels=1)) < 200_000
+    assert 3_000 < parameters(build("digits_cnn_small", in_channels=1)) < 20_000
+
+
+def test_lenet_is_the_plain_sequence() -> None:
+    module = LeNet5(1, 10)
+    (c1, c2, c3) = (m for m in module.modules() if isinstance(m, nn.Conv2d))
+    x = torch.randn(2, 1, 32, 32)
+    y = F.max_pool2d(c1(x).relu(), 2)
+    y = F.max_pool2d(c2(y).relu(), 2)
+    y = c3(y).relu().view(2, 120)
+    torch.testing.assert_close(module(x), module.fc2(module.fc1(y).relu()))
+
+
+def test_lenet_taps_equal_the_sequence() -> None:
+    module = LeNet5(3, 10)
+    x = torch.rand(2, 3, 32, 32)
+    network = classifier(module, ("stage1", "stage3", "pooled"))
+    features = network(x).features
+    stage1 = module.stage1(network.spec.normalize(x))
+    stage3 = module.stage3(module.stage2(stage1))
+    assert torch.equal(features["stage1"], stage1)
+    assert torch.equal(features["stage3"], stage3)
+    assert torch.equal(features["pooled"], stage3.flatten(1))
+
+
+def test_wrn_blocks_are_preactivated() -> None:
+    first, second = WideResNet(3, 10, 16, 2).eval().block1.layer
+    x = torch.randn(2, 16, 8, 8)
+    a = first.bn1(x).relu()
+    expected = first.conv2(first.bn2(first.conv1(a)).relu()) + first.convShortcut(a)
+    torch.testing.assert_close(first(x), expected)
+    y = torch.randn(2, 32, 8, 8)
+    expected = y + second.conv2(second.bn2(second.conv1(second.bn1(y).relu())).relu())
+    torch.testing.assert_close(second(y), expected)
+
+
+def test_zero_pad_shortcut() -> None:
+    x = torch.randn(2, 16, 7, 7)
+    y = ZeroPadShortcut(2, 16)(x)
+    assert y.shape == (2, 32, 4, 4)
+    assert torch.equal(y[:, 8:24], x[:, :, ::2, ::2])
+    assert not y[:, :8].any()
+    assert not y[:, 24:].any()
+
+
+def test_shortcut_options() -> None:
+    option_b = resnet_cifar(3, 10, 20, shortcut="B")
+    assert parameters(option_b) == 272474
+    assert "layer2.0.shortcut.0.weight" in option_b.state_dict()
+    with pytest.raises(ValueError, match=r"'A'.*'B'.*'C'"):
+        resnet_cifar(3, 10, 20, shortcut="C")
+
+
+def test_initialization() -> None:
+    module = resnet(3, 10, 18)
+    weight = module.layer4[1].conv2.weight
+    assert weight.std().item() == pytest.approx((2 / (512 * 9)) ** 0.5, rel=0.01)
+    assert not module.linear.bias.any()
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: LeNet5(1, 10, input_size=(28, 28)), "28x28.*data.size=32"),
+        (lambda: resnet_cifar(3, 10, 18), r"6n \+ 2.*18"),
+        (lambda: resnet_cifar(3, 10, 2), r"6n \+ 2.*not 2"),
+        (lambda: WideResNet(3, 10, 20, 2), r"6n \+ 4.*20"),
+        (lambda: WideResNet(3, 10, 4, 2), r"6n \+ 4.*not 4"),
+        (lambda: resnet(3, 10, 101), "18, 34 or 50"),
+        (lambda: VGG(3, 10, 16), "8, 11 or 13"),
+    ],
+)
+def test_impossible_networks(make: Any, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        make()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_file_begins_with_its_paper(name: str) -> None:
+    assert (CONFIGS / f"{name}.yaml").read_text().startswith("# ")
+
+
+@pytest.mark.parametrize("name", LIGHT)
+def test_signal_survives_initialisation(name: str) -> None:
+    torch.manual_seed(0)
+    module = build(name)
+    with torch.no_grad():
+        logits = module(torch.randn(16, 3, size(name), size(name)))
+    assert 0.01 < logits.std().item() < 30
