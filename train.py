@@ -28,7 +28,7 @@ Examples:
       teacher.mean=[0.485,0.456,0.406] teacher.std=[0.229,0.224,0.225]
   python train.py data=npz data.path=pathmnist.npz teacher=resnet18 student=resnet8x4
   python train.py student=wrn student.model.depth=22 student.model.width=2
-  python train.py method=kd source.batch_size=64 optimizer.lr=0.05
+  python train.py method=kd batch_size=64 optimizer.lr=0.05
   torchrun --nproc-per-node=2 train.py device=cpu
 
 Flags:
@@ -65,7 +65,7 @@ def main(arguments: list[str]) -> int:
         print(f"\n{table(result)}\n")
         print(f"run directory  {path}")
         print(f"inputs         {path / 'inputs.png'}")
-        print(f"TensorBoard    tensorboard --logdir {config.run_root}")
+        print(f"TensorBoard    tensorboard --logdir {path if config.run_dir else config.run_root}")
     runtime.close()
     return 0
 

@@ -88,9 +88,10 @@ def _torchvision(name: str, root: Path, which: str) -> Arrays:
             "(data.root=...), or use a file of yours with data=npz data.path=..."
         ) from error
     except Exception as error:  # a damaged file shows as almost any exception, asserts included
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise ValueError(
-            f"cannot read the {which} split of {name} under data.root={root} "
-            f"({type(error).__name__}: {error}): delete its files there to have them downloaded"
+            f"cannot read the {which} split of {name} under data.root={root} ({reason}): "
+            "delete its files there to have them downloaded"
         ) from error
     images = np.asarray(dataset.data)
     if name == "SVHN":
@@ -113,7 +114,7 @@ def _open_or_download(cls: Any, root: Path, options: dict[str, Any]) -> Any:
         with _one_at_a_time(root):
             return cls(root, **options, download=True)
     except Exception as error:
-        raise _DownloadError(error) from error
+        raise _DownloadError(" ".join(str(error).split())) from error
 
 
 @contextlib.contextmanager

@@ -49,12 +49,13 @@ class Split:
         self.shape = tuple(images.shape[1:])
         self.rows_read = 0
         self.closed = False
+        self._length = len(labels)
         self.storage = device if _fits(images, device) else torch.device("cpu")
         self._images = images.to(self.storage)
         self._labels = labels.to(self.storage)
 
     def __len__(self) -> int:
-        return len(self._labels)
+        return self._length
 
     def batch(self, index: Tensor | slice) -> tuple[Tensor, Tensor]:
         """Images [B, C, H, W] in ``range`` and labels [B] int64, on the device.
@@ -136,7 +137,9 @@ class Dataset:
         if not 0 <= val_fraction < 1:
             raise ValueError(f"data.val_fraction must be in [0, 1), but is {val_fraction}")
         if (mean is None) != (std is None):
-            raise ValueError("give both data.dataset.mean and data.dataset.std, or neither to have them computed")
+            raise ValueError(
+                "give both data.dataset.mean and data.dataset.std, or neither to have them computed"
+            )
         self.name = name
         self.classes = tuple(classes)
         self.size = size

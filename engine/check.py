@@ -10,6 +10,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from pkgutil import resolve_name
 from omegaconf import OmegaConf
+from torch import nn
 
 SPECIAL = {"_target_", "_partial_"}
 
@@ -69,8 +70,10 @@ def check_node(node: Any, path: str) -> list[str]:
 def _check_target(node: Mapping[str, Any], path: str) -> list[str]:
     try:
         target = resolve_name(node["_target_"])
-    except Exception:  # Hydra raises several kinds; the cause is always the name
+    except Exception:  # an import can raise anything; what the user can mend is the name
         return [f"{path}._target_: cannot import {node['_target_']!r}{_near_target(node)}"]
+    if not callable(target):
+        return [f"{path}._target_: {node['_target_']!r} is nothing that builds a part"]
     parameters, open_ended = parameters_of(target)
     hints = _hints(target)
     mistakes = []
@@ -133,6 +136,8 @@ def _fits(value: Any, annotation: Any) -> bool:
     if annotation is str:
         return isinstance(value, str)
     container = origin or annotation
+    if container is Callable or (inspect.isclass(container) and issubclass(container, nn.Module)):
+        return False  # a plain value is neither; a node with a _target_ is not checked here
     if inspect.isclass(container) and issubclass(container, Mapping):
         return isinstance(value, Mapping)
     if inspect.isclass(container) and issubclass(container, Sequence):

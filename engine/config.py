@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any, Literal, NewType, get_args, get_type_hints
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
@@ -25,12 +25,26 @@ ROOT = Path(__file__).resolve().parents[1] / "configs"
 ALIASES = {"teacher": "model@teacher.model", "student": "model@student.model"}
 
 
+Node = NewType("Node", dict)  # what the builder builds: a mapping with a _target_
+
+
+@dataclass
+class TrainingConfig:
+    """The supervised recipe of a data set."""
+
+    steps: int
+    batch_size: int
+    lr: float
+    weight_decay: float
+    augment: list[Any] = field(default_factory=list)
+
+
 @dataclass
 class DataConfig:
     """A data set and the supervised recipe that suits it."""
 
-    dataset: Any
-    training: Any
+    dataset: Node
+    training: TrainingConfig
     root: str = "datasets"
     path: str | None = None
     size: int | None = None
@@ -41,7 +55,7 @@ class DataConfig:
 class TeacherConfig:
     """``mean`` and ``std`` are for checkpoints that do not say what normalisation they expect."""
 
-    model: Any = None
+    model: Node
     checkpoint: str | None = None
     mean: list[float] | None = None
     std: list[float] | None = None
@@ -49,14 +63,14 @@ class TeacherConfig:
 
 @dataclass
 class StudentConfig:
-    model: Any = None
+    model: Node
 
 
 @dataclass
 class TermConfig:
     """One entry of an objective."""
 
-    term: Any
+    term: Node
     weight: float = 1.0
 
 
@@ -74,11 +88,11 @@ class Config:
     data: DataConfig
     teacher: TeacherConfig
     student: StudentConfig
-    generator: Any
-    source: Any
+    generator: Node
+    source: Node
     distiller: ObjectiveConfig
-    optimizer: Any
-    schedule: Any
+    optimizer: Node
+    schedule: Node
     steps: int
     batch_size: int
     data_free: bool  # no training split can be opened
@@ -97,6 +111,9 @@ class Config:
     compile: bool = False
     overwrite: bool = False
     choices: dict[str, Any] = field(default_factory=dict)
+
+
+LEAST = {"steps": 1, "batch_size": 1, "log_every": 1, "evaluations": 0, "checkpoints": 0, "seed": 0}
 
 
 class ConfigError(ValueError):
@@ -168,10 +185,14 @@ def _sort_overrides(
         if override.is_sweep_override():
             mistakes.append(f"{argument!r} names several values: start one run for each")
         elif override.key_or_group in known:
-            group, choice = override.key_or_group, str(override.value())
-            if choice not in known[group] and not (group == "experiment" and choice == "null"):
+            group, value = override.key_or_group, override.value()
+            choice = "null" if value is None else str(value)
+            if choice not in known[group] and not (group == "experiment" and value is None):
                 mistakes.append(f"{group}={choice}: {describe_unknown(choice, known[group])}")
-            else:
+                # go on with what was probably meant, so that no key is blamed for the group
+                near = difflib.get_close_matches(choice, known[group], 1)
+                choice = near[0] if near else ""
+            if choice:
                 chosen.append(f"{ALIASES.get(group, group)}={choice}")
         else:
             values.append(override)
@@ -180,25 +201,31 @@ def _sort_overrides(
 
 def _set(config: DictConfig, override: Override, mistakes: list[str]) -> None:
     """Set one key that the schema, the composed files or a target's signature knows."""
-    *parents, last = override.key_or_group.split(".")
+    key = override.key_or_group
+    *parents, last = key.split(".")
     node: Any = config
-    for i, part in enumerate(parents):
-        if not OmegaConf.is_dict(node) or part not in node:
-            return mistakes.append(_unknown_key(config, override.key_or_group, node, part))
-        node = node._get_node(part) if i < len(parents) - 1 else node[part]
+    for part in parents:
+        if not OmegaConf.is_dict(node) or part not in node or OmegaConf.is_missing(node, part):
+            return mistakes.append(_unknown_key(config, key, node, part))
+        try:
+            node = node[part]
+        except OmegaConfBaseException as error:
+            return mistakes.append(f"{key}: {_one_line(error)}")
     if not OmegaConf.is_dict(node):
-        return mistakes.append(_unknown_key(config, override.key_or_group, {}, last))
-    if last not in node and not is_target(node):
-        return mistakes.append(_unknown_key(config, override.key_or_group, node, last))
-    if override.is_delete():
+        return mistakes.append(_unknown_key(config, key, {}, last))
+    if last not in node and (override.is_delete() or not is_target(node)):
+        return mistakes.append(_unknown_key(config, key, node, last))
+    if not override.is_delete():
+        node[last] = override.value()
+    elif is_target(node) or parents[-1:] == ["terms"]:
         node.pop(last)
     else:
-        node[last] = override.value()
+        mistakes.append(f"~{key}: every run has this key; set another value")
     return None
 
 
 def _unknown_key(config: DictConfig, key: str, node: Any, part: str) -> str:
-    siblings = [str(k) for k in node] if node else []
+    siblings = [str(k) for k in node] if OmegaConf.is_dict(node) else []
     paths = [*_paths(config), *groups()]
     near = difflib.get_close_matches(key, paths, 1, 0.7)
     if near and not difflib.get_close_matches(part, siblings, 1):
@@ -224,23 +251,30 @@ def _check(config: DictConfig, mistakes: list[str]) -> None:
     except OmegaConfBaseException as error:
         mistakes.append(_one_line(error))
         return
-    _check_fields(plain, Config, "", mistakes)  # type: ignore[arg-type]
+    _check_fields(plain, Config, "", mistakes)
+    for key, least in LEAST.items():
+        value = plain.get(key)  # type: ignore[union-attr]
+        if isinstance(value, int) and value < least:
+            mistakes.append(f"{key}={value} should be at least {least}")
 
 
-def _check_fields(node: dict[str, Any], schema: Any, prefix: str, mistakes: list[str]) -> None:
+def _check_fields(node: Any, schema: Any, prefix: str, mistakes: list[str]) -> None:
+    if not isinstance(node, dict):
+        mistakes.append(f"{prefix[:-1]} is a group of keys, not {node!r}")
+        return
     hints = get_type_hints(schema)
     for key, value in node.items():
         path = f"{prefix}{key}"
         if key not in hints:
             mistakes.append(f"{path}: {describe_unknown(key, list(hints))}")
-        elif (section := _section(hints[key])) and value is not None:
-            if not isinstance(value, dict):
-                mistakes.append(f"{path} is a group of keys, not {value!r}")
-            elif section is TermConfig:
+        elif section := _section(hints[key]):
+            if section is TermConfig and isinstance(value, dict):
                 for name, entry in value.items():
                     _check_fields(entry, TermConfig, f"{path}.{name}.", mistakes)
-            else:
+            elif value is not None or type(None) not in get_args(hints[key]):
                 _check_fields(value, section, path + ".", mistakes)
+        elif hints[key] is Node and not is_target(value):
+            mistakes.append(f"{path} builds a part: it is a group with a _target_, not {value!r}")
         else:
             mistakes += check_type(value, hints[key], path)
             mistakes += check_node(value, path)

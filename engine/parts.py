@@ -92,6 +92,7 @@ def build_parts(
     config: dict[str, Any], dataset: Dataset, teacher: Classifier | None, runtime: Runtime
 ) -> Parts:
     """Everything of a run but its teacher, in the order in which the parts need each other."""
+    torch.manual_seed(runtime.seed)  # a teacher trained just now, or earlier, changes no draw
     spec = teacher.spec if teacher else dataset.spec
     objective = build_objective(config["distiller"], spec)
     module = build_network(config["student"]["model"], spec.shape, dataset.classes)

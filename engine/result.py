@@ -34,6 +34,8 @@ def summarize(
     cuda = runtime.device.type == "cuda"
     counts = parts.source.counts()
     counts["teacher_queries"] += parts.distiller.teacher_queries
+    if config["data_free"]:  # the data set's word counts, not the synthesizer's
+        counts["real_training_inputs_read"] += parts.dataset.real_training_inputs_read
     totals = runtime.sum(torch.tensor(list(counts.values()), device=runtime.device)).tolist()
     peak = (
         torch.cuda.max_memory_allocated()

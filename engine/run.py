@@ -20,7 +20,8 @@ from engine.runtime import Runtime
 
 # Where and how long a run is watched does not change what it computes.
 NOT_IDENTITY = ("run_root", "run_dir", "overwrite", "device", "log_every", "checkpoints")
-OURS = ("config.yaml", "versions.json", "checkpoints", "student.safetensors", "result.json")
+# What overwrite=true takes away; config.yaml is replaced in one go, so that a kill strands nothing.
+OURS = ("result.json", "checkpoints", "student.safetensors", "inputs.png", "versions.json")
 
 
 class RunDirectory:
@@ -53,24 +54,38 @@ class RunDirectory:
     @contextmanager
     def claimed(self) -> Iterator[RunDirectory]:
         """Hold the directory; the lock goes with the process, however that ends."""
-        handle = None
+        handle, failure = None, None
+        created = not self.path.exists()
         if self.runtime.main:
-            self.path.mkdir(parents=True, exist_ok=True)
-            handle = os.open(self.path, os.O_RDONLY)
             try:
-                self._lock(handle)
-                self._check_owner()
-            except BaseException:
-                os.close(handle)
-                raise
-        self.runtime.barrier()
+                handle = self._claim()
+            except (ValueError, OSError) as error:
+                failure = error
+        if self.runtime.any(failure is not None):  # or the other ranks would wait for ever
+            raise failure or ValueError(f"the first process could not claim {self.path}")
         try:
             yield self
         finally:
             if handle is not None:
-                if not any(self.path.iterdir()):  # nothing was begun: leave nothing behind
+                if created and not any(self.path.iterdir()):  # nothing was begun
                     self.path.rmdir()
                 os.close(handle)
+
+    def _claim(self) -> int:
+        self.path.mkdir(parents=True, exist_ok=True)
+        handle = os.open(self.path, os.O_RDONLY)
+        try:
+            self._lock(handle)
+            if not os.path.samestat(os.fstat(handle), os.stat(self.path)):
+                raise FileNotFoundError
+            self._check_owner()
+        except FileNotFoundError:  # whoever had it has just removed it: make it anew
+            os.close(handle)
+            return self._claim()
+        except BaseException:
+            os.close(handle)
+            raise
+        return handle
 
     def _lock(self, handle: int) -> None:
         try:
@@ -87,7 +102,7 @@ class RunDirectory:
     def _check_owner(self) -> None:
         recorded = self.path / "config.yaml"
         if not recorded.exists():
-            if any(self.path.iterdir()):
+            if any(p.name != "config.yaml.partial" for p in self.path.iterdir()):
                 raise ValueError(
                     f"{self.path} holds files but is no run directory: give another run_dir=..."
                 )
@@ -95,25 +110,32 @@ class RunDirectory:
         before = OmegaConf.to_container(OmegaConf.load(recorded))
         assert isinstance(before, dict)
         changed = _differences({k: before.get(k) for k in self.identity}, self.identity)
-        if self.overwrite:
-            for entry in [*OURS, *(p.name for p in self.path.glob("events.out.tfevents.*"))]:
-                _remove(self.path / entry)
-        elif changed:
+        if changed and not self.overwrite:
             raise ValueError(
                 f"{self.path} holds a run of another configuration; changed: {', '.join(changed)}. "
                 "Give another run_dir=..., or overwrite=true to start again there"
             )
 
     def begin(self) -> None:
-        """Record the configuration and the versions, before the first step."""
-        if self.runtime.main and not (self.path / "config.yaml").exists():
-            versions = {"torch": torch.__version__, "python": platform.python_version()}
-            write_text(self.path / "versions.json", json.dumps(versions))
-            write_text(self.path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(self.config)))
+        """Record the configuration and the versions, before the first step.
+
+        An earlier run gives way to ``overwrite`` only here, when all parts of the new one stand.
+        """
+        if self.runtime.main:
+            if self.overwrite:
+                for entry in [*OURS, *(p.name for p in self.path.glob("events.out.tfevents.*"))]:
+                    _remove(self.path / entry)
+            config, versions = self.path / "config.yaml", self.path / "versions.json"
+            if self.overwrite or not config.exists():
+                write_text(config, OmegaConf.to_yaml(OmegaConf.create(self.config)))
+            if not versions.exists():
+                used = {"torch": torch.__version__, "python": platform.python_version()}
+                write_text(versions, json.dumps(used))
+        self.runtime.barrier()
 
     def checkpoints(self) -> list[Path]:
         """Whole checkpoints, oldest first."""
-        return sorted((self.path / "checkpoints").glob("step-*"))
+        return sorted(p.parent for p in (self.path / "checkpoints").glob("step-*/rank0.pt"))
 
     def save(self, step: int, state: dict[str, Any]) -> None:
         """Write this rank's state; the checkpoint appears when every rank's is on disk.
@@ -143,8 +165,10 @@ class RunDirectory:
         self.runtime.barrier()
         if self.runtime.main:
             before = [p for p in self.checkpoints() if p != final]
-            _remove(final)
-            os.replace(partial, final)
+            if final.exists():  # saved when its step was due, and again by a stop right after
+                _remove(partial)
+            else:
+                os.replace(partial, final)
             for old in before:
                 _remove(old)
         self.runtime.barrier()
@@ -174,9 +198,9 @@ class RunDirectory:
         )
 
     def result(self) -> dict[str, Any] | None:
-        """The result of a finished run."""
+        """The result of a finished run, unless it is to be run again."""
         path = self.path / "result.json"
-        return json.loads(path.read_text()) if path.exists() else None
+        return json.loads(path.read_text()) if path.exists() and not self.overwrite else None
 
 
 def write_text(path: Path, text: str) -> None:

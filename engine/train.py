@@ -172,6 +172,7 @@ class Training:
         raise Stopped(f"stopped at step {step} of {self.steps}, and saved in {self.directory.path}")
 
     def _save(self, step: int) -> None:
+        self._check_weights(step)
         self.clock.settle()
         cuda = self.runtime.device.type == "cuda"
         state = {
@@ -189,6 +190,17 @@ class Training:
             "events": self.board.lengths() if self.runtime.main else {},
         }
         self.directory.save(step, state)
+
+    def _check_weights(self, step: int) -> None:
+        """A finite loss can still have an update that is not: that is no good checkpoint."""
+        named = list(self.parts.distiller.named_parameters())
+        finite = torch.stack([p.isfinite().all() for _, p in named]).tolist()
+        bad = [name for (name, _), ok in zip(named, finite, strict=True) if not ok]
+        if bad:
+            raise ValueError(
+                f"the weights {bad[0]} are not finite after step {step}. The last good checkpoint "
+                "is kept; lower the learning rate, set clip=..., or use precision=fp32"
+            )
 
     def _restore(self) -> int:
         """Continue from the last whole checkpoint, or start; returns the first step to take."""

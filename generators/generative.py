@@ -130,7 +130,7 @@ class GenerativeSource:
         self.batches = state["batches"]
         self.updates = state["updates"]
         self.images_synthesized = state["images_synthesized"]
-        self.terms = state["terms"]
+        self.terms = {k: v.to(self.runtime.device) for k, v in state["terms"].items()}
 
     def _update(self) -> tuple[Tensor, Tensor | None]:
         """One step of the generator; gives the images that it was made on, detached."""

@@ -128,7 +128,7 @@ class InversionSource:
         self.observe.objective.load_state_dict(state["objective"])
         self.batches = state["batches"]
         self.rounds = state["rounds"]
-        self.terms = state["terms"]
+        self.terms = {k: v.to(self.runtime.device) for k, v in state["terms"].items()}
 
     def _invert(self) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """One round: images in the value range, the classes aimed at, and the last terms."""

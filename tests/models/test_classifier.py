@@ -148,6 +148,8 @@ def test_hooks_of_view_and_original_are_apart(module: nn.Module, x: Tensor) -> N
     assert not student._features
     view_of_view = view.frozen()
     assert not view_of_view(x).features
+    modules = [*view_of_view.modules()]
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in modules)
     assert len(view(x).statistics) == 4
 
 

@@ -177,7 +177,7 @@ def test_shortcut_options() -> None:
 
 def test_initialization() -> None:
     module = resnet(3, 10, 18)
-    weight = module.layer4[1].conv2.weight
+    weight = module.layer4[0].conv1.weight  # 256 to 512 channels
     assert weight.std().item() == pytest.approx((2 / (512 * 9)) ** 0.5, rel=0.01)
     assert not module.linear.bias.any()
 

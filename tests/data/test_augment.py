@@ -1,0 +1,91 @@
+"""Augmentation does what it says, within the range, from the given generator alone."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from data.augment import RandomAffine, RandomCrop, RandomFlip
+from data.spec import InputSpec
+
+SPEC = InputSpec((3, 12, 10), (-1.0, 1.0), (0.0,) * 3, (1.0,) * 3)
+ALL: list[Any] = [RandomCrop(SPEC, 2), RandomFlip(), RandomAffine(SPEC)]
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def images(count: int = 64) -> torch.Tensor:
+    return torch.rand(count, 3, 12, 10, generator=seeded(9)) * 2 - 1
+
+
+@pytest.mark.parametrize("augment", ALL, ids=lambda a: type(a).__name__)
+def test_shape_range_and_determinism(augment: Any) -> None:
+    x = images()
+    before = x.clone()
+    torch.manual_seed(1)
+    first = augment(x, seeded())
+    torch.manual_seed(2)
+    assert torch.equal(augment(x, seeded()), first)
+    assert not torch.equal(augment(x, seeded(1)), first)
+    assert torch.equal(x, before)
+    assert first.shape == x.shape
+    assert first.min() >= -1 - 1e-6
+    assert first.max() <= 1 + 1e-6
+
+
+def test_crop_shifts_each_image_by_its_own_whole_pixels() -> None:
+    x = images()
+    shifted = RandomCrop(SPEC, 2)(x, seeded())
+    padded = torch.nn.functional.pad(x, [2] * 4, value=-1.0)
+    found = set()
+    for image, source in zip(shifted, padded, strict=True):
+        places = [
+            (top, left)
+            for top in range(5)
+            for left in range(5)
+            if torch.equal(image, source[:, top : top + 12, left : left + 10])
+        ]
+        assert len(places) == 1
+        found.add(places[0])
+    assert {top for top, _ in found} == {left for _, left in found} == set(range(5))
+
+
+def test_flip_mirrors_about_half() -> None:
+    x = images(400)
+    flipped = RandomFlip()(x, seeded())
+    mirrored = (flipped == x.flip(-1)).flatten(1).all(1)
+    same = (flipped == x).flatten(1).all(1)
+    assert (mirrored ^ same).all()
+    assert 150 < mirrored.sum() < 250
+    assert torch.equal(RandomFlip(1.0)(x, seeded()), x.flip(-1))
+
+
+def test_affine_without_change_is_the_identity() -> None:
+    x = images()
+    still = RandomAffine(SPEC, degrees=0.0, translate=0.0, scale=0.0)
+    torch.testing.assert_close(still(x, seeded()), x, atol=1e-5, rtol=0)
+
+
+def test_affine_moves_by_at_most_what_was_asked() -> None:
+    x = torch.full((200, 3, 12, 10), -1.0)
+    x[:, :, 5:7, 4:6] = 1.0
+    moved = RandomAffine(SPEC, degrees=0.0, translate=0.2, scale=0.0)(x, seeded()) + 1
+    weight = moved[:, 0] / moved[:, 0].sum((1, 2), keepdim=True)
+    down = (weight.sum(2) * (torch.arange(12) - 5.5)).sum(1)
+    right = (weight.sum(1) * (torch.arange(10) - 4.5)).sum(1)
+    assert 2.0 < down.abs().max() <= 2.4 + 1e-3
+    assert 1.7 < right.abs().max() <= 2.0 + 1e-3
+
+
+def test_affine_turns_rigidly_where_sides_differ() -> None:
+    """A bar of 8 pixels, turned by 90 degrees, is still 8 long."""
+    x = torch.zeros(1, 1, 20, 10)
+    x[:, :, 9:11, 1:9] = 1.0
+    affine = RandomAffine(InputSpec((1, 20, 10)), degrees=90.0, translate=0.0, scale=0.0)
+    turn = torch.Generator()
+    best = min(range(300), key=lambda s: 1 - torch.rand(4, 1, generator=turn.manual_seed(s))[0])
+    turned = affine(x, turn.manual_seed(best))[0, 0]
+    assert turned.sum() == pytest.approx(16, abs=1)
+    assert turned[6:14, 4:6].sum() > 14

@@ -1,0 +1,168 @@
+"""Splits, scaling, counting, the held-out validation split, and the data-free guard."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from data.dataset import DataFreeError, Dataset, Split
+from data.spec import InputSpec
+from engine.runtime import Runtime
+
+
+def ramp(count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Image i is filled with i, so that a row can be told from its pixels."""
+    values = np.arange(count, dtype=np.uint8)
+    return np.tile(values[:, None, None], (1, 4, 4)), np.arange(count) % 3
+
+
+def dataset(runtime: Runtime, **options: Any) -> Dataset:
+    readers = {"train": lambda: ramp(100), "test": lambda: ramp(12)}
+    return Dataset("ramp", readers, ["a", "b", "c"], runtime, **options)
+
+
+def values(split: Split) -> set[int]:
+    return {round(float(image.mean()) * 255) for x, _ in split.batches(7) for image in x}
+
+
+def test_nothing_is_read_before_it_is_opened(runtime: Runtime) -> None:
+    def refuse() -> Any:
+        raise AssertionError("read")
+
+    data = Dataset("x", {"train": refuse, "test": lambda: ramp(12)}, ["a", "b", "c"], runtime)
+    assert data.shape == (1, 4, 4)
+    data.check(InputSpec((1, 4, 4)), 3)
+    with pytest.raises(AssertionError, match="read"):
+        data.open("train")
+
+
+def test_batches_are_scaled_to_the_range(runtime: Runtime) -> None:
+    images = torch.tensor([0, 51, 255], dtype=torch.uint8).view(3, 1, 1, 1)
+    split = Split(images, torch.arange(3), runtime.device, range=(-1.0, 1.0))
+    x, labels = split.batch(torch.tensor([2, 0, 1]))
+    assert x.dtype == torch.float32
+    torch.testing.assert_close(x.flatten(), torch.tensor([1.0, -1.0, -0.6]))
+    assert labels.tolist() == [2, 0, 1]
+    assert images.flatten().tolist() == [0, 51, 255]
+
+
+def test_evaluation_goes_through_every_row_once_in_order(runtime: Runtime) -> None:
+    split = dataset(runtime).open("test")
+    batches = list(split.batches(5))
+    assert [len(y) for _, y in batches] == [5, 5, 2]
+    rows = torch.cat([x for x, _ in batches])[:, 0, 0, 0] * 255
+    assert rows.round().tolist() == list(range(12))
+
+
+def test_training_rows_are_counted_where_they_are_handed_out(runtime: Runtime) -> None:
+    data = dataset(runtime, val_fraction=0.1)
+    data.open("test").batch(slice(0, 9))
+    assert data.real_training_inputs_read == 0
+    data.open("train").batch(torch.arange(7))
+    assert data.real_training_inputs_read == 7
+    data.open("val").batch(slice(0, 4))
+    assert data.real_training_inputs_read == 11
+
+
+def test_validation_is_held_out_of_training(runtime: Runtime) -> None:
+    data = dataset(runtime, val_fraction=0.15)
+    train, val = values(data.open("train")), values(data.open("val"))
+    assert (len(train), len(val)) == (85, 15)
+    assert train | val == set(range(100))
+    assert values(dataset(runtime, val_fraction=0.15).open("val")) == val
+    assert val != set(range(15))
+
+
+def test_no_validation_split_without_a_fraction(runtime: Runtime) -> None:
+    with pytest.raises(ValueError, match=r"data\.val_fraction=0\.1"):
+        dataset(runtime).open("val")
+    with pytest.raises(ValueError, match="val_fraction must be"):
+        dataset(runtime, val_fraction=1.0)
+
+
+@pytest.mark.parametrize("which", ["train", "val"])
+def test_closed_training_data_cannot_be_opened(runtime: Runtime, which: str) -> None:
+    data = dataset(runtime, val_fraction=0.5)
+    data.close_training()
+    with pytest.raises(DataFreeError, match="method=kd"):
+        data.open(which)
+    assert len(data.open("test")) == 12
+    assert data.real_training_inputs_read == 0
+
+
+def test_a_split_that_somebody_kept_is_closed_too(runtime: Runtime) -> None:
+    data = dataset(runtime)
+    split = data.open("train")
+    split.batch(slice(0, 3))
+    data.close_training()
+    with pytest.raises(DataFreeError):
+        split.batch(slice(0, 3))
+    with pytest.raises(DataFreeError):
+        split.moments()
+
+
+def test_no_mean_is_computed_from_closed_training_data(runtime: Runtime) -> None:
+    data = dataset(runtime)
+    data.close_training()
+    with pytest.raises(DataFreeError):
+        _ = data.spec
+
+
+def test_an_unreadable_training_split_is_never_touched(
+    runtime: Runtime, write: Callable[..., Path]
+) -> None:
+    """Every byte of the training arrays is destroyed; a data-free run does not notice."""
+    import zipfile
+
+    from data.files import npz
+
+    path = write()
+    with zipfile.ZipFile(path) as archive:
+        spans = {i.filename: (i.header_offset + 60, i.compress_size) for i in archive.infolist()}
+    content = bytearray(path.read_bytes())
+    for key in ("train_images.npy", "train_labels.npy"):
+        start, length = spans[key]
+        content[start : start + length - 30] = b"\xff" * (length - 30)
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"small\.npz is"):
+        npz(str(path), runtime).open("train")
+    data = npz(str(path), runtime)
+    data.close_training()
+    data.check(InputSpec((3, 6, 6), mean=(0,) * 3, std=(1,) * 3), 3)
+    assert len(data.open("test")) == 9
+    with pytest.raises(DataFreeError):
+        data.open("train")
+
+
+def test_mean_and_std_are_computed_from_the_training_split(runtime: Runtime) -> None:
+    pixels = torch.arange(100) / 255
+    spec = dataset(runtime, size=8).spec  # padding makes three quarters of each image black
+    padded = torch.cat([pixels, torch.zeros(300)])
+    assert spec.mean == pytest.approx([padded.mean().item()])
+    assert spec.std == pytest.approx([padded.std(correction=0).item()])
+    given = dataset(runtime, mean=[0.5], std=[0.25])
+    assert given.spec == InputSpec((1, 4, 4), (0.0, 1.0), (0.5,), (0.25,))
+    assert given.real_training_inputs_read == 0
+    with pytest.raises(ValueError, match=r"data\.dataset\.std"):
+        dataset(runtime, mean=[0.5])
+
+
+def test_a_teacher_that_does_not_fit_is_refused(runtime: Runtime) -> None:
+    data = dataset(runtime)
+    with pytest.raises(ValueError, match=r"\(1, 8, 8\).*\(1, 4, 4\).*data\.size=8"):
+        data.check(InputSpec((1, 8, 8)), 3)
+    with pytest.raises(ValueError, match="another data set"):
+        data.check(InputSpec((3, 4, 4), mean=(0,) * 3, std=(1,) * 3), 3)
+    with pytest.raises(ValueError, match=r"10 classes.*has 3"):
+        data.check(InputSpec((1, 4, 4)), 10)
+
+
+def test_values_are_delivered_in_a_teachers_range(runtime: Runtime) -> None:
+    data = dataset(runtime)
+    before = data.open("test")
+    data.adapt(InputSpec((1, 4, 4), (0.0, 255.0)), 3)
+    for split in (before, data.open("train")):
+        torch.testing.assert_close(split.batch(slice(3, 4))[0], torch.full((1, 1, 4, 4), 3.0))

@@ -1,0 +1,120 @@
+"""Epochs, ranks, resume and counting of real data as a source."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from data.augment import RandomCrop
+from data.dataset import DataFreeError, Dataset
+from data.source import RealSource
+from data.spec import InputSpec
+from engine.runtime import Runtime
+
+SPEC = InputSpec((1, 8, 8))
+
+
+def dataset(runtime: Runtime, count: int = 40) -> Dataset:
+    rng = np.random.default_rng(0)
+    arrays = rng.integers(0, 256, (count, 8, 8), dtype=np.uint8), np.arange(count) % 4
+    return Dataset("x", {"train": lambda: arrays}, list("abcd"), runtime)
+
+
+def source(rank: int = 0, ranks: int = 1, seed: int = 0, **options: Any) -> RealSource:
+    runtime = Runtime(device="cpu", seed=seed)
+    runtime.rank, runtime.world_size = rank, ranks
+    options = {"batch_size": 8, "augment": [RandomCrop(SPEC, 2)], **options}
+    return RealSource(dataset(runtime, options.pop("count", 40)), runtime, **options)
+
+
+def indices(source: RealSource, steps: int) -> list[list[int]]:
+    return [source.next().index.tolist() for _ in range(steps)]  # type: ignore[union-attr]
+
+
+def flat(steps: list[list[int]]) -> list[int]:
+    return [row for step in steps for row in step]
+
+
+def test_an_epoch_covers_each_row_once_in_an_order_of_its_own() -> None:
+    real = source()
+    epochs = [flat(indices(real, 5)) for _ in range(2)]
+    assert all(sorted(epoch) == list(range(40)) for epoch in epochs)
+    assert epochs[0] != epochs[1]
+    assert epochs[0] != flat(indices(source(seed=1), 5))
+
+
+def test_rows_and_labels_belong_together() -> None:
+    real = source(augment=())
+    batch = real.next()
+    assert batch.index is not None
+    x, label = real.split.batch(batch.index)
+    assert torch.equal(batch.student_input, x)
+    assert batch.teacher_input is batch.student_input
+    assert torch.equal(batch.label, label)  # type: ignore[arg-type]
+
+
+def test_the_last_incomplete_batch_is_left_out() -> None:
+    real = source(count=21)
+    steps = indices(real, 4)
+    assert [len(step) for step in steps] == [8] * 4
+    assert not set(steps[0]) & set(steps[1])
+    assert real.batches_per_epoch == 2
+
+
+def test_a_small_set_is_used_whole() -> None:
+    assert [sorted(step) for step in indices(source(count=5), 3)] == [list(range(5))] * 3
+    parts = [indices(source(rank, 2, count=6), 1)[0] for rank in range(2)]
+    assert sorted(flat(parts)) == list(range(6))
+    with pytest.raises(ValueError, match="2 process"):
+        source(0, 2, count=1)
+
+
+def test_ranks_take_disjoint_parts_of_one_order() -> None:
+    first, second = (indices(source(rank, 2, batch_size=4), 5) for rank in range(2))
+    assert sorted(flat(first + second)) == list(range(40))
+    together = indices(source(batch_size=8), 5)
+    assert [a + b for a, b in zip(first, second, strict=True)] == together
+
+
+def test_ranks_draw_different_augmentation() -> None:
+    real = [source(rank, 2, batch_size=20) for rank in range(2)]
+    for one in real:
+        one._order = 0, torch.arange(40) % 20
+    images = [one.next().student_input for one in real]
+    assert not torch.equal(images[0], images[1])
+
+
+@pytest.mark.parametrize("steps", [3, 5, 7])
+def test_a_resumed_source_continues_to_the_same_bits(steps: int) -> None:
+    whole, before, resumed = source(), source(), source()
+    for _ in range(steps):
+        whole.next()
+        before.next()
+    torch.rand(3)  # the global random state is of no account
+    resumed.load_state_dict(before.state_dict())
+    for _ in range(4):
+        a, b = whole.next(), resumed.next()
+        assert torch.equal(a.student_input, b.student_input)
+        assert torch.equal(a.index, b.index)  # type: ignore[arg-type]
+    assert whole.counts() == resumed.counts()
+
+
+def test_counts_what_it_read() -> None:
+    real = source()
+    assert real.counts()["real_training_inputs_read"] == 0
+    indices(real, 3)
+    assert real.counts() == {
+        "images_synthesized": 0,
+        "teacher_queries": 0,
+        "real_training_inputs_read": 24,
+    }
+    assert real.report() == {}
+
+
+def test_closed_training_data_is_no_source() -> None:
+    runtime = Runtime(device="cpu")
+    data = dataset(runtime)
+    data.close_training()
+    with pytest.raises(DataFreeError):
+        RealSource(data, runtime, 8)

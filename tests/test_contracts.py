@@ -1,0 +1,199 @@
+"""Every method configuration is held to the same contract; a new YAML is found by itself."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import DictConfig
+from torch import Tensor
+
+from data.dataset import DataFreeError
+from data.spec import InputSpec
+from engine.build import build
+from engine.config import ROOT, compose
+from engine.parts import Parts, build_dataset, build_network, build_parts, plain
+from engine.runtime import Runtime
+from engine.train import run
+from models.classifier import Classifier
+from models.teacher import freeze, save_network
+
+METHODS = sorted(p.stem for p in (ROOT / "method").glob("*.yaml"))
+GENERATORS = sorted(p.stem for p in (ROOT / "generator").glob("*.yaml"))
+SMALL = {"iterations": 3, "synthesis_batch_size": 8, "capacity": 32}
+
+
+def small(method: str, *overrides: str) -> DictConfig:
+    """A configuration of the method that runs in no time."""
+    arguments = [f"method={method}", "batch_size=8", "device=cpu", "teacher.model.width=4"]
+    config = compose([*arguments, "student.model.width=4", "generator.channels=8", *overrides])
+    for key, value in SMALL.items():
+        if key in config.source:
+            config.source[key] = value
+    return config
+
+
+def teacher_for(config: dict[str, Any], dataset: Any) -> Classifier:
+    module = build_network(config["teacher"]["model"], dataset.shape, dataset.classes)
+    spec = InputSpec(dataset.shape, (0.0, 1.0), (0.3055,), (0.3759,))
+    teacher = Classifier(module, spec, dataset.classes)
+    teacher.train()
+    with torch.no_grad():  # running statistics that are not those of a fresh network
+        for _ in range(3):
+            teacher(torch.rand(16, *spec.shape))
+    return freeze(teacher)
+
+
+@pytest.fixture(params=METHODS)
+def method(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+def make(method: str, *overrides: str) -> tuple[Parts, Classifier | None]:
+    config = plain(small(method, *overrides))
+    runtime = Runtime("cpu", config["precision"], config["compile"], config["seed"])
+    dataset = build_dataset(config, runtime)
+    teacher = teacher_for(config, dataset) if config["needs_teacher"] else None
+    return build_parts(config, dataset, teacher, runtime), teacher
+
+
+def snapshot(network: torch.nn.Module) -> dict[str, Tensor]:
+    return {k: v.clone() for k, v in network.state_dict().items() if isinstance(v, Tensor)}
+
+
+def same(a: Any, b: Any) -> bool:
+    """Bit for bit."""
+    if isinstance(a, Tensor):
+        return isinstance(b, Tensor) and torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b
+
+
+def test_batches_have_the_shape_and_the_range_of_the_specification(method: str) -> None:
+    parts, _ = make(method)
+    for _ in range(2):
+        batch = parts.source.next()
+        assert batch.student_input.shape == (8, 1, 8, 8)
+        assert batch.student_input.isfinite().all()
+        assert not batch.student_input.requires_grad
+        if batch.label is not None:
+            assert batch.label.shape == (8,)
+            assert batch.label.dtype == torch.int64
+
+
+def test_making_a_batch_changes_nothing_of_the_student(method: str) -> None:
+    parts, _ = make(method)
+    parts.student.train()
+    losses = parts.distiller(parts.source.next())
+    losses.total.backward()
+    before = snapshot(parts.student)
+    gradients = [p.grad.clone() for p in parts.student.parameters() if p.grad is not None]
+    for _ in range(3):
+        parts.source.next()
+    assert same(before, snapshot(parts.student))
+    assert same(gradients, [p.grad for p in parts.student.parameters()])
+    assert all(m.training for m in parts.student.modules())
+
+
+def test_gradients_reach_the_student_and_nothing_else(method: str) -> None:
+    parts, teacher = make(method)
+    held = snapshot(teacher) if teacher else {}
+    losses = parts.distiller(parts.source.next())
+    assert losses.total.isfinite()
+    assert all(v.isfinite() and not v.requires_grad for v in losses.terms.values())
+    losses.total.backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in parts.student.parameters())
+    assert any(p.grad.abs().sum() > 0 for p in parts.student.parameters())
+    if teacher:
+        assert all(p.grad is None and not p.requires_grad for p in teacher.parameters())
+        assert same(held, snapshot(teacher))
+        assert not any(m.training for m in teacher.modules())
+        assert not set(map(id, teacher.parameters())) & set(map(id, parts.distiller.parameters()))
+    generator = getattr(parts.source, "generator", None)
+    if generator is not None:
+        assert all(p.grad is None or not p.grad.any() for p in generator.parameters())
+
+
+def test_a_synthesizer_learns(method: str) -> None:
+    parts, _ = make(method)
+    generator = getattr(parts.source, "generator", None)
+    if generator is None:
+        pytest.skip("has no generator")
+    before = {k: p.detach().clone() for k, p in generator.named_parameters()}
+    parts.source.next()
+    moved = [k for k, p in generator.named_parameters() if not torch.equal(before[k], p)]
+    assert len(moved) == len(before), f"stood still: {set(before) - set(moved)}"
+
+
+def test_state_survives_a_round_trip(method: str) -> None:
+    first, _ = make(method)
+    learn(first, 3)
+    torch.manual_seed(99)  # a source that draws from the global generator is found out
+    second, _ = make(method, "seed=0")
+    for name in ("source", "distiller", "optimizer"):
+        getattr(second, name).load_state_dict(copy.deepcopy(getattr(first, name).state_dict()))
+    learn(first, 3)
+    torch.rand(7)
+    learn(second, 3)
+    assert same(first.source.state_dict(), second.source.state_dict())
+    assert same(snapshot(first.distiller), snapshot(second.distiller))
+    assert first.source.counts() == second.source.counts()
+
+
+def learn(parts: Parts, steps: int) -> None:
+    for _ in range(steps):
+        parts.distiller(parts.source.next()).total.backward()
+        parts.optimizer.step()
+        parts.optimizer.zero_grad()
+
+
+def test_a_data_free_method_cannot_open_the_training_split(method: str) -> None:
+    config = plain(small(method))
+    dataset = build_dataset(config, Runtime("cpu"))
+    if config["data_free"]:
+        for split in ("train", "val"):
+            with pytest.raises(DataFreeError, match="data-free"):
+                dataset.open(split)
+        assert make(method)[0].source.counts()["real_training_inputs_read"] == 0
+    else:
+        assert len(dataset.open("train")) == 1437
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_two_steps_run_to_a_result(method: str, precision: str, tmp_path: Path) -> None:
+    settings = ["steps=2", f"run_dir={tmp_path / 'run'}", f"precision={precision}"]
+    config = small(method, *settings)
+    settings = plain(config)
+    if settings["needs_teacher"]:
+        runtime = Runtime("cpu")
+        teacher = teacher_for(settings, build_dataset(settings, runtime))
+        save_network(tmp_path / "teacher.safetensors", teacher, {})
+        config.teacher.checkpoint = str(tmp_path / "teacher.safetensors")
+    result = run(config, Runtime("cpu", precision))
+    assert json.loads((tmp_path / "run" / "result.json").read_text()) == result
+    assert result["status"] == "finished"
+    assert 0 <= result["student"]["accuracy"] <= 1
+    read, made = (result["cost"][k] for k in ("real_training_inputs_read", "images_synthesized"))
+    assert (read == 0 and made > 0) if settings["data_free"] else (read == 16 and made == 0)
+    assert (result["cost"]["teacher_queries"] > 0) == settings["needs_teacher"]
+
+
+@pytest.mark.parametrize("name", GENERATORS)
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 32, 32), (2, 28, 20)])
+def test_generators_make_inputs_in_range(name: str, shape: tuple[int, ...]) -> None:
+    node = plain(compose([f"generator={name}"]))["generator"]
+    spec = InputSpec(shape, (-1.0, 2.0), (0.0,) * shape[0], (1.0,) * shape[0])
+    generator = build(node, spec=spec, num_classes=5)
+    y = torch.arange(4) if generator.conditional else None
+    x = generator(torch.randn(4, generator.latent_size), y)
+    assert x.shape == (4, *shape)
+    assert -1 <= x.min() and x.max() <= 2
+    x.sum().backward()
+    assert all(p.grad is not None for p in generator.parameters())
