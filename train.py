@@ -1,8 +1,8 @@
 """Train a student, from a teacher alone or from data: compose the configuration and run it.
 
-    python train.py                                   the main job, on embedded digits
-    python train.py method=dafl data=mnist seed=1     another method on other data
-    python train.py --help                            groups, choices and examples
+python train.py                                   the main job, on embedded digits
+python train.py method=dafl data=mnist seed=1     another method on other data
+python train.py --help                            groups, choices and examples
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ Weights are random: they do not change the time. Prints median, minimum and maxi
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import resource
 import statistics
@@ -84,12 +85,15 @@ def measure(overrides: list[str], repeat: int) -> dict[str, Any]:
         parts.optimizer.zero_grad()
 
     per_cycle = settings["source"]["student_steps"]
-    cycles, updates, draws, steps = [], [], [], []
+    cycles: list[float] = []
+    updates: list[float] = []
+    draws: list[float] = []
+    steps: list[float] = []
     for cycle in range(repeat + 3):
         total = 0.0
         for i in range(per_cycle):
             drawing, batch = timed(parts.source.next)
-            learning, _ = timed(lambda batch=batch: learn(batch))
+            learning, _ = timed(functools.partial(learn, batch))
             total += drawing + learning
             if cycle >= 3:
                 (draws if i else updates).append(drawing)
@@ -109,7 +113,7 @@ def measure(overrides: list[str], repeat: int) -> dict[str, Any]:
         "student_step_seconds": _spread([t + drawn for t in steps]),
         "images_per_second": round(config.batch_size * per_cycle / statistics.median(cycles), 1),
         "peak_memory_bytes": peak,
-        "device": torch.cuda.get_device_name() if cuda else f"cpu, {torch.get_num_threads()} threads",
+        "device": torch.cuda.get_device_name() if cuda else f"cpu x{torch.get_num_threads()}",
         "torch": torch.__version__,
         "overrides": " ".join(overrides),
     }

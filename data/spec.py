@@ -58,8 +58,9 @@ class InputSpec:
 @functools.lru_cache(maxsize=64)  # built once: a copy to the device each step would make it wait
 def _moments(spec: InputSpec, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     shape = (1, -1) + (1,) * (len(spec.shape) - 1)
-    mean = torch.tensor(spec.mean, device=device, dtype=dtype).view(shape)
-    return mean, torch.tensor(spec.std, device=device, dtype=dtype).view(shape)
+    with torch.inference_mode(False):  # cached: must serve a backward pass later
+        mean = torch.tensor(spec.mean, device=device, dtype=dtype).view(shape)
+        return mean, torch.tensor(spec.std, device=device, dtype=dtype).view(shape)
 
 
 @dataclass

@@ -9,7 +9,7 @@ from models.classifier import Outputs
 
 
 class TransferTerm(nn.Module):
-    """A scalar that the student minimises: ``forward(student, teacher, batch) -> Tensor`` of shape [].
+    """A scalar that the student minimises: ``forward(student, teacher, batch) -> Tensor``.
 
     Attributes:
         student_taps: the student's taps that the term reads.

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from typing import Any
-
 from pkgutil import resolve_name
+from typing import Any
 
 from engine.check import SPECIAL, is_target, parameters_of
 

@@ -6,11 +6,11 @@ import difflib
 import inspect
 import types
 from collections.abc import Callable, Mapping, Sequence
+from pkgutil import resolve_name
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from pkgutil import resolve_name
 from omegaconf import OmegaConf
-from torch import nn
+from torch import Tensor, nn
 
 SPECIAL = {"_target_", "_partial_"}
 
@@ -52,7 +52,7 @@ def parameters_of(target: Callable[..., Any]) -> tuple[dict[str, inspect.Paramet
 
 
 def check_node(node: Any, path: str) -> list[str]:
-    """Every mistake in a node and in the nodes below it: missing or unknown targets, keys, types."""
+    """Every mistake in a node and in those below it: missing or unknown targets, keys, types."""
     mistakes: list[str] = []
     if isinstance(node, Mapping):
         if is_target(node):
@@ -136,7 +136,8 @@ def _fits(value: Any, annotation: Any) -> bool:
     if annotation is str:
         return isinstance(value, str)
     container = origin or annotation
-    if container is Callable or (inspect.isclass(container) and issubclass(container, nn.Module)):
+    parts = (nn.Module, Tensor)
+    if container is Callable or (inspect.isclass(container) and issubclass(container, parts)):
         return False  # a plain value is neither; a node with a _target_ is not checked here
     if inspect.isclass(container) and issubclass(container, Mapping):
         return isinstance(value, Mapping)

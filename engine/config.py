@@ -1,4 +1,4 @@
-"""The configuration: its schema, its composition from YAML groups, and one report of all mistakes."""
+"""The configuration: schema, composition from YAML groups, and one report of all mistakes."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from engine.check import check_node, check_type, describe_unknown, is_target
 
@@ -146,7 +147,7 @@ def compose(arguments: Sequence[str]) -> DictConfig:
         GlobalHydra.instance().clear()
         with initialize_config_dir(str(ROOT), version_base="1.3", job_name="train"):
             config = hydra_compose("train", overrides=chosen, return_hydra_config=True)
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, YAMLError) as error:
         raise ConfigError([*mistakes, _one_line(error)]) from error
     choices = OmegaConf.to_container(config.hydra.runtime.choices)
     OmegaConf.set_readonly(config, False)
@@ -192,7 +193,7 @@ def _sort_overrides(
                 # go on with what was probably meant, so that no key is blamed for the group
                 near = difflib.get_close_matches(choice, known[group], 1)
                 choice = near[0] if near else ""
-            if choice:
+            if choice and value is not None:
                 chosen.append(f"{ALIASES.get(group, group)}={choice}")
         else:
             values.append(override)
@@ -233,7 +234,7 @@ def _unknown_key(config: DictConfig, key: str, node: Any, part: str) -> str:
     return f"{key}: {describe_unknown(part, siblings)}"
 
 
-def _paths(node: DictConfig, prefix: str = "") -> list[str]:
+def _paths(node: Any, prefix: str = "") -> list[str]:
     found = []
     for key in node:
         path = f"{prefix}{key}"

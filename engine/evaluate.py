@@ -64,7 +64,8 @@ class Evaluator:
             confidence, predicted = logits.softmax(1).max(1)
             position = (confidence * BINS).ceil().long().clamp(1, BINS) - 1
             correct = (predicted == labels).float()
-            for row, value in zip(bins, (torch.ones_like(correct), confidence, correct), strict=True):
+            values = (torch.ones_like(correct), confidence, correct)
+            for row, value in zip(bins, values, strict=True):
                 row.index_add_(0, position, value)
             if self.guidance is not None:
                 agree += (predicted == self.guidance[i]).sum()

@@ -1,11 +1,13 @@
-"""What a run shows while it goes: TensorBoard, one progress line, and the check that losses are finite."""
+"""What a run shows while it goes: TensorBoard, a progress line, and losses that must be finite."""
 
 from __future__ import annotations
 
+import functools
 import math
 import sys
+import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -93,6 +95,28 @@ class Meter:
                     )
 
 
+def _written(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Tell in one message what TensorBoard's thread could not write."""
+
+    @functools.wraps(method)
+    def told(board: Board, *args: Any) -> Any:
+        try:
+            return method(board, *args)
+        except OSError as error:
+            raise ValueError(
+                f"could not write TensorBoard's events in {board.folder} ({error.strerror}): "
+                "free some space and run the same command again"
+            ) from error
+
+    return told
+
+
+def _silence(args: threading.ExceptHookArgs) -> None:
+    """The thread that writes events hands an OSError to the next call, which tells it."""
+    if not issubclass(args.exc_type, OSError):
+        threading.__excepthook__(args)
+
+
 class Board:
     """TensorBoard events in the run directory, continued after a kill without a repeated step.
 
@@ -108,20 +132,25 @@ class Board:
             else:
                 with open(file, "rb+") as handle:
                     handle.truncate(length)
+        threading.excepthook = _silence
         self.writer = SummaryWriter(str(folder))
 
+    @_written
     def lengths(self) -> dict[str, int]:
         self.writer.flush()
         return {p.name: p.stat().st_size for p in self.folder.glob("events.out.tfevents.*")}
 
+    @_written
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         for name, value in values.items():
             self.writer.add_scalar(name, value, step)
 
+    @_written
     def images(self, tag: str, images: Tensor, step: int) -> None:
         """A grid [C, H, W] in [0, 1]."""
         self.writer.add_image(tag, images, step)
 
+    @_written
     def histogram(self, tag: str, fractions: list[float], step: int) -> None:
         """Predicted classes, each class its own bar."""
         n = len(fractions)
@@ -137,13 +166,15 @@ class Board:
             global_step=step,
         )
 
+    @_written
     def summarize(self, settings: dict[str, Any], metrics: dict[str, float]) -> None:
         """hparams with the final metrics, in this run's own folder, so that runs compare."""
         for summary in hparams(settings, metrics):
-            self.writer.file_writer.add_summary(summary)  # type: ignore[union-attr]
+            self.writer.file_writer.add_summary(summary)  # type: ignore
         for name, value in metrics.items():
             self.writer.add_scalar(name, value)
 
+    @_written
     def close(self) -> None:
         self.writer.close()
 

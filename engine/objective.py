@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 @dataclass
 class Losses:
-    """``total`` carries the gradient; ``terms`` holds each weighted term, detached, on the device."""
+    """``total`` carries the gradient; ``terms`` holds each weighted term, detached."""
 
     total: Tensor
     terms: dict[str, Tensor]

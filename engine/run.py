@@ -1,4 +1,4 @@
-"""The run directory: who may write it, what it belongs to, and checkpoints that are whole or absent."""
+"""The run directory: who may write it, whose it is, and checkpoints that are whole or absent."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a run's teacher comes from: a checkpoint, or a supervised run that is kept for the next time."""
+"""Where a run's teacher comes from: a checkpoint, or a supervised run that is kept."""
 
 from __future__ import annotations
 

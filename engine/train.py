@@ -66,8 +66,9 @@ class Training:
         self.steps: int = config["steps"]
         self.clock, self.meter = Clock(runtime), Meter()
         self.evaluate = Evaluator(parts.result, teacher, parts.dataset.open("test"), runtime)
-        synthetic = teacher is not None and config["data_free"]
-        self.inspect = Inspector(teacher, parts.student, runtime) if synthetic else None
+        self.inspect = None
+        if teacher is not None and config["data_free"]:
+            self.inspect = Inspector(teacher, parts.student, runtime)
         self.teacher = teacher
         self.recent: deque[Tensor] = deque(maxlen=max(1, LOOK // config["batch_size"]))
         self.losses: dict[str, float] = {}

@@ -1,4 +1,4 @@
-"""One entry point for every network: normalise, run, and return logits with the features asked for."""
+"""One entry point for every network: normalise, run, return logits and the features asked for."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ BatchNorm = nn.modules.batchnorm._BatchNorm
 
 @dataclass
 class Statistics:
-    """Mean and biased variance [C] of one BatchNorm layer's input, beside the layer's running ones."""
+    """Mean and biased variance [C] of a BatchNorm layer's input, beside its running ones."""
 
     mean: Tensor
     variance: Tensor
@@ -83,7 +83,7 @@ class Classifier(nn.Module):
             self._resolve(tap).register_forward_hook(self._feature_hook(tap))
         if statistics:
             for layer in self.batchnorms():
-                layer.register_forward_pre_hook(self._statistics_hook)
+                layer.register_forward_pre_hook(self._statistics_hook())
         self.expected_statistics = len(self.batchnorms()) if statistics else 0
 
     def batchnorms(self) -> list[BatchNorm]:
@@ -143,10 +143,15 @@ class Classifier(nn.Module):
 
         return hook
 
-    def _statistics_hook(self, layer: nn.Module, args: tuple[Tensor]) -> None:
-        x = full_precision(args[0])
-        dims = [d for d in range(x.dim()) if d != 1]
-        variance, mean = torch.var_mean(x, dims, correction=0)
-        self._statistics.append(
-            Statistics(mean, variance, layer.running_mean, layer.running_var)  # type: ignore[arg-type]
-        )
+    def _statistics_hook(self) -> Any:
+        def hook(layer: BatchNorm, args: tuple[Tensor]) -> None:
+            x = full_precision(args[0])
+            dims = [d for d in range(x.dim()) if d != 1]
+            variance, mean = torch.var_mean(x, dims, correction=0)
+            assert layer.running_mean is not None
+            assert layer.running_var is not None
+            self._statistics.append(
+                Statistics(mean, variance, layer.running_mean, layer.running_var)
+            )
+
+        return hook

@@ -1,11 +1,11 @@
-"""Shared by all tests: one thread count, and where the reference data lies (absent on a user's machine)."""
+"""Shared by all tests: where the reference data lies, which is absent on a user's machine."""
 
 from pathlib import Path
 
 import pytest
 import torch
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)  # networks as small as the tests' are fastest so
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 

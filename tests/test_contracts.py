@@ -194,6 +194,15 @@ def test_generators_make_inputs_in_range(name: str, shape: tuple[int, ...]) -> N
     y = torch.arange(4) if generator.conditional else None
     x = generator(torch.randn(4, generator.latent_size), y)
     assert x.shape == (4, *shape)
-    assert -1 <= x.min() and x.max() <= 2
+    assert x.min() >= -1
+    assert x.max() <= 2
     x.sum().backward()
     assert all(p.grad is not None for p in generator.parameters())
+
+
+@pytest.mark.parametrize("name", sorted(p.stem for p in (ROOT / "experiment").glob("*.yaml")))
+def test_experiments_compose_and_still_take_overrides(name: str) -> None:
+    config = compose([f"experiment={name}", "student=wrn_16_2", "steps=7"])
+    assert config.steps == 7
+    assert config.student.model.width == 2
+    assert config.choices.experiment == name

@@ -18,7 +18,6 @@ from data.spec import InputSpec
 from models.classifier import Classifier
 from models.digits import DigitsCNN
 from models.lenet import LeNet5
-from models.resnet_cifar import resnet_cifar
 from models.teacher import check_network, freeze, load_classifier, load_weights, save_network
 
 SPEC = InputSpec((1, 8, 8), (0.0, 1.0), (0.3,), (0.4,))
@@ -258,30 +257,6 @@ def test_check_explains_a_network_that_fails() -> None:
         5,
     )
     refuse("LeNet5 cannot take", check_network, Classifier(LeNet5(1, 5), SPEC), 5)
-
-
-def cifar_test_images(shared: Path, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The first images [count, 3, 32, 32] in [0, 1] out of 16×16 mosaics, and their labels."""
-    folder = shared / "data" / "cifar10"
-    mosaics = [np.asarray(Image.open(folder / f"test_00{i}.webp").convert("RGB")) for i in (0, 1)]
-    tiles = [m.reshape(16, 32, 16, 32, 3).swapaxes(1, 2).reshape(-1, 32, 32, 3) for m in mosaics]
-    images = torch.from_numpy(np.concatenate(tiles)[:count]).permute(0, 3, 1, 2) / 255
-    return images, torch.from_numpy(np.load(folder / "test_labels.npy")[:count]).long()
-
-
-@pytest.mark.parametrize("depth", [20, 56])
-def test_public_teachers_classify(shared: Path, depth: int) -> None:
-    images, labels = cifar_test_images(shared, 512 if depth == 20 else 256)
-    path = shared / "teachers" / f"cifar10_resnet{depth}.safetensors"
-    data = InputSpec((3, 32, 32), mean=(0.5,) * 3, std=(0.5,) * 3)
-    mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
-    classes = [str(i) for i in range(10)]
-    teacher = freeze(load_classifier(resnet_cifar(3, 10, depth), path, data, mean, std, classes))
-    state = load_weights(path)[0]
-    resnet_cifar(3, 10, depth).load_state_dict(state, strict=True)
-    with torch.no_grad():
-        accuracy = (teacher(images).logits.argmax(1) == labels).float().mean().item()
-    assert accuracy >= 0.88
 
 
 def test_full_disk_for_real(tmp_path: Path) -> None:

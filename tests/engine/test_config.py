@@ -1,0 +1,203 @@
+"""Every mistake in a configuration is reported, all at once, before anything is built."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+import engine.config
+import train
+from engine.config import ROOT, ConfigError, compose, groups
+
+METHODS = sorted(p.stem for p in (ROOT / "method").glob("*.yaml"))
+DATA = sorted(p.stem for p in (ROOT / "data").glob("*.yaml"))
+DOCUMENTED = [
+    "seed=3",
+    "steps=7",
+    "run_dir=here",
+    "device=cpu",
+    "device=auto",
+    "device=cuda",
+    "precision=bf16",
+    "compile=true",
+    "overwrite=true",
+    "teacher.checkpoint=t.safetensors",
+    "teacher.mean=[0.5]",
+    "teacher.std=[0.5]",
+    "data.root=elsewhere",
+    "data.path=file.npz",
+]
+# What is written, and what the report has to say about it.
+MISTAKES = [
+    ("sede=1", "sede", "did you mean 'seed'?"),
+    ("metod=dafl", "metod", "did you mean method?"),
+    ("checkpoint=t.pt", "checkpoint", "did you mean 'checkpoints'?"),
+    ("method=dafll", "method=dafll", "did you mean 'dafl'?"),
+    ("data=emnist", "data=emnist", "did you mean"),
+    ("teacher=lenet_5", "teacher=lenet_5", "did you mean 'lenet5'?"),
+    ("student=zzz", "student=zzz", "there is: digits_cnn, "),
+    ("experiment=none", "experiment=none", "no 'none'"),
+    ("steps=many", "steps='many'", "a whole number"),
+    ("steps=0", "steps=0", "at least 1"),
+    ("batch_size=0", "batch_size=0", "at least 1"),
+    ("log_every=0", "log_every=0", "at least 1"),
+    ("checkpoints=-1", "checkpoints=-1", "at least 0"),
+    ("seed=", "seed=''", "a whole number"),
+    ("seed=1.5", "seed=1.5", "a whole number"),
+    ("compile=2", "compile=2", "true or false"),
+    ("device=gpu", "device='gpu'", "one of auto, cpu, cuda"),
+    ("precision=fp16", "precision='fp16'", "one of fp32, bf16"),
+    ("teacher.mean=0.5", "teacher.mean=0.5", "list[float]"),
+    ("teacher.mean=[a]", "teacher.mean=['a']", "list[float]"),
+    ("teacher.chekpoint=a", "teacher.chekpoint", "did you mean 'checkpoint'?"),
+    ("teacher.model.widht=3", "teacher.model.widht", "did you mean 'width'?"),
+    ("teacher.model.width=a", "teacher.model.width='a'", "a whole number"),
+    ("student.model._target_=models.digits.DigitsCnn", "_target_", "models.digits.DigitsCNN?"),
+    ("student.model._target_=model.digits.DigitsCNN", "_target_", "no module 'model.digits'"),
+    ("student.model._target_=torch.pi", "_target_", "nothing that builds"),
+    ("source.studnet_steps=2", "source.studnet_steps", "did you mean 'student_steps'?"),
+    ("source.optimizer.lr=[1]", "lr=[1]", "a number"),
+    ("source.optimizer=adam", "source.optimizer='adam'", ""),
+    ("source.generator=large", "generator='large'", ""),
+    ("optimizer=adam", "optimizer", "_target_"),
+    ("optimizer.lr_rate=1", "optimizer.lr_rate", "no 'lr_rate'"),
+    ("schedule=null", "schedule", "_target_"),
+    ("distiller.terms.kd.wieght=2", "distiller.terms.kd.wieght", "did you mean 'weight'?"),
+    ("distiller.terms.kd.weight=a", "distiller.terms.kd.weight='a'", "a number"),
+    ("distiller.terms.kd.term.temprature=2", "term.temprature", "did you mean 'temperature'?"),
+    ("distiller.terms.kd=null", "distiller.terms.kd", "group of keys"),
+    ("distiller.terms.kd=4", "distiller.terms.kd", "group of keys"),
+    ("distiller.terms=4", "distiller.terms", "group of keys"),
+    ("distiller=null", "distiller", "group of keys"),
+    ("synthesis.terms.onehott.weight=1", "onehott", "did you mean 'onehot'?"),
+    ("data.training.lr=fast", "data.training.lr='fast'", "a number"),
+    ("data.training.epochs=4", "data.training.epochs", ""),
+    ("data.root.x=4", "data.root.x", ""),
+    ("student=timm", "student.model.name", "not set"),
+    ("~seed", "seed", "set another value"),
+    ("~teacher.mean", "teacher.mean", "set another value"),
+    ("~nothing", "nothing", "no 'nothing'"),
+    ("seed=1,2", "seed=1,2", "one run for each"),
+    ("steps=range(1,3)", "steps=range(1,3)", "one run for each"),
+    ("seed", "'seed'", "key=value"),
+    ("--verbose", "'--verbose'", "key=value"),
+    ("seed=[1", "'seed=[1'", "key=value"),
+    ("run_dir=${nowhere}", "nowhere", ""),
+]
+
+
+@pytest.mark.parametrize(("written", "named", "hint"), MISTAKES)
+def test_a_mistake_is_one_line_that_names_it(written: str, named: str, hint: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        compose([written])
+    lines = caught.value.mistakes
+    assert any(named in line and hint in line for line in lines), lines
+    assert all(len(line) < 700 and "\n" not in line for line in lines)
+
+
+def test_nothing_else_is_blamed() -> None:
+    """One mistake, one line; a group's choice that is mistyped stands for the one meant."""
+    for mistake in ("sede=1", "seed=a", "teacher.model.widht=3", "source.optimizer=adam"):
+        with pytest.raises(ConfigError) as caught:
+            compose([mistake])
+        assert len(caught.value.mistakes) == 1, caught.value.mistakes
+    with pytest.raises(ConfigError) as caught:
+        compose(["method=deep_inversoin", "source.iterations=5"])
+    assert len(caught.value.mistakes) == 1, caught.value.mistakes
+
+
+def test_all_at_once(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """... and nothing is built, claimed or written first."""
+    monkeypatch.setattr(train, "Runtime", None)
+    monkeypatch.setattr(train, "run", None)
+    written = ["sede=1", "steps=many", "seed=1,2", "data=digit", "optimizer.lr=a", "source.x=1"]
+    assert train.main([*written, "synthesis.terms.bn.term.y=1", "clip"]) == 1
+    text = capsys.readouterr().err
+    for name in ("sede:", "steps='", "'seed=1,2'", "data=digit:", "optimizer.lr=", "source.x:"):
+        assert sum(name in line for line in text.splitlines()) == 1, name
+    assert "'clip'" in text
+    assert "synthesis.terms.bn.term.y" in text
+    assert "Traceback" not in text
+    assert not list(Path.cwd().iterdir())
+
+
+def test_an_experiment_file_is_held_against_the_schema_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "configs"
+    shutil.copytree(ROOT, root)
+    (root / "experiment").mkdir(exist_ok=True)
+    monkeypatch.setattr(engine.config, "ROOT", root)
+    file = root / "experiment" / "mine.yaml"
+    good = "# @package _global_\ndefaults:\n  - override /method: dafl\nsteps: 5\nema: 0.5\n"
+    file.write_text(good)
+    config = compose(["experiment=mine", "steps=6"])
+    assert (config.choices.method, config.steps, config.ema) == ("dafl", 6, 0.5)
+    file.write_text(good + "stepz: 5\ndata: {training: {epochs: 3}, colour: 1}\nclip: strong\n")
+    with pytest.raises(ConfigError) as caught:
+        compose(["experiment=mine"])
+    assert len(caught.value.mistakes) == 4, caught.value.mistakes
+    for name in ("stepz: no 'stepz'; did you mean 'steps'", "epochs", "data.colour", "clip"):
+        assert any(name in line for line in caught.value.mistakes), name
+    file.write_text("steps: [1\n")
+    with pytest.raises(ConfigError):
+        compose(["experiment=mine"])
+
+
+@pytest.mark.parametrize("override", DOCUMENTED)
+def test_documented_overrides(override: str) -> None:
+    config = compose([override])
+    key, value = override.split("=")
+    node = config
+    for part in key.split("."):
+        node = node[part]
+    assert str(node).lower() == value
+
+
+def test_documented_groups() -> None:
+    config = compose(["method=dafl", "data=mnist", "teacher=lenet5", "student=lenet5_half"])
+    assert config.choices.method == "dafl"
+    assert config.data.dataset.name == "MNIST"
+    assert config.teacher.model._target_ == "models.lenet.LeNet5"
+    assert config.choices.student == "lenet5_half"
+    assert compose(["experiment=null"]) == compose([])
+
+
+def test_keys_of_parts_are_set_by_path() -> None:
+    """Those that a file names, those that only a signature names, and through a reference."""
+    changes = ["source.clip=2.0", "source.generator.channels=8", "~synthesis.terms.balance"]
+    config = compose([*changes, "optimizer.weight_decay=0.1", "+optimizer.amsgrad=true"])
+    assert config.source.clip == 2.0
+    assert config.generator.channels == 8
+    assert config.optimizer.amsgrad is True
+    assert "balance" not in config.synthesis.terms
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("data", DATA)
+def test_every_method_composes_with_all_data(method: str, data: str) -> None:
+    config = compose([f"method={method}", f"data={data}"])
+    assert config.choices.method == method
+    assert config.choices.data == data
+
+
+def test_help_names_every_group_and_choice(capsys: pytest.CaptureFixture[str]) -> None:
+    assert train.main(["--help"]) == 0
+    text = capsys.readouterr().out
+    for group, choices in groups().items():
+        line = next(line for line in text.splitlines() if line.split()[:1] == [group])
+        assert line.split()[1:] == choices
+    assert set(groups()) >= {"method", "data", "teacher", "student", "generator"}
+    for key in ("seed: 0", "device: auto", "overwrite: false", "Examples:"):
+        assert key in text
+    for example in [line.split("train.py")[1] for line in text.splitlines() if "=" in line
+                    and "train.py" in line and "\\" not in line]:  # fmt: skip
+        compose(example.split("  ")[0].split())
+
+
+def test_show_prints_the_composed_configuration(capsys: pytest.CaptureFixture[str]) -> None:
+    assert train.main(["--show", "method=kd", "seed=5"]) == 0
+    text = capsys.readouterr().out
+    assert "seed: 5" in text
+    assert "RealSource" in text
+    assert not list(Path.cwd().iterdir())

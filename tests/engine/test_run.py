@@ -1,0 +1,239 @@
+"""A run directory belongs to one configuration and one process; checkpoints are whole or absent."""
+
+import errno
+import fcntl
+import json
+import os
+import resource
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import train
+from engine.config import compose
+from engine.run import RunDirectory
+from engine.runtime import Runtime
+from tests.engine.runs import TINY, Run, contents
+
+
+def path_of(*overrides: str) -> Path:
+    return RunDirectory(compose([*TINY, *overrides]), Runtime("cpu")).path
+
+
+def test_the_path_is_a_function_of_the_configuration() -> None:
+    path = path_of()
+    assert path == path_of()
+    assert path.parent == Path("runs")
+    assert path.name.startswith("digits-reverie-digits_cnn-digits_cnn_small-seed0-")
+    for override in ("device=auto", "log_every=7", "checkpoints=2", "overwrite=true"):
+        assert path_of(override) == path, override
+    others = ["seed=1", "steps=9", "optimizer.lr=0.5", "method=dafl", "precision=bf16", "ema=0.9"]
+    assert len({path, *map(path_of, others)}) == 1 + len(others)
+    assert path_of("run_root=elsewhere") == Path("elsewhere") / path.name
+    assert path_of("run_dir=here", "run_root=elsewhere") == Path("here")
+
+
+def begun(path: Path, *overrides: str) -> RunDirectory:
+    directory = RunDirectory(compose([*TINY, f"run_dir={path}", *overrides]), Runtime("cpu"))
+    with directory.claimed():
+        directory.begin()
+    return directory
+
+
+def test_another_configuration_is_refused_by_its_keys(tmp_path: Path) -> None:
+    begun(tmp_path / "run")
+    before = contents(tmp_path)
+    begun(tmp_path / "run", "log_every=5", "checkpoints=3")
+    with pytest.raises(ValueError, match=r"changed: seed, optimizer\.lr\. .*overwrite=true"):
+        begun(tmp_path / "run", "seed=1", "optimizer.lr=0.7")
+    with pytest.raises(ValueError, match=r"teacher\.model\.width, source\._target_, .*method\."):
+        begun(tmp_path / "run", "method=deep_inversion", "teacher.model.width=9")
+    assert contents(tmp_path) == before
+
+
+def test_a_folder_of_other_files_is_refused_untouched(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.txt").write_text("mine")
+    for override in ("overwrite=false", "overwrite=true"):
+        with pytest.raises(ValueError, match=r"no run directory: give another run_dir"):
+            begun(tmp_path / "run", override)
+    assert contents(tmp_path) == {"run/thesis.txt": b"mine"}
+
+
+def test_nothing_is_left_where_nothing_began(directory: RunDirectory) -> None:
+    with directory.claimed():
+        pass
+    assert not directory.path.exists()
+    directory.path.mkdir()
+    with directory.claimed():
+        pass
+    assert directory.path.exists()  # it was not ours to remove
+
+
+def test_overwrite_starts_again(tiny: list[str], tmp_path: Path) -> None:
+    arguments = [*tiny, f"run_dir={tmp_path / 'run'}", "steps=4"]
+    assert train.main(arguments) == 0
+    first = contents(tmp_path / "run")
+    (tmp_path / "run" / "notes.txt").write_text("mine")
+    assert train.main(arguments) == 0  # finished: the result is shown, nothing runs
+    assert contents(tmp_path / "run") == first | {"notes.txt": b"mine"}
+    assert train.main([*arguments, "seed=1", "overwrite=true"]) == 0
+    second = contents(tmp_path / "run")
+    assert second.pop("notes.txt") == b"mine"
+    assert {k for k in second if "tfevents" in k}.isdisjoint(first)
+    assert len(second) == len(first)
+    assert json.loads(second["result.json"])["seed"] == 1
+    assert b"seed: 1" in second["config.yaml"]
+    assert train.main([*arguments, "seed=1", "overwrite=true"]) == 0  # again, from the start
+    assert contents(tmp_path / "run")["result.json"] != second["result.json"]
+
+
+def test_overwrite_takes_nothing_before_the_new_run_stands(
+    tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [*tiny, f"run_dir={tmp_path / 'run'}", "steps=2"]
+    assert train.main(arguments) == 0
+    before = contents(tmp_path / "run")
+    for mistake in ("teacher.checkpoint=missing.pt", "student.model.width=0", "ema=2.0"):
+        assert train.main([*arguments, "overwrite=true", mistake]) == 1
+        assert contents(tmp_path / "run") == before, mistake
+    assert capsys.readouterr().err.count("error:") == 3
+
+
+def test_two_processes_in_one_directory(directory: RunDirectory, tmp_path: Path) -> None:
+    """The lock is held by another process, and goes with it."""
+    arguments = [*TINY, f"run_dir={directory.path}"]
+    with directory.claimed():
+        directory.begin()
+        before = contents(directory.path)
+        second = Run(arguments, tmp_path / "log")
+        assert second.wait() == 1
+        assert "another process is using the run directory" in second.output
+        assert len(second.output.splitlines()) == 1
+        assert contents(directory.path) == before
+    assert Run([*arguments, "data.training.steps=2"], tmp_path / "log").wait() == 1
+    other = [f"run_dir={directory.path}", "teacher.checkpoint=missing.pt", "overwrite=true"]
+    third = Run([*TINY, *other], tmp_path / "log")
+    assert third.wait() == 1
+    assert "missing.pt" in third.output
+
+
+def test_a_lock_on_a_directory_removed_meanwhile_is_none(
+    directory: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process, which found nothing to do, removes the directory just before our lock."""
+    calls = []
+
+    def flock(handle: int, flags: int) -> None:
+        if not calls:
+            directory.path.rmdir()
+        calls.append(flags)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with directory.claimed():
+        assert directory.path.is_dir()
+    assert len(calls) == 2
+
+
+def test_checkpoints_replace_one_another(directory: RunDirectory) -> None:
+    assert directory.load() is None
+    for step in (3, 999_999_999):
+        directory.save(step, {"step": step, "x": torch.arange(3)})
+        assert [p.name for p in directory.checkpoints()] == [f"step-{step:09d}"]
+        state = directory.load()
+        assert state is not None
+        assert state["step"] == step
+    directory.save(999_999_999, {"step": -1})  # the same step is the same state: it stays
+    assert [p.name for p in (directory.path / "checkpoints").iterdir()] == ["step-999999999"]
+    state = directory.load()
+    assert state is not None
+    assert state["step"] == 999_999_999
+
+
+def test_what_a_kill_leaves_is_no_checkpoint(directory: RunDirectory) -> None:
+    directory.save(3, {"step": 3})
+    folder = directory.path / "checkpoints"
+    for name in ("partial-000000006", "step-000000009"):  # half written; half removed
+        (folder / name).mkdir()
+    (folder / "partial-000000006" / "rank0.pt").write_bytes(b"half")
+    state = directory.load()
+    assert state is not None
+    assert state["step"] == 3
+    assert not (folder / "partial-000000006").exists()
+
+
+@pytest.mark.parametrize("kind", [OSError(errno.ENOSPC, "No space left"), RuntimeError("writer")])
+def test_a_failed_write_leaves_the_previous_checkpoint(
+    kind: Exception, directory: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory.save(3, {"step": 3})
+    before = contents(directory.path)
+
+    def half(state: Any, file: Any) -> None:
+        file.write(b"half")
+        raise kind
+
+    monkeypatch.setattr(torch, "save", half)
+    with pytest.raises(ValueError, match=r"step 6 .*step-000000003, is intact") as caught:
+        directory.save(6, {"step": 6})
+    assert "same command again" in str(caught.value)
+    assert contents(directory.path) == before
+
+
+def limit_files(size: int) -> int:
+    """No file of this process may grow beyond the size; gives the former limit."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    return soft
+
+
+def test_a_disk_that_is_full(directory: RunDirectory) -> None:
+    """The operating system itself refuses the bytes."""
+    directory.save(3, {"step": 3})
+    before = contents(directory.path)
+    former = limit_files(4096)
+    try:
+        with pytest.raises(ValueError, match="could not save the checkpoint of step 6"):
+            directory.save(6, {"x": torch.zeros(100_000)})
+    finally:
+        limit_files(former)
+    assert contents(directory.path) == before
+    directory.save(6, {"step": 6})
+
+
+@pytest.mark.parametrize("size", [1_000, 4_000, 20_000, 60_000])
+def test_a_run_on_a_disk_that_is_full(size: int, tiny: list[str], tmp_path: Path) -> None:
+    """Whichever file is the first that does not fit: one message, and later the run goes on."""
+    arguments = [*tiny, f"run_dir={tmp_path / 'run'}", "evaluations=12", "checkpoints=1"]
+    full = Run(arguments, tmp_path / "log", ("on_a_full_disk", size))
+    assert full.wait() == 1, full.output
+    assert "Traceback" not in full.output, full.output
+    error = full.output[full.output.index("error:") :]
+    assert len(error.splitlines()) <= 2, error
+    assert str(tmp_path / "run") in error
+    assert "the same command again" in error or size == 1_000
+    again = Run(arguments, tmp_path / "log")
+    assert again.wait() == 0, again.output
+
+
+def test_another_number_of_processes_is_refused(directory: RunDirectory) -> None:
+    directory.save(3, {"step": 3})
+    before = contents(directory.path)
+    directory.runtime.world_size = 2
+    with pytest.raises(ValueError, match=r"1 process\(es\), not 2: use --nproc-per-node=1"):
+        directory.load()
+    assert contents(directory.path) == before
+
+
+def test_a_path_that_cannot_be_a_directory(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    for path in (tmp_path / "file", tmp_path / "file" / "below"):
+        assert train.main([*TINY, f"run_dir={path}"]) == 1
+        assert len(capsys.readouterr().err.splitlines()) == 1
+    assert os.listdir(tmp_path) == ["file"]
