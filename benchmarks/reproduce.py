@@ -1,4 +1,4 @@
-"""Run the rows of docs/results.md, each as `train.py` would, and make the page from what they leave.
+"""Run the rows of docs/results.md as `train.py` would, and make the page from what they leave.
 
     python benchmarks/reproduce.py --list              rows and their commands
     python benchmarks/reproduce.py                     all of them, into runs/results/

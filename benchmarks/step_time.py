@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import functools
 import json
-import resource
 import statistics
 import sys
 import time
@@ -101,19 +100,14 @@ def measure(overrides: list[str], repeat: int) -> dict[str, Any]:
         if cycle >= 3:
             cycles.append(total)
     drawn = statistics.median(draws) if draws else 0.0
-    cuda = runtime.device.type == "cuda"
-    peak = (
-        torch.cuda.max_memory_allocated()
-        if cuda
-        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    )
     return {
         "cycle_seconds": _spread(cycles),
         "generator_step_seconds": _spread([t - drawn for t in updates]),
         "student_step_seconds": _spread([t + drawn for t in steps]),
         "images_per_second": round(config.batch_size * per_cycle / statistics.median(cycles), 1),
-        "peak_memory_bytes": peak,
-        "device": torch.cuda.get_device_name() if cuda else f"cpu x{torch.get_num_threads()}",
+        "peak_memory_bytes": runtime.peak_memory(),
+        "device": runtime.device_name,
+        "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "overrides": " ".join(overrides),
     }

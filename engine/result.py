@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import resource
 from typing import Any
 
 import torch
@@ -31,17 +30,11 @@ def summarize(
 ) -> dict[str, Any]:
     """The content of ``result.json``; accuracies are fractions, counts are sums over ranks."""
     choices = config["choices"]
-    cuda = runtime.device.type == "cuda"
     counts = parts.source.counts()
     counts["teacher_queries"] += parts.distiller.teacher_queries
     if config["data_free"]:  # the data set's word counts, not the synthesizer's
         counts["real_training_inputs_read"] += parts.dataset.real_training_inputs_read
     totals = runtime.sum(torch.tensor(list(counts.values()), device=runtime.device)).tolist()
-    peak = (
-        torch.cuda.max_memory_allocated()
-        if cuda
-        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    )
     result: dict[str, Any] = {
         "schema": 1,
         "status": "finished",
@@ -69,8 +62,8 @@ def summarize(
             "evaluation_seconds": seconds.get("evaluation", 0.0),
             "steps": config["steps"],
             **dict(zip(counts, totals, strict=True)),
-            "peak_memory_bytes": peak,
-            "device": torch.cuda.get_device_name() if cuda else "cpu",
+            "peak_memory_bytes": runtime.peak_memory(),
+            "device": runtime.device_name,
             "precision": config["precision"],
         },
     }

@@ -142,8 +142,7 @@ class Training:
         busy = seconds["synthesis"] + seconds["distillation"]
         images = step * self.config["batch_size"] * self.runtime.world_size
         values["speed/images_per_second"] = images / max(busy, 1e-9)
-        if self.runtime.device.type == "cuda":
-            values["memory/peak_bytes"] = float(torch.cuda.max_memory_allocated())
+        values["memory/peak_bytes"] = float(self.runtime.peak_memory())
         self.board.scalars(values, step)
 
     def _evaluate(self, step: int) -> None:

@@ -109,7 +109,8 @@ def _read_torch(path: Path) -> Any:
                 "re-save its state dict with safetensors.torch.save_file"
             )
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with open(path, "rb") as file:  # given a path, torch.load goes by its name
+            return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise ValueError(
             f"{path} needs unpickling, which would run code from the file; where you trust it, "
