@@ -46,6 +46,7 @@ class DataConfig:
 
     dataset: Node
     training: TrainingConfig
+    steps: int  # of a data-free run, whatever the method, so that methods compare
     root: str = "datasets"
     path: str | None = None
     size: int | None = None
@@ -214,7 +215,8 @@ def _set(config: DictConfig, override: Override, mistakes: list[str]) -> None:
             return mistakes.append(f"{key}: {_one_line(error)}")
     if not OmegaConf.is_dict(node):
         return mistakes.append(_unknown_key(config, key, {}, last))
-    if last not in node and (override.is_delete() or not is_target(node)):
+    addable = is_target(node) or (parents[-1:] == ["terms"] and override.is_add())
+    if last not in node and (override.is_delete() or not addable):
         return mistakes.append(_unknown_key(config, key, node, last))
     if not override.is_delete():
         node[last] = override.value()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from omegaconf import DictConfig
@@ -15,12 +16,23 @@ from models.classifier import Classifier
 
 
 def obtain_teacher(
-    config: DictConfig, settings: dict[str, Any], dataset: Dataset, runtime: Runtime
+    config: DictConfig,
+    settings: dict[str, Any],
+    dataset: Dataset,
+    runtime: Runtime,
+    train: Callable[..., Any],
 ) -> tuple[Classifier | None, str]:
     """The teacher that the configuration names, and a line that says where it came from.
 
     One that has no checkpoint is trained by ``method=scratch`` with the data set's own recipe
-    and this run's seed, under the same run root, before the training data is closed to this run.
+    and this run's seed, under the same run root, whose training data stays closed.
+
+    Args:
+        config: as composed.
+        settings: the same, resolved.
+        dataset: of this run.
+        runtime: of this run.
+        train: :func:`engine.train.run`; a teacher's training is a run like any other.
 
     Raises:
         ValueError: for a checkpoint that does not fit.
@@ -30,14 +42,12 @@ def obtain_teacher(
     path = settings["teacher"]["checkpoint"]
     if path:
         return load_teacher(settings, path, dataset, runtime), f"teacher: loaded from {path}"
-    from engine.train import run  # a teacher's training is a run like any other
-
     recipe = teacher_config(config)
     directory = RunDirectory(recipe, runtime)
     trained = "trained earlier" if directory.result() else "trained for this run"
     if runtime.main and not directory.result():
         print(f"teacher: training {config.choices.teacher} on {config.choices.data}", flush=True)
-    run(recipe, runtime, wait=True)
+    train(recipe, runtime, wait=True)
     checkpoint = directory.path / "student.safetensors"
     teacher = load_teacher(settings, str(checkpoint), dataset, runtime)
     return teacher, f"teacher: {trained} with real data, kept in {checkpoint}"
@@ -48,7 +58,7 @@ def teacher_config(config: DictConfig) -> DictConfig:
     c = config.choices
     recipe = compose(["method=scratch", f"data={c.data}", f"student={c.teacher}"])
     recipe.student.model = config.teacher.model
-    recipe.data = config.data
+    recipe.data = {**config.data, "steps": recipe.data.steps}  # how long we run is not its business
     for key in ("seed", "device", "precision", "compile", "run_root"):
         recipe[key] = config[key]
     return recipe

@@ -35,7 +35,7 @@ def run(config: DictConfig, runtime: Runtime, wait: bool = False) -> dict[str, A
             return result
         settings = plain(config)
         dataset = build_dataset(settings, runtime)
-        teacher, origin = obtain_teacher(config, settings, dataset, runtime)
+        teacher, origin = obtain_teacher(config, settings, dataset, runtime, run)
         parts = build_parts(settings, dataset, teacher, runtime)
         directory.begin()
         if runtime.main and origin:

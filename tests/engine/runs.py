@@ -9,6 +9,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import socket
 import sys
 from collections import Counter
 from multiprocessing import forkserver
@@ -170,6 +171,22 @@ def on_a_full_disk(size: int) -> None:
 
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+
+def ranks(
+    arguments: list[str], folder: Path, moments: tuple[tuple[Any, ...], ...] = ((), ())
+) -> list[Run]:
+    """One run in as many processes as there are moments, as torchrun would start them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(len(moments))}
+    return [
+        Run(
+            arguments, folder / f"log{rank}", moment, RANK=str(rank), LOCAL_RANK=str(rank), **shared
+        )
+        for rank, moment in enumerate(moments)
+    ]
 
 
 def checkpoint(run: Path, rank: int = 0) -> dict[str, Any]:

@@ -1,0 +1,137 @@
+"""Several processes make one run: weights alike, noise not, statistics averaged, resume exact."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from models.teacher import load_weights
+from tests.engine.runs import ROOT, TINY, checkpoint, contents, differing, events, ranks
+
+# No BatchNorm, and every rank its own part of each real batch
+PLAIN = ["method=scratch", "data.size=32", "student=lenet5_half", "~student.model.width"]
+PLAIN += ["data.training.augment=[]", "schedule.warmup=0.0", "device=cpu", "steps=3"]
+PLAIN += ["evaluations=1", "checkpoints=1"]
+
+
+def finish(arguments: list[str], folder: Path) -> None:
+    for process in ranks(arguments, folder):
+        assert process.wait() == 0, process.output
+
+
+def kinds(state: dict[str, torch.Tensor]) -> tuple[list[str], list[str]]:
+    """Names of BatchNorm's statistics, and of all that is trained."""
+    statistics = [k for k in state if k.endswith(("running_mean", "running_var"))]
+    trained = [k for k, v in state.items() if k not in statistics and isinstance(v, torch.Tensor)]
+    return statistics, trained
+
+
+def test_torchrun_and_a_kill_of_both(tiny: list[str], tmp_path: Path) -> None:
+    """The command of the README; and the same in processes that are killed on the way."""
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc-per-node=2", str(ROOT / "train.py"), *tiny, f"run_dir={whole}"]
+    done = subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("student accuracy") == 1
+    check_whole(whole)
+    arguments = [*tiny, f"run_dir={killed}"]
+    for moment in [("at_step", 6), ("in_save", 0.5)]:
+        for process in ranks(arguments, tmp_path, (moment, moment)):
+            assert process.wait() == -signal.SIGKILL, process.output
+    statistics, trained = kinds(checkpoint(killed)["distiller"])
+    one, two = (checkpoint(killed, rank)["distiller"] for rank in (0, 1))
+    assert checkpoint(killed)["step"] == 4  # before the first evaluation
+    assert all(torch.equal(one[k], two[k]) for k in trained)
+    assert not any(torch.equal(one[k], two[k]) for k in statistics)
+    finish(arguments, tmp_path)
+    for rank in (0, 1):
+        assert not differing(checkpoint(whole, rank), checkpoint(killed, rank))
+    assert events(whole) == events(killed)
+    students = [load_weights(run / "student.safetensors") for run in (whole, killed)]
+    assert not differing(students[0], students[1])
+
+
+def check_whole(run: Path) -> None:
+    one, two = checkpoint(run, 0), checkpoint(run, 1)
+    assert one["step"] == two["step"] == 24
+    assert not differing(one["distiller"], two["distiller"])  # evaluated last, so averaged too
+    assert not differing(one["optimizer"], two["optimizer"])
+    generators = [state["source"]["generator"] for state in (one, two)]
+    for name in kinds(generators[0])[1]:
+        assert torch.equal(generators[0][name], generators[1][name]), name
+    assert not any(torch.equal(a, b) for a in one["recent"] for b in two["recent"])
+    files = contents(run)
+    assert sum(name.endswith("result.json") for name in files) == 1
+    assert sum("tfevents" in name for name in files) == 1
+    cost = json.loads(files["result.json"])["cost"]
+    assert cost["images_synthesized"] >= 2 * 24 * 16
+    assert cost["teacher_queries"] >= 2 * 24 * 16
+    assert max(events(run).values()) == 1
+
+
+def test_two_ranks_are_one_process_with_both_batches(tmp_path: Path) -> None:
+    finish([*PLAIN, "batch_size=8", f"run_dir={tmp_path / 'two'}"], tmp_path)
+    (one,) = ranks([*PLAIN, "batch_size=16", f"run_dir={tmp_path / 'one'}"], tmp_path, ((),))
+    assert one.wait() == 0, one.output
+    a, b = (load_weights(tmp_path / n / "student.safetensors")[0] for n in ("one", "two"))
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], rtol=1e-4, atol=1e-6)
+    results = [json.loads((tmp_path / n / "result.json").read_text()) for n in ("one", "two")]
+    assert results[0]["student"]["accuracy"] == results[1]["student"]["accuracy"]
+    assert results[1]["cost"]["real_training_inputs_read"] == 3 * 16
+
+
+def test_statistics_are_averaged_before_evaluation(tmp_path: Path) -> None:
+    """A checkpoint comes after the evaluation of its step, or before one that is yet to come."""
+    common = [*TINY, "method=scratch", "steps=1", "checkpoints=1"]
+    for count in (0, 1):
+        run = [f"evaluations={count}", f"run_dir={tmp_path / str(count)}"]
+        finish([*common, *run], tmp_path)
+    before = [checkpoint(tmp_path / "0", rank)["distiller"] for rank in (0, 1)]
+    after = [checkpoint(tmp_path / "1", rank)["distiller"] for rank in (0, 1)]
+    statistics, _ = kinds(before[0])
+    assert statistics
+    for name in statistics:
+        mean = (before[0][name] + before[1][name]) / 2
+        assert not torch.equal(before[0][name], before[1][name])
+        for state in after:
+            torch.testing.assert_close(state[name], mean)
+    saved, _ = load_weights(tmp_path / "0" / "student.safetensors")
+    for name, value in saved.items():
+        assert torch.equal(value, after[0][f"student.module.{name}"])
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_signal_to_one_rank_stops_both(rank: int, tiny: list[str], tmp_path: Path) -> None:
+    arguments = [*tiny, f"run_dir={tmp_path / 'run'}"]
+    moments = [(), ()]
+    moments[rank] = ("at_step", 3, signal.SIGTERM)  # type: ignore[call-overload]
+    for process in ranks(arguments, tmp_path, tuple(moments)):
+        assert process.wait() == 130, process.output
+        assert "stopped at step 11 of 24" in process.output
+    assert [checkpoint(tmp_path / "run", r)["step"] for r in (0, 1)] == [11, 11]
+
+
+def test_what_goes_wrong_on_one_rank_ends_both(tiny: list[str], tmp_path: Path) -> None:
+    arguments = [*tiny, f"run_dir={tmp_path / 'run'}"]
+    both = ranks(arguments, tmp_path, ((), ("poisoned", 6)))
+    assert [process.wait() for process in both] == [1, 1]
+    assert "became nan at step 6" in both[1].output
+    assert checkpoint(tmp_path / "run")["step"] == 4
+    before = contents(tmp_path / "run")
+    refused = ranks([*arguments, "seed=1"], tmp_path)
+    assert [process.wait() for process in refused] == [1, 1]
+    assert "changed: seed" in refused[0].output
+    assert "Traceback" not in refused[1].output
+    (alone,) = ranks(arguments, tmp_path, ((),))
+    assert alone.wait() == 1
+    assert "use --nproc-per-node=2" in alone.output
+    assert contents(tmp_path / "run") == before
