@@ -53,7 +53,8 @@ def main(arguments: list[str]) -> int:
         handle_signals(runtime)
         result = run(config, runtime)
     except Stopped as stopped:
-        print(f"\n{stopped}; the same command continues it", file=sys.stderr)
+        again = ", without overwrite=true," if config.overwrite else ""
+        print(f"\n{stopped}; the same command{again} continues it", file=sys.stderr)
         return 130
     except (ValueError, OSError) as error:
         if sys.flags.dev_mode:

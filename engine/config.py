@@ -115,7 +115,16 @@ class Config:
     choices: dict[str, Any] = field(default_factory=dict)
 
 
-LEAST = {"steps": 1, "batch_size": 1, "log_every": 1, "evaluations": 0, "checkpoints": 0, "seed": 0}
+LEAST = {
+    "ema": 0,
+    "clip": 0,
+    "steps": 1,
+    "batch_size": 1,
+    "log_every": 1,
+    "evaluations": 0,
+    "checkpoints": 0,
+    "seed": 0,
+}
 
 
 class ConfigError(ValueError):
@@ -257,7 +266,7 @@ def _check(config: DictConfig, mistakes: list[str]) -> None:
     _check_fields(plain, Config, "", mistakes)
     for key, least in LEAST.items():
         value = plain.get(key)  # type: ignore[union-attr]
-        if isinstance(value, int) and value < least:
+        if isinstance(value, (int, float)) and value < least:
             mistakes.append(f"{key}={value} should be at least {least}")
 
 

@@ -118,15 +118,16 @@ class Inspector:
             outputs = self.teacher(images)
             student = self.student(images).logits.argmax(1)
         predicted = outputs.logits.argmax(1)
-        histogram = torch.bincount(predicted, minlength=outputs.logits.shape[1]).float()
-        found: dict[str, Any] = {
-            "class_histogram": (histogram / len(images)).tolist(),
-            "agreement": float((predicted == student).float().mean()),
-        }
+        histogram = torch.bincount(predicted, minlength=outputs.logits.shape[1]) / len(images)
+        agreement = (predicted == student).float().mean()
         gaps = [
             (s.mean - s.running_mean).norm() + (s.variance - s.running_variance).norm()
             for s in outputs.statistics
         ]
-        if gaps:
-            found["bn_gap"] = float(torch.stack(gaps).mean())
-        return found
+        gap = torch.stack(gaps).mean() if gaps else agreement.new_zeros(())
+        self.runtime.average([histogram, agreement, gap])
+        found: dict[str, Any] = {
+            "class_histogram": histogram.tolist(),
+            "agreement": float(agreement),
+        }
+        return found | ({"bn_gap": float(gap)} if gaps else {})

@@ -67,9 +67,18 @@ def build_network(
     return network
 
 
-def build_objective(node: dict[str, Any], spec: InputSpec) -> Objective:
-    entries = build(node["terms"], spec=spec)
+def build_objective(node: dict[str, Any], **available: Any) -> Objective:
+    """The weighted sum of the terms under ``node``."""
+    entries = build(node["terms"], **available)
     return Objective({name: Weighted(**entry) for name, entry in entries.items()})
+
+
+def blank_teacher(config: dict[str, Any], dataset: Dataset) -> Classifier:
+    """The teacher's architecture, untrained; its normalisation is for a file or a user to say."""
+    shape = dataset.shape
+    module = build_network(config["teacher"]["model"], shape, dataset.classes)
+    spec = InputSpec(shape, dataset.range, (0.0,) * shape[0], (1.0,) * shape[0])
+    return Classifier(module, spec, dataset.classes)
 
 
 def load_teacher(
@@ -77,11 +86,9 @@ def load_teacher(
 ) -> Classifier:
     """The frozen teacher in a checkpoint, held against the data."""
     node = config["teacher"]
-    module = build_network(node["model"], dataset.shape, dataset.classes)
-    blank = (0.0,) * dataset.shape[0], (1.0,) * dataset.shape[0]  # the file or the user must say
-    default = InputSpec(dataset.shape, dataset.range, *blank)
+    blank = blank_teacher(config, dataset)
     mean, std, classes = node["mean"], node["std"], dataset.classes
-    teacher = load_classifier(module, path, default, mean, std, classes)
+    teacher = load_classifier(blank.module, path, blank.spec, mean, std, classes)
     dataset.adapt(teacher.spec, len(teacher.classes))
     freeze(teacher)
     runtime.prepare(teacher)
@@ -94,26 +101,29 @@ def build_parts(
     """Everything of a run but its teacher, in the order in which the parts need each other."""
     torch.manual_seed(runtime.seed)  # a teacher trained just now, or earlier, changes no draw
     spec = teacher.spec if teacher else dataset.spec
-    objective = build_objective(config["distiller"], spec)
+    available: dict[str, Any] = {
+        "spec": spec,
+        "num_classes": len(dataset.classes),
+        "in_channels": spec.shape[0],
+        "input_size": spec.shape[1:],
+        "data": dataset,
+        "teacher": teacher,
+        "runtime": runtime,
+        "steps": config["steps"],
+        "batch_size": config["batch_size"],
+    }
+    objective = build_objective(config["distiller"], **available)
     module = build_network(config["student"]["model"], spec.shape, dataset.classes)
     student = Classifier(module, spec, dataset.classes, taps=student_taps(objective))
     check_network(student, len(dataset.classes))
     runtime.prepare(student)
     distiller = runtime.prepare(Distiller(student, objective, teacher, runtime))
-    source = build(
-        config["source"],
-        spec=spec,
-        num_classes=len(dataset.classes),
-        teacher=teacher,
-        student=student,
-        data=dataset,
-        objective=build_objective(config["synthesis"], spec) if config.get("synthesis") else None,
-        runtime=runtime,
-        steps=config["steps"],
-        batch_size=config["batch_size"],
-    )
+    available["student"] = student
+    if config["synthesis"]:
+        available["objective"] = build_objective(config["synthesis"], **available)
+    source = build(config["source"], **available)
     parameters = [p for p in distiller.parameters() if p.requires_grad]
-    optimizer = build(config["optimizer"])(parameters)
+    optimizer = build(config["optimizer"], **available)(parameters)
     return Parts(
         dataset=dataset,
         teacher=teacher,
@@ -121,6 +131,6 @@ def build_parts(
         source=source,
         distiller=distiller,  # type: ignore[arg-type]
         optimizer=optimizer,
-        schedule=Schedule(optimizer, build(config["schedule"])),
+        schedule=Schedule(optimizer, build(config["schedule"], **available)),
         ema=EMA(student.module, config["ema"]) if config["ema"] else None,
     )

@@ -54,6 +54,7 @@ def summarize(
             "agreement": metrics.get("agreement"),
             "ece": metrics["ece"],
             "parameters": parts.student.parameter_count(),
+            **{k: v for k, v in metrics.items() if k == "val_accuracy"},
         },
         "cost": {
             "wall_seconds": seconds["wall"],

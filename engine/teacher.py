@@ -9,10 +9,11 @@ from omegaconf import DictConfig
 
 from data.dataset import Dataset
 from engine.config import compose
-from engine.parts import load_teacher
+from engine.parts import blank_teacher, build_parts, load_teacher
 from engine.run import RunDirectory
 from engine.runtime import Runtime
 from models.classifier import Classifier
+from models.teacher import check_network, freeze
 
 
 def obtain_teacher(
@@ -45,19 +46,31 @@ def obtain_teacher(
     recipe = teacher_config(config)
     directory = RunDirectory(recipe, runtime)
     trained = "trained earlier" if directory.result() else "trained for this run"
-    if runtime.main and not directory.result():
-        print(f"teacher: training {config.choices.teacher} on {config.choices.data}", flush=True)
+    if not directory.result():
+        rehearse(settings, dataset, runtime)
+        if runtime.main:
+            print(
+                f"teacher: training {config.choices.teacher} on {config.choices.data}", flush=True
+            )
     train(recipe, runtime, wait=True)
     checkpoint = directory.path / "student.safetensors"
     teacher = load_teacher(settings, str(checkpoint), dataset, runtime)
     return teacher, f"teacher: {trained} with real data, kept in {checkpoint}"
 
 
+def rehearse(settings: dict[str, Any], dataset: Dataset, runtime: Runtime) -> None:
+    """Build every part with an untrained teacher: mistakes are said before minutes of training."""
+    teacher = runtime.prepare(freeze(blank_teacher(settings, dataset)))
+    assert isinstance(teacher, Classifier)
+    check_network(teacher, len(dataset.classes))
+    build_parts(settings, dataset, teacher, runtime)
+
+
 def teacher_config(config: DictConfig) -> DictConfig:
     """The supervised run that trains this run's teacher."""
     c = config.choices
-    recipe = compose(["method=scratch", f"data={c.data}", f"student={c.teacher}"])
-    recipe.student.model = config.teacher.model
+    recipe = compose(["method=scratch", f"data={c.data}"])
+    recipe.choices.student, recipe.student.model = c.teacher, config.teacher.model
     recipe.data = {**config.data, "steps": recipe.data.steps}  # how long we run is not its business
     for key in ("seed", "device", "precision", "compile", "run_root"):
         recipe[key] = config[key]

@@ -20,7 +20,7 @@ from engine.runtime import Runtime, Stopped
 from engine.teacher import obtain_teacher
 from models.classifier import Classifier
 
-LOOK = 1024  # synthesized inputs that an evaluation looks at
+LOOK = 512  # synthesized inputs that an evaluation looks at
 
 
 def run(config: DictConfig, runtime: Runtime, wait: bool = False) -> dict[str, Any]:
@@ -66,11 +66,18 @@ class Training:
         self.steps: int = config["steps"]
         self.clock, self.meter = Clock(runtime), Meter()
         self.evaluate = Evaluator(parts.result, teacher, parts.dataset.open("test"), runtime)
+        self.validate = None
+        if config["data"]["val_fraction"] and not config["data_free"]:
+            val = parts.dataset.open("val")
+            self.validate = Evaluator(parts.result, teacher, val, runtime)
         self.inspect = None
         if teacher is not None and config["data_free"]:
             self.inspect = Inspector(teacher, parts.student, runtime)
         self.teacher = teacher
-        self.recent: deque[Tensor] = deque(maxlen=max(1, LOOK // config["batch_size"]))
+        kept = max(1, LOOK // config["batch_size"]) if self.inspect else 1
+        self.recent: deque[Tensor] = deque(maxlen=kept)
+        self.found: dict[str, Any] = {}
+        self.logged = (0, 0.0)  # images and busy seconds at the latest log
         self.losses: dict[str, float] = {}
         self.metrics: dict[str, float] = {}
         self.best = 0.0
@@ -141,7 +148,9 @@ class Training:
                 values[name.replace("lr_", "lr/")] = value
         busy = seconds["synthesis"] + seconds["distillation"]
         images = step * self.config["batch_size"] * self.runtime.world_size
-        values["speed/images_per_second"] = images / max(busy, 1e-9)
+        speed = (images - self.logged[0]) / max(busy - self.logged[1], 1e-9)
+        values["speed/images_per_second"] = speed
+        self.logged = (images, busy)
         values["memory/peak_bytes"] = float(self.runtime.peak_memory())
         self.board.scalars(values, step)
 
@@ -150,14 +159,18 @@ class Training:
         for module in [self.parts.student, *averaged]:  # each rank has seen other inputs
             self.runtime.average(list(module.buffers()))
         self.metrics = self.evaluate()
+        if self.validate:
+            self.metrics["val_accuracy"] = self.validate()["accuracy"]
         self.best = max(self.best, self.metrics["accuracy"])
-        found = self.inspect(torch.cat(list(self.recent))) if self.inspect else {}
+        if self.inspect:
+            self.found = self.inspect(torch.cat(list(self.recent)))
         if not self.runtime.main:
             return
         self.board.scalars({f"test/{k}": v for k, v in self.metrics.items()}, step)
-        if found:
-            self.board.histogram("synthesized/classes", found.pop("class_histogram"), step)
-            self.board.scalars({f"synthesized/{k}": v for k, v in found.items()}, step)
+        if self.found:
+            self.board.histogram("synthesized/classes", self.found["class_histogram"], step)
+            scalars = {k: v for k, v in self.found.items() if isinstance(v, float)}
+            self.board.scalars({f"synthesized/{k}": v for k, v in scalars.items()}, step)
             grid = picture(self.recent[-1], self.parts.student.spec)
             self.board.images("synthesized/inputs", grid, step)
 
@@ -172,7 +185,6 @@ class Training:
         raise Stopped(f"stopped at step {step} of {self.steps}, and saved in {self.directory.path}")
 
     def _save(self, step: int) -> None:
-        self._check_weights(step)
         self.clock.settle()
         cuda = self.runtime.device.type == "cuda"
         state = {
@@ -186,21 +198,12 @@ class Training:
             "seconds": dict(self.clock.seconds) | {"wall": self._wall()},
             "recent": list(self.recent),
             "metrics": self.metrics,
+            "found": self.found,
             "best": self.best,
             "events": self.board.lengths() if self.runtime.main else {},
         }
+        check_finite(state, step)
         self.directory.save(step, state)
-
-    def _check_weights(self, step: int) -> None:
-        """A finite loss can still have an update that is not: that is no good checkpoint."""
-        named = list(self.parts.distiller.named_parameters())
-        finite = torch.stack([p.isfinite().all() for _, p in named]).tolist()
-        bad = [name for (name, _), ok in zip(named, finite, strict=True) if not ok]
-        if bad:
-            raise ValueError(
-                f"the weights {bad[0]} are not finite after step {step}. The last good checkpoint "
-                "is kept; lower the learning rate, set clip=..., or use precision=fp32"
-            )
 
     def _restore(self) -> int:
         """Continue from the last whole checkpoint, or start; returns the first step to take."""
@@ -224,7 +227,9 @@ class Training:
         self.wall_before = state["seconds"].pop("wall")
         self.clock.seconds = state["seconds"]
         self.recent.extend(x.to(self.runtime.device) for x in state["recent"])
-        self.metrics, self.best = state["metrics"], state["best"]
+        self.metrics, self.found, self.best = state["metrics"], state["found"], state["best"]
+        busy = self.clock.seconds["synthesis"] + self.clock.seconds["distillation"]
+        self.logged = (state["step"] * self.config["batch_size"] * self.runtime.world_size, busy)
         if self.runtime.main:
             print(f"resumed at step {state['step']} of {self.steps}", flush=True)
         return int(state["step"])
@@ -236,14 +241,14 @@ class Training:
         """The result, and everything that a reader of the run directory wants."""
         if not self.metrics:
             self._evaluate(self.steps)
-        found = self.inspect(torch.cat(list(self.recent))) if self.inspect else {}
+        check_finite(self.parts.result.state_dict(), self.steps)
         result = summarize(
             self.config,
             self.parts,
             self.evaluate.teacher_accuracy(),
             self.teacher,
             {**self.metrics, "best": self.best},
-            found,
+            self.found,
             {**self.clock.settle(), "wall": self._wall()},
             self.runtime,
         )
@@ -251,6 +256,26 @@ class Training:
             finish(self.directory, self.board, self.parts, result, self.config, self.recent[-1])
         self.runtime.barrier()
         return result
+
+
+def check_finite(state: Any, step: int, path: str = "") -> None:
+    """A finite loss can still have an update that is not: that makes no good checkpoint.
+
+    Raises:
+        ValueError: for a floating-point tensor in a nested state that is not finite, naming it.
+    """
+    if isinstance(state, Tensor):
+        if state.is_floating_point() and not bool(state.isfinite().all()):
+            raise ValueError(
+                f"{path} is not finite after step {step}. The last good checkpoint "
+                "is kept; lower the learning rate, set clip=..., or use precision=fp32"
+            )
+    elif isinstance(state, dict):
+        for key, value in state.items():
+            check_finite(value, step, f"{path}.{key}" if path else str(key))
+    elif isinstance(state, (list, tuple)):
+        for i, value in enumerate(state):
+            check_finite(value, step, f"{path}[{i}]")
 
 
 def _marks(steps: int, count: int) -> set[int]:

@@ -16,7 +16,7 @@ def test_configuration(path: Path) -> None:
     OmegaConf.update(config, "defaults", [])
     data = OmegaConf.to_container(OmegaConf.create({"data": config}), resolve=True)["data"]
     assert set(data) == {
-        "defaults", "root", "path", "size", "val_fraction", "dataset", "training"
+        "defaults", "root", "path", "size", "val_fraction", "dataset", "training", "steps"
     }  # fmt: skip
     assert set(data["training"]) == {"steps", "batch_size", "lr", "weight_decay", "augment"}
     assert not check_node(data["dataset"], "dataset")

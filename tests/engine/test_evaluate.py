@@ -1,5 +1,7 @@
 """Accuracy, agreement, calibration and the look at synthesized inputs, against direct formulas."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -45,7 +47,7 @@ def expected_calibration_error(p: np.ndarray, labels: np.ndarray) -> float:
     """Guo et al. 2017, eq. 3, bin by bin."""
     confidence, correct = p.max(1), p.argmax(1) == labels
     edges, error = np.linspace(0, 1, BINS + 1), 0.0
-    for low, high in zip(edges[:-1], edges[1:], strict=True):
+    for low, high in itertools.pairwise(edges):
         inside = (confidence > low) & (confidence <= high)
         if inside.any():
             error += inside.mean() * abs(correct[inside].mean() - confidence[inside].mean())
