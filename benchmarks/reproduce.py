@@ -3,6 +3,7 @@
     python benchmarks/reproduce.py --list              rows and their commands
     python benchmarks/reproduce.py                     all of them, into runs/results/
     python benchmarks/reproduce.py digits mnist-dafl -- data.root=datasets
+    python benchmarks/reproduce.py cifar10-public-teacher -- data.path=F teacher.checkpoint=F
     python benchmarks/reproduce.py --table             docs/results.md from the result.json files
 
 A row that is finished is not run again; one that was interrupted goes on.
@@ -43,8 +44,9 @@ def main() -> int:
     parser.add_argument("rows", nargs="*", help="all by default")
     parser.add_argument("--list", action="store_true")
     parser.add_argument("--table", action="store_true")
-    parser.add_argument("--runs", type=Path, default=Path("runs/results"))
+    parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "results")
     options, extra = parser.parse_known_args()
+    options.runs = options.runs.resolve()
     extra = [e for e in extra if e != "--"]
     names = [r for r in options.rows if "=" not in r]
     extra += [r for r in options.rows if "=" in r]
@@ -58,7 +60,11 @@ def main() -> int:
     if options.table:
         (ROOT / "docs" / "results.md").write_text(page(rows, options.runs))
         return 0
+    given = {override.split("=")[0] for override in extra}
     for row in chosen:
+        if missing := [key for key in row.get("needs", []) if key not in given]:
+            print(f"{row['name']} is left out: it needs {', '.join(missing)}")
+            continue
         for seed in row["seeds"]:
             command = ["train.py", *row["overrides"], f"seed={seed}", *extra]
             command.append(f"run_dir={options.runs / row['name'] / f'seed{seed}'}")

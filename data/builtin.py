@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import functools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -120,8 +121,6 @@ def _open_or_download(cls: Any, root: Path, options: dict[str, Any]) -> Any:
 @contextlib.contextmanager
 def _one_at_a_time(root: Path) -> Iterator[None]:
     """Ranks and runs that miss the same files must not write them at once."""
-    import fcntl  # POSIX only; nothing but a download needs it
-
     root.mkdir(parents=True, exist_ok=True)
     with open(root / ".download.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # held until the file is closed

@@ -115,16 +115,8 @@ class Config:
     choices: dict[str, Any] = field(default_factory=dict)
 
 
-LEAST = {
-    "ema": 0,
-    "clip": 0,
-    "steps": 1,
-    "batch_size": 1,
-    "log_every": 1,
-    "evaluations": 0,
-    "checkpoints": 0,
-    "seed": 0,
-}
+LEAST = dict.fromkeys(("steps", "batch_size", "log_every"), 1)
+LEAST |= dict.fromkeys(("ema", "clip", "evaluations", "checkpoints", "seed"), 0)
 
 
 class ConfigError(ValueError):

@@ -50,7 +50,13 @@ class Runtime:
         self.seed = seed
         self.stop_requested = False
         if kind == "cuda":
+            if local >= torch.cuda.device_count():
+                raise ValueError(
+                    f"{self.world_size} processes for {torch.cuda.device_count()} CUDA device(s): "
+                    "use --nproc-per-node with at most as many as there are devices"
+                )
             torch.cuda.set_device(self.device)
+            torch.backends.cudnn.deterministic = True  # or a resumed run would differ in bits
         if self.world_size > 1 and not dist.is_initialized():
             backend = "nccl" if kind == "cuda" else "gloo"
             dist.init_process_group(backend, timeout=timedelta(minutes=30))

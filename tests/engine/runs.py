@@ -221,6 +221,20 @@ def events(run: Path) -> Counter[tuple[str, int]]:
     )
 
 
+def scalars(run: Path) -> dict[tuple[str, int], bytes]:
+    """The values in the event files, less what may differ: speed, memory and time."""
+    from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+
+    kinds = ("student/", "source/", "lr/", "test/", "synthesized/")
+    return {
+        (value.tag, event.step): value.tensor.SerializeToString()
+        for file in sorted(run.glob("events.out.tfevents.*"))
+        for event in EventFileLoader(str(file)).Load()
+        for value in event.summary.value
+        if value.tag.startswith(kinds)
+    }
+
+
 def contents(folder: Path) -> dict[str, bytes]:
     """Every file below a folder."""
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}

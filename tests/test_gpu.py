@@ -1,0 +1,73 @@
+"""What only a CUDA device can show: `pytest -m gpu`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from engine.parts import build_dataset, build_parts, plain
+from engine.run import RunDirectory
+from engine.runtime import Runtime, Stopped
+from engine.train import Training, run
+from models.teacher import load_weights, save_network
+from tests.test_contracts import METHODS, small, teacher_for
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_no_step_makes_the_device_wait(method: str, precision: str) -> None:
+    config = plain(small(method, "device=cuda", f"precision={precision}"))
+    runtime = Runtime("cuda", precision)
+    dataset = build_dataset(config, runtime)
+    teacher = teacher_for(config, dataset) if config["needs_teacher"] else None
+    if teacher:
+        runtime.prepare(teacher)
+    parts = build_parts(config, dataset, teacher, runtime)
+
+    def step() -> None:
+        parts.distiller(parts.source.next()).total.backward()
+        parts.optimizer.step()
+        parts.optimizer.zero_grad()
+
+    step()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("method", ["reverie", "deep_inversion"])
+def test_a_resumed_run_ends_in_the_same_bits(
+    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = small(method, "device=cuda", "steps=12", "checkpoints=4", f"run_dir={tmp_path / 'a'}")
+    settings = plain(config)
+    teacher = teacher_for(settings, build_dataset(settings, Runtime("cpu")))
+    save_network(tmp_path / "teacher.safetensors", teacher, {})
+    config.teacher.checkpoint = str(tmp_path / "teacher.safetensors")
+    run(config, Runtime("cuda"))
+
+    config.run_dir = str(tmp_path / "b")
+    learn = Training._learn
+
+    def interrupted(self: Training, network: torch.nn.Module, batch: object, step: int) -> None:
+        if step == 7:
+            raise Stopped
+        learn(self, network, batch, step)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Training, "_learn", interrupted)
+    with pytest.raises(Stopped):
+        run(config, Runtime("cuda"))
+    monkeypatch.setattr(Training, "_learn", learn)
+    assert RunDirectory(config, Runtime("cuda")).checkpoints()
+    run(config, Runtime("cuda"))
+    a, b = (load_weights(tmp_path / d / "student.safetensors")[0] for d in "ab")
+    assert all(torch.equal(a[k], b[k]) for k in a)
