@@ -40,7 +40,7 @@ def part(target: str) -> Any:
         if target in block:
             node = yaml.safe_load(block.replace("${data.size}", "null"))
             assert not check_node(node, "page")
-            available = {"spec": SPEC, "num_classes": 4, "in_channels": 1}
+            available = {"spec": SPEC, "num_classes": 4, "in_channels": 1, "batch_size": 6}
             return build(node, **available, runtime=Runtime(device="cpu"))
     raise AssertionError(target)
 
@@ -72,6 +72,16 @@ def test_generator() -> None:
     assert x.min() >= -1
     assert x.max() <= 1
     assert x.min() < 0
+
+
+def test_synthesizer() -> None:
+    first, second = (part("NoiseSource")["source"] for _ in range(2))
+    x = first.next().student_input
+    assert x.shape == (6, 1, 16, 16)
+    assert -1 <= x.min() < 0 < x.max() <= 1
+    second.load_state_dict(first.state_dict())
+    assert torch.equal(first.next().student_input, second.next().student_input)
+    assert first.counts()["images_synthesized"] == 12
 
 
 def test_model() -> None:
