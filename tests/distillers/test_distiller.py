@@ -2,6 +2,7 @@
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -152,11 +153,16 @@ def test_the_teacher_is_seen_as_it_is_loaded_later() -> None:
 
 def test_batchnorm_hooks_do_not_fire(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
-    hook = Classifier._statistics_hook
+    make_hook = Classifier._statistics_hook
 
-    def counted(self: Classifier, layer: nn.Module, args: tuple[Tensor]) -> None:
-        calls.append(1)
-        hook(self, layer, args)  # type: ignore[arg-type]
+    def counted(self: Classifier) -> Any:
+        hook = make_hook(self)
+
+        def counting(layer: nn.Module, args: tuple[Tensor]) -> None:
+            calls.append(1)
+            hook(layer, args)
+
+        return counting
 
     monkeypatch.setattr(Classifier, "_statistics_hook", counted)
     teacher = make_teacher(statistics=True)

@@ -33,7 +33,9 @@ TINY = [
     "log_every=3",
 ]
 _processes = multiprocessing.get_context("forkserver")
-_processes.set_forkserver_preload(["train", "tests.engine.runs"])
+# beside the program, what it imports late
+_LATE = ["sklearn.datasets", "torch._dynamo", "PIL.PngImagePlugin"]
+_processes.set_forkserver_preload(["train", "tests.engine.runs", *_LATE])
 
 
 class Run:

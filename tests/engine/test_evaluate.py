@@ -69,6 +69,21 @@ def test_metrics_are_those_of_the_formulas(batch_size: int, split: Split) -> Non
     assert metrics["ece"] > 0.05
 
 
+def test_neighbouring_bins_are_kept_apart(split: Split) -> None:
+    """Right in every other bin and wrong between: in no other bins is the error as large."""
+    student = network(0)
+    images, _ = split.batch(slice(0, 103))
+    p = probabilities(student, split)
+    even = np.ceil(p.max(1) * BINS).astype(int) % 2 == 0
+    assert 30 < even.sum() < 73
+    labels = torch.from_numpy(np.where(even, p.argmax(1), (p.argmax(1) + 1) % 5))
+    alternating = Split((images * 255).round().to(torch.uint8), labels, torch.device("cpu"))
+    metrics = Evaluator(student, None, alternating, Runtime("cpu"))()
+    wanted = expected_calibration_error(p, labels.numpy())
+    assert metrics["ece"] == pytest.approx(wanted, abs=1e-6)
+    assert metrics["accuracy"] == pytest.approx(even.mean())
+
+
 def test_the_student_is_seen_as_it_is_now_and_left_alone(split: Split) -> None:
     student = network(0).train()
     evaluator = Evaluator(student, None, split, Runtime("cpu"))
