@@ -36,6 +36,16 @@ student's run, synthesis and evaluation included and the teacher's training not.
 | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |
 """
 
+STEPS = """
+## Time of a step
+
+`python benchmarks/step_time.py --json runs/results/step_time_fp32.json`, and with `precision=bf16`:
+one cycle is a generator step and five student steps. Median, minimum and maximum.
+
+| cycle | generator step | student step | images/s | peak memory | where and what |
+| --- | --- | --- | --- | --- | --- |
+"""
+
 
 def main() -> int:
     parser = argparse.ArgumentParser(
@@ -76,7 +86,18 @@ def main() -> int:
 
 def page(rows: list[dict[str, Any]], runs: Path) -> str:
     """The whole of docs/results.md; a row without a finished run says so."""
-    return HEAD + "".join(line(row, runs) for row in rows)
+    figures = [json.loads(path.read_text()) for path in sorted(runs.glob("step_time*.json"))]
+    steps = "".join(step_line(f) for f in figures) or "| not run yet | | | | | |\n"
+    return HEAD + "".join(line(row, runs) for row in rows) + STEPS + steps
+
+
+def step_line(figure: dict[str, Any]) -> str:
+    """One file of benchmarks/step_time.py."""
+    seconds = [figure[f"{k}_seconds"] for k in ("cycle", "generator_step", "student_step")]
+    cells = [f"{s['median']:.3f} s ({s['min']:.3f}-{s['max']:.3f})" for s in seconds]
+    cells += [str(figure["images_per_second"]), f"{figure['peak_memory_bytes'] / 2**20:.0f} MiB"]
+    device = f"{figure['device']}, {figure['threads']} threads, torch {figure['torch']}"
+    return f"| {' | '.join(cells)} | {device}: {figure['overrides']} |\n"
 
 
 def line(row: dict[str, Any], runs: Path) -> str:
