@@ -28,9 +28,10 @@ HEAD = """# Results
 Made by `python benchmarks/reproduce.py --table` from the `result.json` of each run; never edited.
 `python benchmarks/reproduce.py --list` prints the command of every row.
 
-Accuracy is that of the last step, on the whole test split, which chose nothing. With several
-seeds: mean ± standard deviation, and the lowest. Each seed has a teacher of its own. Time is the
-student's run, synthesis and evaluation included and the teacher's training not.
+Accuracy is that of the last step, on the whole test split. With several seeds: mean ± standard
+deviation, and the lowest. Each seed has a teacher of its own. The settings of the methods were
+chosen on these very test splits, with seed 0. Time is the student's run, synthesis and evaluation
+included and the teacher's training not.
 
 | run | seeds | teacher | student | lowest | agreement | published | images | time | device |
 | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |
