@@ -32,14 +32,12 @@ class Parts:
     distiller: Distiller
     optimizer: torch.optim.Optimizer
     schedule: Schedule
-    ema: EMA[torch.nn.Module] | None
+    ema: EMA[Classifier] | None
 
     @property
     def result(self) -> Classifier:
         """The network that is evaluated and saved: the averaged student where there is one."""
-        if self.ema is None:
-            return self.student
-        return Classifier(self.ema.module, self.student.spec, self.student.classes)
+        return self.ema.module if self.ema else self.student
 
 
 def plain(config: DictConfig) -> dict[str, Any]:
@@ -132,5 +130,5 @@ def build_parts(
         distiller=distiller,  # type: ignore[arg-type]
         optimizer=optimizer,
         schedule=Schedule(optimizer, build(config["schedule"], **available)),
-        ema=EMA(student.module, config["ema"]) if config["ema"] else None,
+        ema=EMA(student, config["ema"]) if config["ema"] else None,
     )

@@ -22,7 +22,7 @@ from engine.train import run
 from generators.base import Synthesis, SynthesisTerm
 from models.classifier import Classifier, Outputs
 from models.teacher import save_network
-from tests.test_contracts import make, small, snapshot, teacher_for
+from tests.test_contracts import make, same, small, snapshot, teacher_for
 
 
 def test_1_the_adversarial_term_compares_two_networks() -> None:
@@ -113,13 +113,18 @@ def test_8_a_bank_belongs_to_one_run(tmp_path: Path) -> None:
     teacher = teacher_for(settings, build_dataset(settings, Runtime("cpu")))
     save_network(tmp_path / "teacher.safetensors", teacher, {})
     config.teacher.checkpoint = str(tmp_path / "teacher.safetensors")
-    config.run_dir = str(tmp_path / "first")
-    made = run(config, Runtime("cpu"))["cost"]["images_synthesized"]
-    config.run_dir = str(tmp_path / "second")
-    assert run(config, Runtime("cpu"))["cost"]["images_synthesized"] == made
-    parts, _ = make("deep_inversion")
-    assert len(parts.source.bank) == 0
-    assert [p.name for p in (tmp_path / "first").rglob("*.png")] == ["inputs.png"]
+
+    def bank(seed: int, folder: str) -> dict[str, torch.Tensor]:
+        config.seed, config.run_dir = seed, str(tmp_path / folder)
+        run(config, Runtime("cpu", seed=seed))
+        (saved,) = (tmp_path / folder / "checkpoints").glob("step-*/rank0.pt")
+        return torch.load(saved, weights_only=True)["source"]["bank"]
+
+    first, second = bank(0, "a/first"), bank(1, "a/second")
+    alone = bank(1, "b/alone")
+    assert same(second, alone)
+    assert not same(first, second)
+    assert [p.name for p in (tmp_path / "a" / "first").rglob("*.png")] == ["inputs.png"]
 
 
 def _terms() -> list[SynthesisTerm | TransferTerm]:
