@@ -1,12 +1,16 @@
 """Augmentation of a batch on its device, with every random draw from the generator given.
 
-Written out, and not taken from kornia.augmentation: that draws from the global random state,
-which a resumed run does not share.
+The three that nearly every run needs are written out, fast and without a global random state.
+:class:`Kornia` brings in any of the many others.
 """
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Protocol
 
 import torch
@@ -87,3 +91,76 @@ class RandomAffine(nn.Module):
         theta = torch.stack(rows, dim=1).view(-1, 2, 3)
         grid = F.affine_grid(theta, list(x.shape), align_corners=False)
         return F.grid_sample(x - self.black, grid, align_corners=False).add(self.black)
+
+
+class Kornia(nn.Module):
+    """Modules of kornia.augmentation in order, differentiable, with draws that a resume repeats.
+
+    kornia draws from the global random state. Here that is seeded from the generator for the time
+    of the call, and is afterwards what it was; the generator moves on, so that a second call with
+    it sees another view. Anything that maps [B, C, H, W] to the same shape in [0, 1] will do.
+
+    Args:
+        spec: of the images, whose range is mapped to the [0, 1] that kornia takes, and back.
+        augmentations: such as ``{_target_: kornia.augmentation.RandomRotation, degrees: 10.0}``.
+            One with ``_partial_: true`` gets the images' ``size``, which crops need:
+            ``{_target_: kornia.augmentation.RandomResizedCrop, _partial_: true}``.
+
+    Raises:
+        ValueError: for no augmentation, or, when called, for one that fails on these images or
+            changes their shape.
+    """
+
+    def __init__(
+        self, spec: InputSpec, augmentations: Sequence[nn.Module | functools.partial[nn.Module]]
+    ) -> None:
+        super().__init__()
+        if not augmentations:
+            raise ValueError("data.augment.Kornia needs augmentations: [{_target_: kornia...}]")
+        self.range = spec.range
+        size = tuple(spec.shape[-2:])
+        self.augmentations = nn.ModuleList(
+            a(size=size) if isinstance(a, functools.partial) else a for a in augmentations
+        )
+
+    def forward(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        low, high = self.range
+        with seeded(generator, x.device), torch.autocast(x.device.type, enabled=False):
+            y = (x.float() - low) / (high - low)
+            for augmentation in self.augmentations:
+                y = self._checked(augmentation, y)
+        return y.clamp(0, 1) * (high - low) + low
+
+    @staticmethod
+    def _checked(augmentation: nn.Module, x: Tensor) -> Tensor:
+        name, shape = type(augmentation).__name__, tuple(x.shape[1:])
+        try:
+            y: Tensor = augmentation(x)
+        except (TypeError, ValueError) as error:  # such as colour jitter of grey images
+            reason = " ".join(str(error).split())
+            raise ValueError(f"{name} fails on images of shape {shape}: {reason}") from error
+        if y.shape != x.shape:
+            raise ValueError(
+                f"{name} makes images of shape {tuple(y.shape[1:])} from {shape}: "
+                f"give it the size {list(shape[1:])}, or _partial_: true to have it filled in"
+            )
+        return y
+
+
+@contextmanager
+def seeded(generator: torch.Generator, device: torch.device) -> Iterator[None]:
+    """Whatever draws from the global random state inside depends on the generator alone.
+
+    Afterwards the global state is as before, and the generator has moved on.
+    """
+    state = generator.get_state()  # on the host whatever the device: nothing has to wait
+    torch.rand(1, generator=generator, device=generator.device)
+    digest = hashlib.blake2b(state.numpy().tobytes(), digest_size=8).digest()
+    seed = int.from_bytes(digest) >> 1
+    cuda = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(cuda):
+        torch.default_generator.manual_seed(seed)
+        if cuda:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        yield

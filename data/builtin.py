@@ -17,6 +17,17 @@ from engine.runtime import Runtime
 
 Arrays = tuple[NDArray[np.uint8], NDArray[np.integer]]
 
+# Mean and standard deviation of each channel of the training split, by data set and size.
+MOMENTS: dict[tuple[str, int | None], tuple[tuple[float, ...], tuple[float, ...]]] = {
+    ("digits", None): ((0.3055,), (0.3759,)),
+    ("MNIST", 32): ((0.1001,), (0.2752,)),
+    ("FashionMNIST", 32): ((0.219,), (0.3318,)),
+    ("KMNIST", 32): ((0.1468,), (0.3154,)),
+    ("SVHN", 32): ((0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970)),
+    ("CIFAR10", 32): ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+    ("CIFAR100", 32): ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+}
+
 DIGITS_TEST_PER_CLASS = 36  # 360 of 1797, the same share of every class
 DIGITS_SPLIT_SEED = 0
 
@@ -34,7 +45,8 @@ def digits(
     """
     readers = {which: functools.partial(_digits, which) for which in ("train", "test")}
     names = [str(i) for i in range(10)]
-    return Dataset("digits", readers, names, runtime, size, val_fraction, mean, std)
+    moments = _moments("digits", size, mean, std)
+    return Dataset("digits", readers, names, runtime, size, val_fraction, *moments)
 
 
 def _digits(which: str) -> Arrays:
@@ -73,7 +85,16 @@ def torchvision_dataset(
         which: functools.partial(_torchvision, name, Path(root), which)
         for which in ("train", "test")
     }
-    return Dataset(name, readers, classes, runtime, size, val_fraction, mean, std)
+    moments = _moments(name, size, mean, std)
+    return Dataset(name, readers, classes, runtime, size, val_fraction, *moments)
+
+
+def _moments(
+    name: str, size: int | None, mean: Sequence[float] | None, std: Sequence[float] | None
+) -> tuple[Sequence[float] | None, Sequence[float] | None]:
+    """What was given; else what is known at this size, since padding and resizing change it."""
+    unknown = mean is None and std is None
+    return MOMENTS.get((name, size), (None, None)) if unknown else (mean, std)
 
 
 def _torchvision(name: str, root: Path, which: str) -> Arrays:

@@ -153,7 +153,8 @@ def image_folder(
 ) -> Dataset:
     """Folders ``train`` and ``test`` (or ``val`` in its place) with one folder of images per class.
 
-    All images of a split are held in memory, at their final size.
+    Names that begin with a dot are hidden, and neither classes nor images. All images of a split
+    are held in memory, at their final size.
 
     Args:
         size: height and width to bring every image to; None needs images of one size.
@@ -170,7 +171,7 @@ def image_folder(
         folders["test"] = folders.pop("val")
     if "train" not in folders or "test" not in folders:
         raise ValueError(f"{root} needs the folders train and test (or val), one folder per class")
-    classes = sorted(p.name for p in folders["test"].iterdir() if p.is_dir())
+    classes = _class_folders(folders["test"])
     readers = {
         which: functools.partial(_folder_split, folder, classes, size, channels)
         for which, folder in folders.items()
@@ -178,15 +179,24 @@ def image_folder(
     return Dataset(root.name, readers, classes, runtime, size, val_fraction, mean, std)
 
 
+def _class_folders(folder: Path) -> list[str]:
+    return [p.name for p in _visible(folder) if p.is_dir()]
+
+
+def _visible(folder: Path) -> list[Path]:
+    """In order of name; notebooks and file managers leave hidden folders and files behind."""
+    return sorted(p for p in folder.iterdir() if not p.name.startswith("."))
+
+
 def _folder_split(folder: Path, classes: list[str], size: int | None, channels: int) -> Arrays:
-    found = sorted(p.name for p in folder.iterdir() if p.is_dir())
+    found = _class_folders(folder)
     if found != classes:
         differ = ", ".join(sorted(set(found) ^ set(classes)))
         raise ValueError(f"{folder} and the test folder differ in class folders: {differ}")
     files = [
         (file, label)
         for label, name in enumerate(classes)
-        for file in sorted((folder / name).iterdir())
+        for file in _visible(folder / name)
         if file.suffix.lower() in EXTENSIONS
     ]
     images = [_image(file, size, channels) for file, _ in files]

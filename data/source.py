@@ -12,6 +12,7 @@ from torch import Tensor
 from data.augment import Augmentation
 from data.dataset import Dataset
 from data.spec import Batch
+from engine.objective import Losses
 from engine.runtime import Runtime
 
 
@@ -65,6 +66,9 @@ class RealSource:
             x = augmentation(x, generator)
         self._step += 1
         return Batch(x, x, label, index.to(x.device, non_blocking=True))
+
+    def learned(self, batch: Batch, losses: Losses) -> None:
+        """Every input is seen once an epoch, whatever its loss."""
 
     def report(self) -> dict[str, Tensor | float]:
         return {}

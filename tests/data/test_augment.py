@@ -2,14 +2,24 @@
 
 from typing import Any
 
+import kornia.augmentation as K
 import pytest
 import torch
 
-from data.augment import RandomAffine, RandomCrop, RandomFlip
+from data.augment import Kornia, RandomAffine, RandomCrop, RandomFlip
 from data.spec import InputSpec
+from engine.build import build
+from engine.check import check_node
 
 SPEC = InputSpec((3, 12, 10), (-1.0, 1.0), (0.0,) * 3, (1.0,) * 3)
-ALL: list[Any] = [RandomCrop(SPEC, 2), RandomFlip(), RandomAffine(SPEC)]
+ALL: list[Any] = [
+    RandomCrop(SPEC, 2),
+    RandomFlip(),
+    RandomAffine(SPEC),
+    Kornia(SPEC, [K.RandomResizedCrop((12, 10), scale=(0.25, 1.0)), K.RandomHorizontalFlip()]),
+    Kornia(SPEC, [K.ColorJitter(0.4, 0.4, 0.4, 0.1, p=0.8), K.RandomErasing()]),
+    Kornia(SPEC, [K.RandomGaussianNoise(p=1.0)]),
+]
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -25,7 +35,9 @@ def test_shape_range_and_determinism(augment: Any) -> None:
     x = images()
     before = x.clone()
     torch.manual_seed(1)
+    state = torch.get_rng_state()
     first = augment(x, seeded())
+    assert torch.equal(torch.get_rng_state(), state)
     torch.manual_seed(2)
     assert torch.equal(augment(x, seeded()), first)
     assert not torch.equal(augment(x, seeded(1)), first)
@@ -89,3 +101,57 @@ def test_affine_turns_rigidly_where_sides_differ() -> None:
     turned = affine(x, turn.manual_seed(best))[0, 0]
     assert turned.sum() == pytest.approx(16, abs=1)
     assert turned[6:14, 4:6].sum() > 14
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_kornia_is_built_from_yaml_and_differentiable(channels: int) -> None:
+    spec = InputSpec((channels, 9, 7), (-1.0, 3.0), (0.0,) * channels, (1.0,) * channels)
+    augmentations: list[dict[str, Any]] = [
+        {"_target_": "kornia.augmentation.RandomResizedCrop", "_partial_": True},
+        {"_target_": "kornia.augmentation.RandomAffine", "degrees": 20.0, "translate": [0.1, 0.1]},
+        {"_target_": "kornia.augmentation.RandomBrightness", "brightness": [0.8, 1.2]},
+    ]
+    node = {"_target_": "data.augment.Kornia", "augmentations": augmentations}
+    assert check_node(node, "augment") == []
+    augment = build(node, spec=spec)
+    x = torch.rand(16, channels, 9, 7, generator=seeded()).mul(4).sub(1).requires_grad_()
+    y = augment(x, seeded())
+    assert y.shape == x.shape
+    assert y.min() >= -1
+    assert y.max() <= 3
+    (gradient,) = torch.autograd.grad(y.sum(), x)
+    assert (gradient.flatten(1).abs().sum(1) > 0).all()
+
+
+def test_kornia_computes_in_float32() -> None:
+    mixing = Kornia(SPEC, [torch.nn.Conv2d(3, 3, 1)])
+    with torch.autocast("cpu", torch.bfloat16):
+        assert mixing(images().bfloat16(), seeded()).dtype == torch.float32
+
+
+def test_kornia_sees_images_in_its_own_range() -> None:
+    """Twice as bright means twice the distance from black, which is -1 here."""
+    x = images() * 0.25 - 0.5
+    brighter = Kornia(SPEC, [K.RandomGamma((1.0, 1.0), (2.0, 2.0), p=1.0)])(x, seeded())
+    torch.testing.assert_close(brighter + 1, 2 * (x + 1))
+
+
+def test_kornia_draws_anew_with_every_call() -> None:
+    """Two views from one generator differ, and so do two of them in a row."""
+    x, noise = images(), seeded()
+    view = Kornia(SPEC, [K.RandomRotation(90.0, p=1.0)])
+    assert not torch.equal(view(x, noise), view(x, noise))
+    first, second = (K.RandomHorizontalFlip() for _ in range(2))
+    noise = seeded()
+    twice = Kornia(SPEC, [second])(Kornia(SPEC, [first])(x, noise), noise)
+    assert not torch.allclose(twice, x, atol=1e-6)  # the same draw would mirror back
+
+
+def test_kornia_mistakes() -> None:
+    with pytest.raises(ValueError, match="needs augmentations"):
+        Kornia(SPEC, [])
+    with pytest.raises(ValueError, match=r"RandomCrop makes .* give it the size \[12, 10\]"):
+        Kornia(SPEC, [K.RandomCrop((5, 5))])(images(), seeded())
+    grey = InputSpec((1, 12, 10))
+    with pytest.raises(ValueError, match=r"ColorJitter fails on images of shape \(1, 12, 10\)"):
+        Kornia(grey, [K.ColorJitter(hue=0.1, p=1.0)])(images()[:, :1], seeded())

@@ -9,7 +9,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from data.builtin import digits, torchvision_dataset
+from data.builtin import MOMENTS, digits, torchvision_dataset
 from data.dataset import DataFreeError
 from engine.runtime import Runtime
 
@@ -17,10 +17,6 @@ CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "data"
 NAMES = [str(i) for i in range(10)]
 FIRST_TEST_LABELS = [5, 9, 2, 4, 6, 7, 9, 3, 4, 6, 8, 5, 0, 2, 1, 7, 3, 9, 9, 2]
 TEST_CHECKSUM = 884250630
-
-
-def stated(name: str, key: str) -> list[float]:
-    return list(OmegaConf.load(CONFIGS / f"{name}.yaml").dataset[key])
 
 
 def test_digits_split(runtime: Runtime) -> None:
@@ -49,8 +45,30 @@ def test_digits_split_stays_the_same_for_good(runtime: Runtime) -> None:
 
 def test_digits_stated_moments(runtime: Runtime) -> None:
     mean, std = digits(runtime).open("train").moments()
-    assert mean == pytest.approx(stated("digits", "mean"), abs=1e-4)
-    assert std == pytest.approx(stated("digits", "std"), abs=1e-4)
+    assert mean == pytest.approx(MOMENTS["digits", None][0], abs=1e-4)
+    assert std == pytest.approx(MOMENTS["digits", None][1], abs=1e-4)
+
+
+def test_stated_moments_are_used_at_their_own_size_only(runtime: Runtime) -> None:
+    spec = digits(runtime).spec
+    assert (spec.mean, spec.std) == MOMENTS["digits", None]
+    padded = digits(runtime, size=16)  # three quarters of it are zeros
+    assert (padded.spec.mean, padded.spec.std) == padded.open("train").moments()
+    assert padded.spec.mean[0] == pytest.approx(spec.mean[0] / 4, abs=1e-4)
+    given = digits(runtime, size=16, mean=[0.5], std=[0.25]).spec
+    assert (given.mean, given.std) == ((0.5,), (0.25,))
+    with pytest.raises(ValueError, match=r"both data\.dataset\.mean and data\.dataset\.std"):
+        digits(runtime, mean=[0.5])
+
+
+@pytest.mark.parametrize("name", sorted({name for name, _ in MOMENTS}))
+def test_the_configured_size_has_stated_moments(name: str) -> None:
+    """So that no published run depends on how sums are rounded."""
+    files = [OmegaConf.load(path) for path in CONFIGS.glob("*.yaml")]
+    named = {d.dataset.get("name", d.dataset._target_.rpartition(".")[2]): d for d in files}
+    data = named[name]
+    assert (name, data.size) in MOMENTS
+    assert data.dataset.mean is None
 
 
 @pytest.fixture
@@ -69,8 +87,8 @@ def test_mnist(mnist: Path, runtime: Runtime) -> None:
     assert (len(train), len(test)) == (60_000, 10_000)
     assert data.shape == (1, 32, 32)
     mean, std = train.moments()
-    assert mean == pytest.approx(stated("mnist", "mean"), abs=1e-3)
-    assert std == pytest.approx(stated("mnist", "std"), abs=1e-3)
+    assert mean == pytest.approx(MOMENTS["MNIST", 32][0], abs=1e-3)
+    assert std == pytest.approx(MOMENTS["MNIST", 32][1], abs=1e-3)
 
 
 def test_mnist_without_its_training_data(mnist: Path, runtime: Runtime) -> None:

@@ -144,6 +144,18 @@ def test_image_folder(folder: Path, runtime: Runtime) -> None:
     assert grey.shape == (1, 8, 8)
 
 
+def test_image_folder_overlooks_what_is_hidden(folder: Path, runtime: Runtime) -> None:
+    for split in ("train", "val"):
+        draw(folder / split / "cat" / "._0.png", 90)
+        draw(folder / split / "cat" / ".ipynb_checkpoints" / "0-checkpoint.png", 90)
+    draw(folder / "train" / ".ipynb_checkpoints" / "0.png", 90)
+    data = image_folder(str(folder), runtime, size=8)
+    assert data.classes == ("cat", "dog")
+    assert (len(data.open("train")), len(data.open("test"))) == (6, 2)
+    draw(folder / "val" / ".cache" / "0.png", 90)
+    assert image_folder(str(folder), runtime, size=8).classes == ("cat", "dog")
+
+
 def test_image_folder_with_both_val_and_test(folder: Path, runtime: Runtime) -> None:
     for name in ("cat", "dog"):
         for i in range(2):
