@@ -12,12 +12,13 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-SPECIAL = {"_target_", "_partial_"}
+SPECIAL = {"_target_", "_partial_", "_name_"}  # never arguments of the target
 
 # What the engine hands to any target whose signature names it (see engine.build).
 AVAILABLE = {
     "spec",
     "num_classes",
+    "classes",
     "in_channels",
     "input_size",
     "teacher",

@@ -1,4 +1,4 @@
-"""Accuracy, agreement and calibration on the test split, and a look at synthesized inputs."""
+"""Accuracy, agreement and calibration of a student on one split."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from engine.diagnostics import Inspector
 from engine.runtime import Runtime
 from models.classifier import Classifier
 
@@ -25,6 +26,7 @@ class Evaluator:
         split: an opened test split.
         runtime: of the run.
         batch_size: of evaluation.
+        inspector: is shown the teacher's outputs for the split.
     """
 
     def __init__(
@@ -34,10 +36,11 @@ class Evaluator:
         split: Any,
         runtime: Runtime,
         batch_size: int = 500,
+        inspector: Inspector | None = None,
     ) -> None:
         self.student = student.frozen()
         self.split, self.runtime, self.batch_size = split, runtime, batch_size
-        self.guidance = None if teacher is None else self._predictions(teacher.frozen())
+        self.guidance = None if teacher is None else self._predictions(teacher, inspector)
 
     @torch.no_grad()
     def teacher_accuracy(self) -> float | None:
@@ -81,53 +84,21 @@ class Evaluator:
         return metrics
 
     @torch.no_grad()
-    def _predictions(self, teacher: Classifier) -> list[Tensor]:
-        with self.runtime.autocast():
-            return [teacher(images).logits.argmax(1) for images, _ in self._shard()]
+    def _predictions(self, teacher: Classifier, inspector: Inspector | None) -> list[Tensor]:
+        view = inspector.reader if inspector else teacher.frozen()
+        first = self.runtime.rank * self.batch_size
+        predictions = []
+        for images, _ in self._shard():
+            with self.runtime.autocast():
+                outputs = view(images)
+            if inspector:
+                inspector.show(outputs, first)
+            first += self.runtime.world_size * self.batch_size
+            predictions.append(outputs.logits.argmax(1))
+        return predictions
 
     def _shard(self) -> Any:
         """Every world_size-th batch of the split, beginning with this rank's."""
         for i, batch in enumerate(self.split.batches(self.batch_size)):
             if i % self.runtime.world_size == self.runtime.rank:
                 yield batch
-
-
-class Inspector:
-    """What a teacher makes of synthesized inputs.
-
-    Args:
-        teacher: its BatchNorm statistics are compared with those of the inputs, if it has any.
-        student: to measure agreement where it is being taught.
-        runtime: of the run.
-    """
-
-    def __init__(self, teacher: Classifier, student: Classifier, runtime: Runtime) -> None:
-        self.teacher = teacher.frozen(statistics=True)
-        self.student = student.frozen()
-        self.runtime = runtime
-
-    @torch.no_grad()
-    def __call__(self, images: Tensor) -> dict[str, Any]:
-        """Look at images [B, *shape].
-
-        Returns:
-            ``class_histogram``: fraction of each predicted class; ``agreement``; and, where there
-            is BatchNorm, ``bn_gap``: ‖μ̂−μ‖₂ + ‖σ̂²−σ²‖₂ averaged over layers.
-        """
-        with self.runtime.autocast():
-            outputs = self.teacher(images)
-            student = self.student(images).logits.argmax(1)
-        predicted = outputs.logits.argmax(1)
-        histogram = torch.bincount(predicted, minlength=outputs.logits.shape[1]) / len(images)
-        agreement = (predicted == student).float().mean()
-        gaps = [
-            (s.mean - s.running_mean).norm() + (s.variance - s.running_variance).norm()
-            for s in outputs.statistics
-        ]
-        gap = torch.stack(gaps).mean() if gaps else agreement.new_zeros(())
-        self.runtime.average([histogram, agreement, gap])
-        found: dict[str, Any] = {
-            "class_histogram": histogram.tolist(),
-            "agreement": float(agreement),
-        }
-        return found | ({"bn_gap": float(gap)} if gaps else {})

@@ -7,6 +7,7 @@ import math
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -93,6 +94,13 @@ class Meter:
                         "The last good checkpoint is kept; lower the learning rate or the "
                         "term's weight, set clip=..., or use precision=fp32"
                     )
+
+
+def brief(values: Mapping[str, float]) -> dict[str, float]:
+    """Without the part of a name before its slash, but where two would then be called the same."""
+    short = {name: name.partition("/")[2] for name in values}
+    taken = Counter(short.values())
+    return {name if taken[short[name]] > 1 else short[name]: v for name, v in values.items()}
 
 
 def _written(method: Callable[..., Any]) -> Callable[..., Any]:

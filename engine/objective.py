@@ -12,10 +12,18 @@ from torch import Tensor, nn
 
 @dataclass
 class Losses:
-    """``total`` carries the gradient; ``terms`` holds each weighted term, detached."""
+    """What an objective gives.
+
+    Args:
+        total: carries the gradient.
+        terms: each weighted term, detached.
+        per_input: [B], how far the student is from the teacher on each input, where the source
+            keeps its inputs.
+    """
 
     total: Tensor
     terms: dict[str, Tensor]
+    per_input: Tensor | None = None
 
 
 class Weighted(nn.Module):
@@ -53,13 +61,16 @@ class Objective(nn.Module):
         terms = [weighted.term for weighted in self.terms.values()]  # type: ignore[union-attr]
         return [getattr(term, attribute) for term in terms if hasattr(term, attribute)]
 
-    def forward(self, *args: Any) -> Losses:
+    def forward(self, *args: Any, skip: tuple[str, ...] = ()) -> Losses:
+        """The losses; terms with a true attribute of a name in ``skip`` count as 0."""
         device = _device_type(args)
+        values = {}
         with torch.autocast(device, enabled=False):
-            values = {
-                name: weighted.weight * weighted.term(*args)  # type: ignore[operator,union-attr]
-                for name, weighted in self.terms.items()
-            }
+            for name, weighted in self.terms.items():
+                if any(getattr(weighted.term, attribute, False) for attribute in skip):
+                    values[name] = torch.zeros((), device=device)
+                else:
+                    values[name] = weighted.weight * weighted.term(*args)  # type: ignore[operator,union-attr]
         total = torch.stack(list(values.values())).sum()
         return Losses(total, {name: value.detach() for name, value in values.items()})
 

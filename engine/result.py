@@ -10,12 +10,15 @@ from torch import Tensor
 from torchvision.utils import make_grid, save_image
 
 from data.spec import InputSpec
+from engine.files import write_whole
 from engine.monitor import Board
 from engine.parts import Parts
-from engine.run import RunDirectory, write_text
+from engine.run import RunDirectory
 from engine.runtime import Runtime
 from models.classifier import Classifier
 from models.teacher import save_network
+
+TIMED = ("wall", "synthesis", "distillation", "evaluation")
 
 
 def summarize(
@@ -30,11 +33,6 @@ def summarize(
 ) -> dict[str, Any]:
     """The content of ``result.json``; accuracies are fractions, counts are sums over ranks."""
     choices = config["choices"]
-    counts = parts.source.counts()
-    counts["teacher_queries"] += parts.distiller.teacher_queries
-    if config["data_free"]:  # the data set's word counts, not the synthesizer's
-        counts["real_training_inputs_read"] += parts.dataset.real_training_inputs_read
-    totals = runtime.sum(torch.tensor(list(counts.values()), device=runtime.device)).tolist()
     result: dict[str, Any] = {
         "schema": 1,
         "status": "finished",
@@ -47,30 +45,41 @@ def summarize(
             "accuracy": teacher_accuracy,
             "parameters": teacher.parameter_count(),
         },
-        "student": {
-            "name": choices["student"],
-            "accuracy": metrics["accuracy"],
-            "best_accuracy": metrics["best"],
-            "agreement": metrics.get("agreement"),
-            "ece": metrics["ece"],
-            "parameters": parts.student.parameter_count(),
-            **{k: v for k, v in metrics.items() if k == "val_accuracy"},
-        },
-        "cost": {
-            "wall_seconds": seconds["wall"],
-            "synthesis_seconds": seconds.get("synthesis", 0.0),
-            "distillation_seconds": seconds.get("distillation", 0.0),
-            "evaluation_seconds": seconds.get("evaluation", 0.0),
-            "steps": config["steps"],
-            **dict(zip(counts, totals, strict=True)),
-            "peak_memory_bytes": runtime.peak_memory(),
-            "device": runtime.device_name,
-            "precision": config["precision"],
-        },
+        "student": _student(choices["student"], parts.student, metrics),
+        "cost": _cost(config, parts, seconds, runtime),
     }
     if synthesized:
         result["synthesized"] = synthesized
     return result
+
+
+def _student(name: str, student: Classifier, metrics: dict[str, float]) -> dict[str, Any]:
+    validated = {k: v for k, v in metrics.items() if k == "val_accuracy"}
+    return {
+        "name": name,
+        "accuracy": metrics["accuracy"],
+        "best_accuracy": metrics["best"],
+        "agreement": metrics.get("agreement"),
+        "ece": metrics["ece"],
+        "parameters": student.parameter_count(),
+    } | validated
+
+
+def _cost(
+    config: dict[str, Any], parts: Parts, seconds: dict[str, float], runtime: Runtime
+) -> dict[str, Any]:
+    counts = parts.counts()
+    if config["data_free"]:  # the data set's word counts, not the synthesizer's
+        counts["real_training_inputs_read"] += parts.dataset.real_training_inputs_read
+    totals = runtime.sum(torch.tensor(list(counts.values()), device=runtime.device)).tolist()
+    return {
+        **{f"{part}_seconds": seconds.get(part, 0.0) for part in TIMED},
+        "steps": config["steps"],
+        **dict(zip(counts, totals, strict=True)),
+        "peak_memory_bytes": runtime.peak_memory(),
+        "device": runtime.device_name,
+        "precision": config["precision"],
+    }
 
 
 def finish(
@@ -91,7 +100,7 @@ def finish(
     settings = {k: v for k, v in config.items() if isinstance(v, (str, int, float, bool))}
     board.summarize(settings | config["choices"], final)
     board.close()
-    write_text(directory.path / "result.json", json.dumps(result, indent=1) + "\n")
+    write_whole(directory.path / "result.json", json.dumps(result, indent=1) + "\n")
 
 
 def picture(images: Tensor, spec: InputSpec, count: int = 64) -> Tensor:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import fcntl
 import hashlib
 import json
 import os
 import platform
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,10 +18,13 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from engine.runtime import Runtime
+from engine.files import PARTIAL, write_whole
+from engine.runtime import Runtime, Stopped
 
-# Where and how long a run is watched does not change what it computes.
-NOT_IDENTITY = ("run_root", "run_dir", "overwrite", "device", "log_every", "checkpoints")
+# Where a run and its data lie, and how it is watched, does not change what it computes.
+NOT_IDENTITY = ["run_root", "run_dir", "overwrite", "device", "log_every", "checkpoints"]
+NOT_IDENTITY += ["data.root", "data.dataset.root"]
+POLL = 0.5  # seconds between looks at a lock that another process holds
 # What overwrite=true takes away; config.yaml is replaced in one go, so that a kill strands nothing.
 OURS = ("result.json", "checkpoints", "student.safetensors", "inputs.png", "versions.json")
 
@@ -40,7 +45,7 @@ class RunDirectory:
         self.runtime = runtime
         self.config = OmegaConf.to_container(config, resolve=True)
         assert isinstance(self.config, dict)
-        self.identity = {k: v for k, v in self.config.items() if k not in NOT_IDENTITY}
+        self.identity = _identity(self.config)
         self.path = Path(config.run_dir or self._default_path(config))
         self.overwrite = bool(config.overwrite)
         self.wait = wait
@@ -49,20 +54,13 @@ class RunDirectory:
         c = config.choices
         digest = hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()
         name = f"{c.data}-{c.method}-{c.teacher}-{c.student}-seed{config.seed}-{digest[:8]}"
-        return Path(config.run_root) / name
+        return Path(config.run_root) / name.replace("/", "-")
 
     @contextmanager
     def claimed(self) -> Iterator[RunDirectory]:
         """Hold the directory; the lock goes with the process, however that ends."""
-        handle, failure = None, None
         created = not self.path.exists()
-        if self.runtime.main:
-            try:
-                handle = self._claim()
-            except (ValueError, OSError) as error:
-                failure = error
-        if self.runtime.any(failure is not None):  # or the other ranks would wait for ever
-            raise failure or ValueError(f"the first process could not claim {self.path}")
+        handle = self._claim()
         try:
             yield self
         finally:
@@ -71,44 +69,65 @@ class RunDirectory:
                     self.path.rmdir()
                 os.close(handle)
 
-    def _claim(self) -> int:
+    def _claim(self) -> int | None:
+        """The locked directory, on rank 0; all ranks return together, or raise.
+
+        Rank 0 asks for the lock again and again, and the others hear of it each time: in one long
+        wait their patience, which is that of the process group, would end.
+        """
+        handle = failure = None
+        told = False
+        while True:
+            if self.runtime.main:
+                try:
+                    handle = self._try()
+                except (ValueError, OSError) as error:
+                    failure = error
+            if self.runtime.any(failure is not None):
+                raise failure or ValueError(f"the first process could not claim {self.path}")
+            if not self.runtime.any(self.runtime.main and handle is None):
+                return handle
+            if self.runtime.any(self.runtime.stop_requested):
+                raise Stopped(f"stopped while another process works in {self.path}")
+            if self.runtime.main and not told:
+                print(f"waiting for another process that works in {self.path}", flush=True)
+                told = True
+            time.sleep(POLL)
+
+    def _try(self) -> int | None:
+        """The locked directory, or None while another process has it and we are to wait."""
         self.path.mkdir(parents=True, exist_ok=True)
         handle = os.open(self.path, os.O_RDONLY)
         try:
-            self._lock(handle)
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if not os.path.samestat(os.fstat(handle), os.stat(self.path)):
                 raise FileNotFoundError
             self._check_owner()
         except FileNotFoundError:  # whoever had it has just removed it: make it anew
             os.close(handle)
-            return self._claim()
+            return self._try()
+        except BlockingIOError:
+            os.close(handle)
+            if self.wait:
+                return None
+            raise ValueError(
+                f"another process is using the run directory {self.path}: "
+                "wait for it, stop it, or give another run_dir=..."
+            ) from None
         except BaseException:
             os.close(handle)
             raise
         return handle
 
-    def _lock(self, handle: int) -> None:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if not self.wait:
-                raise ValueError(
-                    f"another process is using the run directory {self.path}: "
-                    "wait for it, stop it, or give another run_dir=..."
-                ) from None
-            print(f"waiting for another process that works in {self.path}", flush=True)
-            fcntl.flock(handle, fcntl.LOCK_EX)
-
     def _check_owner(self) -> None:
         recorded = self.path / "config.yaml"
         if not recorded.exists():
-            if any(p.name != "config.yaml.partial" for p in self.path.iterdir()):
+            if any(p.name != recorded.name + PARTIAL for p in self.path.iterdir()):
                 raise ValueError(
                     f"{self.path} holds files but is no run directory: give another run_dir=..."
                 )
             return
-        before = OmegaConf.to_container(OmegaConf.load(recorded))
-        assert isinstance(before, dict)
+        before = _identity(OmegaConf.to_container(OmegaConf.load(recorded)))
         changed = _differences({k: before.get(k) for k in self.identity}, self.identity)
         if changed and not self.overwrite:
             raise ValueError(
@@ -127,10 +146,10 @@ class RunDirectory:
                     _remove(self.path / entry)
             config, versions = self.path / "config.yaml", self.path / "versions.json"
             if self.overwrite or not config.exists():
-                write_text(config, OmegaConf.to_yaml(OmegaConf.create(self.config)))
+                write_whole(config, OmegaConf.to_yaml(OmegaConf.create(self.config)))
             if not versions.exists():
                 used = {"torch": torch.__version__, "python": platform.python_version()}
-                write_text(versions, json.dumps(used))
+                write_whole(versions, json.dumps(used))
         self.runtime.barrier()
 
     def checkpoints(self) -> list[Path]:
@@ -203,15 +222,16 @@ class RunDirectory:
         return json.loads(path.read_text()) if path.exists() and not self.overwrite else None
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    temporary = path.with_name(path.name + ".partial")
-    try:
-        temporary.write_text(text)
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise ValueError(f"could not write {path}: {error.strerror}") from error
+def _identity(config: Any) -> dict[str, Any]:
+    """What of a configuration decides what its run computes."""
+    kept: dict[str, Any] = copy.deepcopy(config)
+    for key in NOT_IDENTITY:
+        *parents, last = key.split(".")
+        node = kept
+        for parent in parents:
+            node = node.get(parent) or {}
+        node.pop(last, None)
+    return kept
 
 
 def _remove(path: Path) -> None:

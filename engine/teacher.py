@@ -45,8 +45,8 @@ def obtain_teacher(
         return load_teacher(settings, path, dataset, runtime), f"teacher: loaded from {path}"
     recipe = teacher_config(config)
     directory = RunDirectory(recipe, runtime)
-    trained = "trained earlier" if directory.result() else "trained for this run"
-    if not directory.result():
+    kept = not runtime.any(directory.result() is None)  # or ranks would go different ways
+    if not kept:
         rehearse(settings, dataset, runtime)
         if runtime.main:
             print(
@@ -55,6 +55,7 @@ def obtain_teacher(
     train(recipe, runtime, wait=True)
     checkpoint = directory.path / "student.safetensors"
     teacher = load_teacher(settings, str(checkpoint), dataset, runtime)
+    trained = "trained earlier" if kept else "trained for this run"
     return teacher, f"teacher: {trained} with real data, kept in {checkpoint}"
 
 

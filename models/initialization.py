@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import nn
 
 
@@ -16,3 +17,18 @@ def initialize(module: nn.Module) -> None:
             nn.init.kaiming_normal_(m.weight, mode="fan_out", nonlinearity="relu")
         if isinstance(m, (nn.Conv2d, nn.Linear)) and m.bias is not None:
             nn.init.zeros_(m.bias)
+
+
+def reinitialize(module: nn.Module, noise: torch.Generator) -> None:
+    """Draw the weights of every layer anew, as its own ``reset_parameters`` does.
+
+    The draw depends on the seed that ``noise`` started from and leaves the global random state
+    as it was, so that a resumed run draws the same.
+    """
+    parameter = next(module.parameters(), None)
+    devices = [parameter.device] if parameter is not None and parameter.is_cuda else []
+    with torch.random.fork_rng(devices), torch.no_grad():
+        torch.manual_seed(noise.initial_seed())
+        for layer in module.modules():
+            if hasattr(layer, "reset_parameters"):
+                layer.reset_parameters()  # type: ignore[operator]

@@ -17,6 +17,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from data.spec import InputSpec
+from engine.files import write_whole
 from models.classifier import Classifier
 
 FORMAT = "reverie-1"
@@ -48,22 +49,7 @@ def save_network(
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
         for name, tensor in state.items()
     }
-    _write(Path(path), save(tensors, header))
-
-
-def _write(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        try:
-            with open(temporary, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise ValueError(f"cannot write {path}: {error.strerror or error}") from error
+    write_whole(Path(path), save(tensors, header))
 
 
 def load_weights(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -206,9 +192,11 @@ def _specification(
             "pass teacher.mean=[...] teacher.std=[...], one value per channel"
         )
     if default is not None and base.shape != default.shape:
+        square = base.shape[0] == default.shape[0] and len(set(base.shape[1:])) == 1
+        hint = f"set data.size={base.shape[-1]}" if square else "choose other data"
         raise ValueError(
             f"{path} takes inputs of shape {_dims(base.shape)}, "
-            f"but the data has {_dims(default.shape)}"
+            f"but the data has {_dims(default.shape)}: {hint}, or another teacher"
         )
     return replace(
         base,

@@ -110,11 +110,11 @@ def in_inversion(iteration: int, number: int = signal.SIGKILL) -> None:
 
     observe, calls = Observer.__call__, Counter[str]()
 
-    def last(self: Observer, *args: Any) -> Any:
+    def last(self: Observer, *args: Any, **options: Any) -> Any:
         calls["all"] += 1
         if calls["all"] == iteration:
             _die(number)
-        return observe(self, *args)
+        return observe(self, *args, **options)
 
     Observer.__call__ = last  # type: ignore[method-assign]
 

@@ -1,4 +1,4 @@
-"""Accuracy, agreement, calibration and the look at synthesized inputs, against direct formulas."""
+"""Accuracy, agreement and calibration, against direct formulas."""
 
 import itertools
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from data.dataset import Split
 from data.spec import InputSpec
-from engine.evaluate import BINS, Evaluator, Inspector
+from engine.evaluate import BINS, Evaluator
 from engine.runtime import Runtime
 from models.classifier import Classifier
 
@@ -114,21 +114,3 @@ def test_sure_and_right_is_calibrated_and_sure_and_wrong_is_not() -> None:
         metrics = Evaluator(Classifier(Sure(), SPEC), None, split, Runtime("cpu"))()
         assert metrics["ece"] == pytest.approx(error, abs=1e-6)
         assert metrics["accuracy"] == 1 - error
-
-
-def test_a_look_at_synthesized_inputs() -> None:
-    teacher, student = network(0), network(1)
-    images = torch.rand(50, 1, 6, 6, generator=torch.Generator().manual_seed(3))
-    found = Inspector(teacher, student, Runtime("cpu"))(images)
-    guess = teacher.frozen()(images).logits.argmax(1)
-    counts = np.bincount(guess.numpy(), minlength=5) / 50
-    assert found["class_histogram"] == pytest.approx(counts.tolist())
-    same = (guess == student.frozen()(images).logits.argmax(1)).float().mean()
-    assert found["agreement"] == pytest.approx(float(same))
-    x = teacher.module[0](SPEC.normalize(images))  # type: ignore[index,operator]
-    layer = teacher.batchnorms()[0]
-    mean, variance = x.mean((0, 2, 3)), x.var((0, 2, 3), correction=0)
-    gap = (mean - layer.running_mean).norm() + (variance - layer.running_var).norm()
-    assert found["bn_gap"] == pytest.approx(float(gap), rel=1e-4)
-    plain = Classifier(nn.Sequential(nn.Flatten(), nn.Linear(36, 5)), SPEC)
-    assert "bn_gap" not in Inspector(plain, student, Runtime("cpu"))(images)

@@ -11,7 +11,7 @@ import torch
 
 import train
 from engine.evaluate import Evaluator
-from engine.monitor import Board, Clock, Meter, Progress
+from engine.monitor import Board, Clock, Meter, Progress, brief
 from engine.runtime import Runtime
 from tests.engine.runs import contents, events
 
@@ -80,6 +80,11 @@ def test_progress_prints_lines_where_there_is_no_terminal(
     for step in range(100):
         seldom.update(step, 32, {})
     assert capsys.readouterr().out == ""
+
+
+def test_terms_of_one_name_on_both_sides_stay_apart() -> None:
+    values = {"student/kd": 1.0, "student/l1": 2.0, "source/l1": 3.0, "source/bn": 4.0}
+    assert brief(values) == {"kd": 1.0, "student/l1": 2.0, "source/l1": 3.0, "bn": 4.0}
 
 
 def test_progress_is_one_live_line_on_a_terminal(

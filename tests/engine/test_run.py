@@ -6,6 +6,7 @@ import json
 import os
 import resource
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ import torch
 import train
 from engine.config import compose
 from engine.run import RunDirectory
-from engine.runtime import Runtime
+from engine.runtime import Runtime, Stopped
+from engine.teacher import teacher_config
 from tests.engine.runs import TINY, Run, contents
 
 
@@ -34,6 +36,34 @@ def test_the_path_is_a_function_of_the_configuration() -> None:
     assert len({path, *map(path_of, others)}) == 1 + len(others)
     assert path_of("run_root=elsewhere") == Path("elsewhere") / path.name
     assert path_of("run_dir=here", "run_root=elsewhere") == Path("here")
+
+
+def test_where_the_data_lies_is_no_part_of_the_configuration(tmp_path: Path) -> None:
+    mnist = ["data=mnist", "~teacher.model.width", "~student.model.width"]
+    one, two = (compose([*TINY, *mnist, f"data.root={root}"]) for root in ("one", "two"))
+    runtime = Runtime("cpu")
+    assert RunDirectory(one, runtime).path == RunDirectory(two, runtime).path
+    teachers = [RunDirectory(teacher_config(config), runtime) for config in (one, two)]
+    assert teachers[0].path == teachers[1].path
+    assert path_of("data.path=one.npz") != path_of("data.path=two.npz")  # that is what the data is
+    begun(tmp_path / "run", "data.root=one")
+    begun(tmp_path / "run", "data.root=two")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "name"),
+    [
+        (["student=wrn", "student.model.depth=40", "student.model.width=2"], "wrn_40_2"),
+        (["student=wrn_40_2"], "wrn_40_2"),
+        (["student=timm", "student.model.name=resnet18"], "timm_resnet18"),
+        (["student=torchvision", "student.model.name=vgg11"], "torchvision_vgg11"),
+    ],
+)
+def test_a_generic_choice_is_named_by_its_arguments(overrides: list[str], name: str) -> None:
+    config = compose(overrides)
+    assert config.choices.student == name
+    assert f"-digits_cnn-{name}-seed0-" in RunDirectory(config, Runtime("cpu")).path.name
+    assert teacher_config(config).choices.student == "digits_cnn"
 
 
 def begun(path: Path, *overrides: str) -> RunDirectory:
@@ -119,6 +149,41 @@ def test_two_processes_in_one_directory(directory: RunDirectory, tmp_path: Path)
     third = Run([*TINY, *other], tmp_path / "log")
     assert third.wait() == 1
     assert "missing.pt" in third.output
+
+
+@pytest.mark.parametrize("stop", [False, True])
+def test_waiting_for_another_process(
+    stop: bool,
+    directory: RunDirectory,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Rank 0 looks now and then and tells the others, whose patience is limited, each time."""
+    directory.path.mkdir()
+    held = os.open(directory.path, os.O_RDONLY)
+    fcntl.flock(held, fcntl.LOCK_EX)
+    looks, heard = [], []
+
+    def sleep(seconds: float) -> None:
+        looks.append(len(heard))
+        if len(looks) == 3:
+            directory.runtime.stop_requested = stop
+            if not stop:
+                os.close(held)
+
+    monkeypatch.setattr(time, "sleep", sleep)
+    monkeypatch.setattr(directory.runtime, "any", lambda flag: heard.append(flag) or flag)
+    directory.wait = True
+    if stop:
+        with pytest.raises(Stopped, match="another process works in"), directory.claimed():
+            pass
+        os.close(held)
+    else:
+        with directory.claimed():
+            assert directory.path.is_dir()
+    assert len(looks) == 3
+    assert looks == sorted(set(looks))
+    assert capsys.readouterr().out.count("waiting for another process") == 1
 
 
 def test_a_lock_on_a_directory_removed_meanwhile_is_none(

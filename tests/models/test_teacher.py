@@ -74,7 +74,7 @@ def test_failed_save_keeps_the_old_file(saved: Path, monkeypatch: pytest.MonkeyP
     def full(*args: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("models.teacher.os.fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     refuse("cannot write .*No space left", save_network, saved, Classifier(network(), SPEC), {})
     assert saved.read_bytes() == before
     assert os.listdir(saved.parent) == [saved.name]
@@ -126,6 +126,9 @@ def test_file_network_and_data_disagree(saved: Path) -> None:
     load = load_classifier
     large = InputSpec((3, 32, 32), mean=(0.0,) * 3, std=(1.0,) * 3)
     refuse("shape 1x8x8, but the data has 3x32x32", load, network(), saved, large)
+    refuse("3x32x32: choose other data, or", load, network(), saved, large)
+    padded = InputSpec((1, 32, 32))
+    refuse("1x32x32: set data.size=8, or another", load, network(), saved, padded)
     refuse("5 classes, but the data has 10", load, network(), saved, SPEC, classes="abcdefghij")
     refuse(
         r"linear.weight \(5x8 in the file, 10x8 in the network\)", load, network(10), saved, SPEC
