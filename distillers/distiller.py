@@ -7,7 +7,8 @@ from itertools import chain
 from typing import Any
 
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from data.spec import Batch
 from engine.objective import Losses, Objective
@@ -27,6 +28,9 @@ def teacher_taps(objective: Objective) -> tuple[str, ...]:
 
 class Distiller(nn.Module):
     """Turns a batch into the student's loss.
+
+    Where inputs have an index, the losses also tell KL(p_t ‖ p_s) of each, for a source that
+    chooses by it.
 
     The student and the terms' own parameters (projections) are one module tree, so that DDP, the
     optimizer and the checkpoint see them all. The teacher is outside of it: a frozen view that
@@ -94,7 +98,10 @@ class Distiller(nn.Module):
                     "use a labelled source, or add a term that reads the teacher"
                 )
             batch = dataclasses.replace(batch, label=teacher.logits.argmax(dim=1))
-        return self.objective(student, teacher, batch)
+        losses: Losses = self.objective(student, teacher, batch)
+        if batch.index is not None and teacher is not None:
+            losses.per_input = _divergence(student.logits, teacher.logits)
+        return losses
 
     @torch.no_grad()
     def _ask_teacher(self, batch: Batch) -> Outputs | None:
@@ -109,3 +116,10 @@ class Distiller(nn.Module):
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         self.teacher_queries = state["teacher_queries"]
+
+
+@torch.no_grad()
+def _divergence(student: Tensor, teacher: Tensor) -> Tensor:
+    """KL(p_t ‖ p_s) of each input, [B]."""
+    log_s, log_t = F.log_softmax(student, dim=1), F.log_softmax(teacher, dim=1)
+    return (log_t.exp() * (log_t - log_s)).sum(1)

@@ -25,7 +25,6 @@ ROOT = Path(__file__).resolve().parents[1] / "configs"
 # One folder of models serves both roles.
 ALIASES = {"teacher": "model@teacher.model", "student": "model@student.model"}
 
-
 Node = NewType("Node", dict)  # what the builder builds: a mapping with a _target_
 
 
@@ -61,6 +60,7 @@ class TeacherConfig:
     checkpoint: str | None = None
     mean: list[float] | None = None
     std: list[float] | None = None
+    black_box: Node | None = None  # what stands between it and the run
 
 
 @dataclass
@@ -164,6 +164,9 @@ def compose(arguments: Sequence[str]) -> DictConfig:
     _check(config, mistakes)
     if mistakes:
         raise ConfigError(mistakes)
+    for role in ALIASES:  # a file for many networks, such as wrn, says how to name the one
+        model = config[role].model
+        config.choices[role] = model.get("_name_", config.choices[role]).format(**model)
     return config
 
 
@@ -204,8 +207,7 @@ def _sort_overrides(
 
 def _set(config: DictConfig, override: Override, mistakes: list[str]) -> None:
     """Set one key that the schema, the composed files or a target's signature knows."""
-    key = override.key_or_group
-    *parents, last = key.split(".")
+    *parents, last = (key := override.key_or_group).split(".")
     node: Any = config
     for part in parents:
         if not OmegaConf.is_dict(node) or part not in node or OmegaConf.is_missing(node, part):
@@ -240,8 +242,7 @@ def _unknown_key(config: DictConfig, key: str, node: Any, part: str) -> str:
 def _paths(node: Any, prefix: str = "") -> list[str]:
     found = []
     for key in node:
-        path = f"{prefix}{key}"
-        found.append(path)
+        found.append(path := f"{prefix}{key}")
         child = node._get_node(key)
         if OmegaConf.is_dict(child) and not child._is_none() and not child._is_interpolation():
             found += _paths(child, path + ".")
@@ -277,8 +278,9 @@ def _check_fields(node: Any, schema: Any, prefix: str, mistakes: list[str]) -> N
                     _check_fields(entry, TermConfig, f"{path}.{name}.", mistakes)
             elif value is not None or type(None) not in get_args(hints[key]):
                 _check_fields(value, section, path + ".", mistakes)
-        elif hints[key] is Node and not is_target(value):
-            mistakes.append(f"{path} builds a part: it is a group with a _target_, not {value!r}")
+        elif Node in (hint := hints[key], *get_args(hint)) and not is_target(value):
+            if value is not None or hint is Node:
+                mistakes.append(f"{path} builds a part: a group with a _target_, not {value!r}")
         else:
             mistakes += check_type(value, hints[key], path)
             mistakes += check_node(value, path)

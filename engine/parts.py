@@ -17,13 +17,15 @@ from engine.objective import Objective, Weighted
 from engine.runtime import Runtime
 from engine.schedules import Schedule
 from generators.base import Source
+from generators.black_box import check_budget
+from models.black_box import BlackBox
 from models.classifier import Classifier
 from models.teacher import check_network, freeze, load_classifier
 
 
 @dataclass
 class Parts:
-    """What one run is made of."""
+    """What one run is made of; ``teacher`` is what source and distiller see of it."""
 
     dataset: Dataset
     teacher: Classifier | None
@@ -38,6 +40,14 @@ class Parts:
     def result(self) -> Classifier:
         """The network that is evaluated and saved: the averaged student where there is one."""
         return self.ema.module if self.ema else self.student
+
+    def counts(self) -> dict[str, int]:
+        """What source and distiller took so far, on this rank; see :meth:`Source.counts`."""
+        counts = self.source.counts()
+        counts["teacher_queries"] += self.distiller.teacher_queries
+        if isinstance(self.teacher, BlackBox):  # which also knows what its gradients cost
+            counts["teacher_queries"] = self.teacher.queries
+        return counts
 
 
 def plain(config: DictConfig) -> dict[str, Any]:
@@ -93,15 +103,15 @@ def load_teacher(
     return teacher
 
 
-def build_parts(
+def offered(
     config: dict[str, Any], dataset: Dataset, teacher: Classifier | None, runtime: Runtime
-) -> Parts:
-    """Everything of a run but its teacher, in the order in which the parts need each other."""
-    torch.manual_seed(runtime.seed)  # a teacher trained just now, or earlier, changes no draw
+) -> dict[str, Any]:
+    """What any part may name as an argument, before there is a student."""
     spec = teacher.spec if teacher else dataset.spec
-    available: dict[str, Any] = {
+    return {
         "spec": spec,
         "num_classes": len(dataset.classes),
+        "classes": dataset.classes,
         "in_channels": spec.shape[0],
         "input_size": spec.shape[1:],
         "data": dataset,
@@ -110,16 +120,35 @@ def build_parts(
         "steps": config["steps"],
         "batch_size": config["batch_size"],
     }
+
+
+def build_parts(
+    config: dict[str, Any], dataset: Dataset, teacher: Classifier | None, runtime: Runtime
+) -> Parts:
+    """Everything of a run but its teacher, in the order in which the parts need each other.
+
+    A black box is put around the teacher here, so that evaluation, which sees the teacher itself,
+    costs none of its budget.
+    """
+    torch.manual_seed(runtime.seed)  # a teacher trained just now, or earlier, changes no draw
+    if teacher and config["teacher"]["black_box"]:
+        teacher = build(config["teacher"]["black_box"], teacher=teacher, runtime=runtime)
+    available = offered(config, dataset, teacher, runtime)
     objective = build_objective(config["distiller"], **available)
-    module = build_network(config["student"]["model"], spec.shape, dataset.classes)
-    student = Classifier(module, spec, dataset.classes, taps=student_taps(objective))
-    check_network(student, len(dataset.classes))
+    spec, classes = available["spec"], dataset.classes
+    module = build_network(config["student"]["model"], spec.shape, classes)
+    student = Classifier(module, spec, classes, taps=student_taps(objective))
+    check_network(student, len(classes))
     runtime.prepare(student)
-    distiller = runtime.prepare(Distiller(student, objective, teacher, runtime))
+    distiller = Distiller(student, objective, teacher, runtime)
+    runtime.prepare(distiller)
     available["student"] = student
     if config["synthesis"]:
         available["objective"] = build_objective(config["synthesis"], **available)
     source = build(config["source"], **available)
+    if isinstance(teacher, BlackBox):
+        distiller.add_module("meter", teacher.meter)  # whose checkpoint thus holds the count
+        check_budget(teacher, source, distiller, config["batch_size"], config["steps"])
     parameters = [p for p in distiller.parameters() if p.requires_grad]
     optimizer = build(config["optimizer"], **available)(parameters)
     return Parts(
@@ -127,7 +156,7 @@ def build_parts(
         teacher=teacher,
         student=student,
         source=source,
-        distiller=distiller,  # type: ignore[arg-type]
+        distiller=distiller,
         optimizer=optimizer,
         schedule=Schedule(optimizer, build(config["schedule"], **available)),
         ema=EMA(student, config["ema"]) if config["ema"] else None,

@@ -11,16 +11,15 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from data.spec import Batch
-from engine.evaluate import Evaluator, Inspector
-from engine.monitor import Board, Clock, Meter, Progress
+from engine.diagnostics import LOOK, Inspector, announce
+from engine.evaluate import Evaluator
+from engine.monitor import Board, Clock, Meter, Progress, brief
 from engine.parts import Parts, build_dataset, build_parts, plain
 from engine.result import finish, picture, summarize
 from engine.run import RunDirectory
 from engine.runtime import Runtime, Stopped
 from engine.teacher import obtain_teacher
 from models.classifier import Classifier
-
-LOOK = 512  # synthesized inputs that an evaluation looks at
 
 
 def run(config: DictConfig, runtime: Runtime, wait: bool = False) -> dict[str, Any]:
@@ -65,14 +64,15 @@ class Training:
         self.config, self.parts, self.directory, self.runtime = config, parts, directory, runtime
         self.steps: int = config["steps"]
         self.clock, self.meter = Clock(runtime), Meter()
-        self.evaluate = Evaluator(parts.result, teacher, parts.dataset.open("test"), runtime)
+        test = parts.dataset.open("test")
+        self.inspect = None
+        if teacher is not None and config["data_free"]:
+            self.inspect = Inspector(teacher, parts.student, runtime, len(test))
+        self.evaluate = Evaluator(parts.result, teacher, test, runtime, inspector=self.inspect)
         self.validate = None
         if config["data"]["val_fraction"] and not config["data_free"]:
             val = parts.dataset.open("val")
             self.validate = Evaluator(parts.result, teacher, val, runtime)
-        self.inspect = None
-        if teacher is not None and config["data_free"]:
-            self.inspect = Inspector(teacher, parts.student, runtime)
         self.teacher = teacher
         kept = max(1, LOOK // config["batch_size"]) if self.inspect else 1
         self.recent: deque[Tensor] = deque(maxlen=kept)
@@ -127,6 +127,7 @@ class Training:
             torch.nn.utils.clip_grad_norm_(trained, self.config["clip"])
         parts.optimizer.step()
         parts.optimizer.zero_grad()
+        parts.source.learned(batch, losses)
         if parts.ema:
             parts.ema.update()
         report = {k: v for k, v in parts.source.report().items() if isinstance(v, Tensor)}
@@ -138,7 +139,7 @@ class Training:
     def _log(self, step: int) -> None:
         """Bring the metrics over, check that they are finite, and write them."""
         values = self.meter.flush()
-        self.losses = {k.split("/")[1]: v for k, v in values.items()}
+        self.losses = brief(values)
         if not (self.runtime.main and values):
             return
         seconds = self.clock.settle()
@@ -162,12 +163,14 @@ class Training:
         if self.validate:
             self.metrics["val_accuracy"] = self.validate()["accuracy"]
         self.best = max(self.best, self.metrics["accuracy"])
+        before = self.found
         if self.inspect:
             self.found = self.inspect(torch.cat(list(self.recent)))
         if not self.runtime.main:
             return
         self.board.scalars({f"test/{k}": v for k, v in self.metrics.items()}, step)
         if self.found:
+            announce(self.found, before, step)
             self.board.histogram("synthesized/classes", self.found["class_histogram"], step)
             scalars = {k: v for k, v in self.found.items() if isinstance(v, float)}
             self.board.scalars({f"synthesized/{k}": v for k, v in scalars.items()}, step)

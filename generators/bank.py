@@ -2,74 +2,120 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from data.spec import InputSpec
 
+Policy = Literal["fifo", "reservoir", "priority"]
+UNKNOWN = -1.0  # the loss of an input that no student has learned from yet
+PER_ENTRY = ("images", "labels", "rounds", "losses")
+
 
 class Bank:
-    """The latest ``capacity`` inputs as uint8, with their classes; first in, first out.
+    """At most ``capacity`` inputs as uint8, with their class, round and last known student loss.
 
-    A value is off by at most 1/510 of the range. The store lies on the device where it takes no
-    more than half of the memory that is free there, and else on the host, where each draw has to
-    wait for the device.
+    ``fifo`` keeps the latest inputs. ``reservoir`` keeps a uniform sample of all that were ever
+    added (Algorithm R, Vitter 1985). Both draw uniformly. ``priority`` keeps the latest and draws
+    in proportion to the loss that :meth:`update` was told; an input without one counts as the
+    largest that is known, so that it is seen soon (Schaul et al., ICLR 2016).
+
+    A value is off by at most 1/510 of the range. Images lie on the device where they take no more
+    than half of the memory that is free there, and else on the host, where each draw has to wait
+    for the device. Nothing else here waits for it, and every random choice comes from the
+    generator given.
 
     Args:
         spec: of the inputs.
         capacity: how many are kept.
-        device: where drawn inputs are wanted.
+        device: where drawn inputs are wanted, and where the generators given draw.
+        policy: which inputs are kept, and how they are drawn.
+
+    Attributes:
+        images, labels, rounds, losses: by slot; the last slot takes what is not kept.
 
     Raises:
-        ValueError: for a capacity below 1.
+        ValueError: for a capacity below 1, or a policy that does not exist.
     """
 
-    def __init__(self, spec: InputSpec, capacity: int, device: torch.device) -> None:
+    def __init__(
+        self, spec: InputSpec, capacity: int, device: torch.device, policy: Policy = "fifo"
+    ) -> None:
         if capacity < 1:
             raise ValueError(f"a bank's capacity must be at least 1, not {capacity}")
+        if policy not in get_args(Policy):
+            raise ValueError(
+                f"a bank's policy must be one of {', '.join(get_args(Policy))}, not {policy!r}"
+            )
         self.spec = spec
         self.capacity = capacity
         self.device = device
+        self.policy = policy
         self.added = 0
-        place = _place(capacity * torch.Size(spec.shape).numel(), device)
-        self.images = torch.empty((capacity, *spec.shape), dtype=torch.uint8, device=place)
-        self.labels = torch.empty(capacity, dtype=torch.int64, device=place)
+        slots = capacity + 1
+        place = _place(slots * torch.Size(spec.shape).numel(), device)
+        self.images = torch.empty((slots, *spec.shape), dtype=torch.uint8, device=place)
+        self.labels = torch.empty(slots, dtype=torch.int64, device=device)
+        self.rounds = torch.empty(slots, dtype=torch.int32, device=device)
+        self.losses = torch.empty(slots, device=device)
 
     def __len__(self) -> int:
         return min(self.added, self.capacity)
 
-    def add(self, images: Tensor, labels: Tensor) -> None:
-        """Keep images [B, *shape], clamped to the range, and labels [B] instead of the oldest."""
+    def add(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        round: int = 0,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        """Take in images [B, *shape], clamped to the range, and their labels [B].
+
+        Args:
+            round: of synthesis that they come from; one number for all.
+            generator: what a reservoir chooses with; no other policy needs one.
+        """
         low, high = self.spec.range
-        size = len(images)
-        kept = slice(max(0, size - self.capacity), size)
+        slot = self._slots(len(images), generator)
+        quantized = ((images.detach() - low) * (255 / (high - low))).round().clamp(0, 255)
         place = self.images.device
-        index = torch.arange(self.added + kept.start, self.added + size, device=place)
-        index %= self.capacity
-        quantized = ((images[kept] - low) * (255 / (high - low))).round().clamp(0, 255)
-        self.images[index] = quantized.to(place, torch.uint8)
-        self.labels[index] = labels[kept].to(place)
-        self.added += size
+        self.images[slot.to(place)] = quantized.to(place, torch.uint8)
+        self.labels[slot] = labels.to(self.device)
+        self.rounds.index_fill_(0, slot, round)
+        self.losses.index_fill_(0, slot, UNKNOWN)
+        self.added += len(images)
 
     def sample(self, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """Draw with replacement: images [size, *shape] in the range, labels and indices [size]."""
+        """Draw with replacement: images [size, *shape] in the range, labels and indices [size].
+
+        An index points into ``rounds`` and ``losses`` too, until the next :meth:`add`.
+        """
         assert len(self), "nothing was added yet"
-        index = torch.randint(len(self), (size,), generator=generator, device=self.device)
-        place = self.images.device
-        chosen = index.to(place)
+        index = self._draw(size, generator)
+        drawn = self.images[index.to(self.images.device)]
+        if drawn.device.type != self.device.type:  # page-locked, so that the copy holds up nothing
+            drawn = drawn.pin_memory()
         low, high = self.spec.range
-        images = self.images[chosen].to(self.device).float() * ((high - low) / 255) + low
-        return images, self.labels[chosen].to(self.device), index
+        images = drawn.to(self.device, non_blocking=True).float() * ((high - low) / 255) + low
+        return images, self.labels[index], index
+
+    def update(self, index: Tensor, loss: Tensor) -> None:
+        """Remember the student's losses [B] on drawn inputs; of one drawn twice, the larger.
+
+        Args:
+            index: [B], from the latest :meth:`sample`.
+            loss: [B], one for each input; what is negative counts as 0.
+        """
+        assert index.shape == loss.shape, "one loss for each input"
+        # The maximum, unlike an assignment, is the same bits in whatever order a GPU writes.
+        loss = loss.detach().to(self.losses).clamp_min(0)
+        self.losses.scatter_reduce_(0, index, loss, "amax", include_self=False)
 
     def state_dict(self) -> dict[str, Any]:
-        filled = len(self)
-        return {
-            "images": self.images[:filled].clone(),
-            "labels": self.labels[:filled].clone(),
-            "added": self.added,
-        }
+        kept = {name: getattr(self, name)[: len(self)].clone() for name in PER_ENTRY}
+        return kept | {"added": self.added}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take the place of the whole content.
@@ -84,8 +130,38 @@ class Bank:
                 f"{self.capacity} of {list(self.spec.shape)}: continue with the saved settings"
             )
         self.added = state["added"]
-        self.images[:filled] = state["images"].to(self.images.device)
-        self.labels[:filled] = state["labels"].to(self.labels.device)
+        for name in PER_ENTRY:
+            getattr(self, name)[:filled].copy_(state[name])
+
+    def _slots(self, size: int, generator: torch.Generator | None) -> Tensor:
+        """Where each new input goes [size]: no slot twice, but for the one of what is not kept."""
+        item = torch.arange(self.added, self.added + size, device=self.device)
+        if self.policy == "reservoir":
+            assert generator is not None, "a reservoir needs a generator to choose with"
+            u = torch.rand(size, dtype=torch.float64, generator=generator, device=self.device)
+            drawn = (u * (item + 1)).long()  # the n-th input stays with probability capacity / n
+            slot = torch.where(item < self.capacity, item, drawn).clamp_max(self.capacity)
+        else:
+            slot = item % self.capacity
+        order = torch.arange(size, device=self.device)
+        last = order.new_full((self.capacity + 1,), -1).scatter_reduce_(0, slot, order, "amax")
+        return torch.where(last[slot] == order, slot, self.capacity)  # as one by one: the last wins
+
+    def _draw(self, size: int, generator: torch.Generator) -> Tensor:
+        """Indices of kept inputs [size], with replacement."""
+        filled = len(self)
+        if self.policy != "priority":
+            return torch.randint(filled, (size,), generator=generator, device=self.device)
+        losses = self.losses[:filled]
+        largest = losses.amax()
+        losses = torch.where(losses < 0, largest, losses).clamp_min(0)
+        # Whole numbers add up to the same in whatever order a GPU does it, unlike fractions; one
+        # more for each input keeps all of them possible.
+        share = (losses / largest.clamp_min(1e-12)).double()
+        ends = ((share * 2**30).long() + 1).cumsum(0)
+        u = torch.rand(size, dtype=torch.float64, generator=generator, device=self.device)
+        position = (u * ends[-1]).long()
+        return torch.searchsorted(ends, position, right=True).clamp_max(filled - 1)
 
 
 def _place(size: int, device: torch.device) -> torch.device:

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from data.spec import Batch
+from engine.objective import Losses
 from models.classifier import Outputs
 
 
@@ -20,12 +21,19 @@ class Synthesis:
         teacher: the teacher's outputs on them, with the taps and statistics that terms ask for.
         student: the student's outputs, only where a term asks for them.
         label: [B] int64, the class that was aimed at, or None.
+        latent: [B, latent_size], what a generator made the images from, or None.
+        target: [B, C], the softmax that was aimed at, or None.
+        local: the teacher's outputs on a second, local view of the images, only where a term
+            asks for it.
     """
 
     images: Tensor
     teacher: Outputs
     student: Outputs | None = None
     label: Tensor | None = None
+    latent: Tensor | None = None
+    target: Tensor | None = None
+    local: Outputs | None = None
 
 
 class SynthesisTerm(nn.Module):
@@ -36,15 +44,24 @@ class SynthesisTerm(nn.Module):
         needs_statistics: whether it reads the teacher's BatchNorm statistics.
         needs_student: whether it reads the student's outputs.
         needs_label: whether inputs are synthesized for given classes.
+        needs_local: whether it reads the teacher's outputs on a second, local view.
+
+    A term may own parameters (a projection head, a decoder): the source that calls it trains
+    them beside its own. A term with a memory of earlier inputs writes to it in :meth:`commit`
+    alone.
     """
 
     taps: tuple[str, ...] = ()
     needs_statistics = False
     needs_student = False
     needs_label = False
+    needs_local = False
 
     def forward(self, synthesis: Synthesis) -> Tensor:
         raise NotImplementedError
+
+    def commit(self, synthesis: Synthesis) -> None:
+        """Called without gradient, on every rank, once inputs are finished: nothing by default."""
 
 
 class Source(Protocol):
@@ -52,6 +69,9 @@ class Source(Protocol):
 
     def next(self) -> Batch:
         """The next batch; a synthesizer first updates itself when its schedule says so."""
+
+    def learned(self, batch: Batch, losses: Losses) -> None:
+        """The student has taken its step on the latest batch."""
 
     def report(self) -> dict[str, Tensor | float]:
         """Weighted terms of the latest update (detached device scalars) and learning rates."""

@@ -1,4 +1,4 @@
-"""Synthesis by a generator that is trained beside the student: DAFL, ZSKT, DFAD, DFQ and kin."""
+"""Synthesis by a generator that is trained beside the student: DAFL, DFQ, MAD, KegNet and kin."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from data.spec import Batch
-from engine.objective import Objective
+from engine.objective import Losses, Objective
 from engine.runtime import Runtime
 from engine.schedules import Factor, Schedule, constant
-from generators.networks import GeneratorNetwork
+from generators.networks import GeneratorNetwork, draw_latent
 from generators.observer import Observer
+from generators.replay import Replay
 from models.classifier import Classifier
 
 
@@ -22,14 +23,16 @@ class GenerativeSource:
 
     What it minimises is the objective; nothing else tells one method from another. Batches are
     fresh images of the generator, which stays in training mode: its BatchNorm uses the batch's
-    own statistics for the student too, as in the papers' code.
+    own statistics for the student too, as in the papers' code. With a replay, some of each batch
+    are earlier images, behind the fresh ones, which keeps the student from forgetting them.
 
     Args:
         generator: maps noise (and classes) to inputs.
         teacher: what the inputs are synthesized from.
         student: read where a term asks for it, and never changed.
         objective: of the generator; called with a :class:`~generators.base.Synthesis`.
-        optimizer: called with the generator's parameters, gives their optimizer.
+        optimizer: called with the parameters of the generator and those that terms own, gives
+            their optimizer.
         runtime: device, precision and noise.
         num_classes: classes are drawn uniformly from so many, if the generator or a term
             wants them.
@@ -39,13 +42,16 @@ class GenerativeSource:
         generator_steps: updates at a time.
         student_steps: batches between two updates.
         schedule: factor on the initial learning rate, from the share of the run done, in [0, 1).
-        clip: largest norm of the generator's gradient.
+        clip: largest norm of the gradient of all that the optimizer trains.
         reuse: hand the images of the latest update to the student instead of drawing new ones,
             as in DAFL's joint training.
+        replay: supplies its ``fraction`` of each batch; it learns from the fresh images of the
+            first batch after an update.
 
     Raises:
         ValueError: for ``reuse`` where not every batch has an update of its size, counts
-            below 1, and a teacher that lacks what a term reads.
+            below 1, a replay that leaves no room for fresh images, and a teacher that lacks
+            what a term reads.
     """
 
     def __init__(
@@ -65,6 +71,7 @@ class GenerativeSource:
         schedule: Factor | None = None,
         clip: float | None = None,
         reuse: bool = False,
+        replay: Replay | None = None,
     ) -> None:
         if min(batch_size, synthesis_batch_size or 1, generator_steps, student_steps) < 1:
             raise ValueError("batch sizes, generator_steps and student_steps must be at least 1")
@@ -73,15 +80,21 @@ class GenerativeSource:
                 "reuse=true hands the images of each update to the student: it needs "
                 "student_steps=1 and synthesis_batch_size equal to batch_size"
             )
+        self.replayed = replay.share(batch_size) if replay else 0
+        self.fresh = batch_size - self.replayed
         self.observe = Observer(teacher, student, objective, runtime)
-        self.generator = runtime.prepare(generator).train()
+        self.generator: GeneratorNetwork = runtime.prepare(generator).train()  # type: ignore[assignment]
+        self.replay = replay
+        if replay:
+            replay.start(self.generator)
         runtime.compile(self.generator)
         self.parallel = runtime.parallel(self.generator)
-        self.optimizer = optimizer(self.generator.parameters())
+        self.parameters = [*self.generator.parameters(), *self.observe.parameters]
+        self.optimizer = optimizer(self.parameters)
         self.schedule = Schedule(self.optimizer, schedule or constant())
-        self.latent_size = generator.latent_size
-        self.labelled = generator.conditional or any(objective.ask("needs_label"))
-        self.runtime, self.num_classes, self.steps = runtime, num_classes, steps
+        labelled = generator.conditional or any(objective.ask("needs_label"))
+        self.num_classes = num_classes if labelled else None
+        self.runtime, self.steps = runtime, steps
         self.batch_size, self.synthesis_batch_size = batch_size, synthesis_batch_size or batch_size
         self.generator_steps, self.student_steps = generator_steps, student_steps
         self.clip, self.reuse = clip, reuse
@@ -90,25 +103,33 @@ class GenerativeSource:
 
     def next(self) -> Batch:
         images, label = None, None
-        if self.batches % self.student_steps == 0:
+        updated = self.batches % self.student_steps == 0
+        if updated:
             for _ in range(self.generator_steps):
                 images, label = self._update()
         if images is None or not self.reuse:
-            with torch.no_grad():
-                images, label = self._generate(
-                    self.generator, self.batch_size, self.runtime.noise("batch", self.batches)
-                )
+            noise = self.runtime.noise("batch", self.batches)
+            z, label = self._draw(self.fresh, noise)
+            with torch.no_grad(), self.runtime.autocast():
+                images = self.generator(z, label)
+        if self.replay:
+            images, label = self._replay(self.replay, images, label, updated)
         self.batches += 1
         return Batch(images, images, label)
 
+    def learned(self, batch: Batch, losses: Losses) -> None:
+        """Nothing is kept that could be chosen by it."""
+
     def report(self) -> dict[str, Tensor | float]:
-        return {**self.terms, "lr_generator": self.optimizer.param_groups[0]["lr"]}
+        replay = self.replay.terms if self.replay else {}
+        return {**self.terms, **replay, "lr_generator": self.optimizer.param_groups[0]["lr"]}
 
     def counts(self) -> dict[str, int]:
         """An image counts once, whoever saw it; a query of the teacher with every update."""
+        queries = self.updates * self.synthesis_batch_size * self.observe.queries_per_image
         return {
             "images_synthesized": self.images_synthesized,
-            "teacher_queries": self.updates * self.synthesis_batch_size,
+            "teacher_queries": queries + (self.replay.teacher_queries if self.replay else 0),
             "real_training_inputs_read": 0,
         }
 
@@ -117,6 +138,7 @@ class GenerativeSource:
             "generator": self.generator.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "objective": self.observe.objective.state_dict(),
+            "replay": self.replay.state_dict() if self.replay else None,
             "batches": self.batches,
             "updates": self.updates,
             "images_synthesized": self.images_synthesized,
@@ -127,6 +149,8 @@ class GenerativeSource:
         self.generator.load_state_dict(state["generator"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.observe.objective.load_state_dict(state["objective"])
+        if self.replay:
+            self.replay.load_state_dict(state["replay"])
         self.batches = state["batches"]
         self.updates = state["updates"]
         self.images_synthesized = state["images_synthesized"]
@@ -136,26 +160,34 @@ class GenerativeSource:
         """One step of the generator; gives the images that it was made on, detached."""
         self.schedule.apply(self.batches / self.steps)
         noise = self.runtime.noise("generator", self.updates)
-        images, label = self._generate(self.parallel, self.synthesis_batch_size, noise)
-        losses = self.observe(images, label)
+        z, label = self._draw(self.synthesis_batch_size, noise)
+        with self.runtime.autocast():
+            images = self.parallel(z, label)
+        losses = self.observe(images, label, self.generator.latent(z, label))
         losses.total.backward()
+        self.observe.average_gradients()
         if self.clip is not None:
-            nn.utils.clip_grad_norm_(self.generator.parameters(), self.clip)
+            nn.utils.clip_grad_norm_(self.parameters, self.clip)
         self.optimizer.step()
         self.optimizer.zero_grad()
+        self.observe.commit()
         self.updates += 1
         self.terms = losses.terms
         return images.detach(), label
 
-    def _generate(
-        self, generator: nn.Module, size: int, noise: torch.Generator
-    ) -> tuple[Tensor, Tensor | None]:
-        device = self.runtime.device
-        z = torch.randn(size, self.latent_size, generator=noise, device=device)
-        label = None
-        if self.labelled:
-            label = torch.randint(self.num_classes, (size,), generator=noise, device=device)
-        with self.runtime.autocast():
-            images = generator(z, label)
+    def _draw(self, size: int, noise: torch.Generator) -> tuple[Tensor, Tensor | None]:
         self.images_synthesized += size
-        return images, label
+        return draw_latent(self.generator, size, self.num_classes, noise)
+
+    def _replay(
+        self, replay: Replay, images: Tensor, label: Tensor | None, updated: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """The fresh images, with earlier ones behind them; labels where both kinds have some."""
+        images, label = images[: self.fresh], label[: self.fresh] if label is not None else None
+        if updated:
+            replay.learn(images, label, self.runtime.noise("replay_learn", self.batches))
+        noise = self.runtime.noise("replay_draw", self.batches)
+        earlier, known = replay.draw(self.replayed, noise)
+        self.images_synthesized += self.replayed
+        images = torch.cat([images, earlier])
+        return images, None if label is None or known is None else torch.cat([label, known])

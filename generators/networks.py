@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -10,6 +12,7 @@ from data.spec import InputSpec
 from models.classifier import full_precision
 
 OUTPUTS = ("sigmoid", "tanh_bn", "bn")
+CONDITIONINGS = ("concat", "add")
 
 
 class GeneratorNetwork(nn.Module):
@@ -26,13 +29,31 @@ class GeneratorNetwork(nn.Module):
     def forward(self, z: Tensor, y: Tensor | None = None) -> Tensor:
         raise NotImplementedError
 
+    def latent(self, z: Tensor, y: Tensor | None = None) -> Tensor:
+        """What terms see as the latent of an input [B, latent_size]: the noise itself."""
+        return z
+
+
+def draw_latent(
+    generator: GeneratorNetwork, size: int, num_classes: int | None, noise: torch.Generator
+) -> tuple[Tensor, Tensor | None]:
+    """Standard normal z [size, latent_size] and, unless ``num_classes`` is None, uniform classes.
+
+    Both are drawn on the device of ``noise``.
+    """
+    z = torch.randn(size, generator.latent_size, generator=noise, device=noise.device)
+    if num_classes is None:
+        return z, None
+    return z, torch.randint(num_classes, (size,), generator=noise, device=noise.device)
+
 
 class ImageGenerator(GeneratorNetwork):
     """The DCGAN-style network that nearly all data-free methods share (DAFL, ICCV 2019).
 
     Linear to [channels, H/4, W/4], BN, then twice: nearest upsampling, 3×3 convolution, BN,
     LeakyReLU(0.2), and a last 3×3 convolution. 128 channels are the field's standard network,
-    256 its large one. A class, where one is given, is embedded and concatenated to ``z``.
+    256 its large one. A class, where one is given, is embedded and concatenated to ``z``, or
+    added to it (MAD, NeurIPS 2022: G(z + e_y)), in which case the sum is the latent.
 
     ``sigmoid`` images lie in the specification's range. ``tanh_bn`` (DAFL's and DFAD's code) and
     ``bn`` (ZSKT, NeurIPS 2019) end in a BatchNorm whose output is, as there, exactly what the
@@ -47,9 +68,11 @@ class ImageGenerator(GeneratorNetwork):
         channels: of the first two stages; the third has half of them.
         output: "sigmoid", "tanh_bn" or "bn".
         conditional: whether images are generated for a class.
+        conditioning: "concat" or "add", what is done with the class's embedding.
 
     Raises:
-        ValueError: for a shape, a number of channels or an output that this network cannot make.
+        ValueError: for a shape, a number of channels, an output or a conditioning that this
+            network does not have.
     """
 
     def __init__(
@@ -60,6 +83,7 @@ class ImageGenerator(GeneratorNetwork):
         channels: int = 128,
         output: str = "sigmoid",
         conditional: bool = False,
+        conditioning: str = "concat",
     ) -> None:
         super().__init__()
         if len(spec.shape) != 3 or spec.shape[1] % 4 or spec.shape[2] % 4:
@@ -69,17 +93,21 @@ class ImageGenerator(GeneratorNetwork):
             )
         if output not in OUTPUTS:
             raise ValueError(f"generator output {output!r} is none of: {', '.join(OUTPUTS)}")
+        if conditioning not in CONDITIONINGS:
+            known = ", ".join(CONDITIONINGS)
+            raise ValueError(f"generator conditioning {conditioning!r} is none of: {known}")
         if channels < 2 or channels % 2:
             raise ValueError(f"the generator's channels must be even, not {channels}")
         self.spec = spec
         self.latent_size = latent_size
         self.conditional = conditional
+        self.added = conditional and conditioning == "add"
         self.output = output
         image_channels, height, width = spec.shape
         # Stages are [H, W, C] in the Linear's output, so that what follows is channels-last.
         self.stem_shape = (height // 4, width // 4, channels)
         self.embedding = nn.Embedding(num_classes, latent_size) if conditional else None
-        inputs = latent_size * (2 if conditional else 1)
+        inputs = latent_size * (2 if conditional and not self.added else 1)
         self.linear = nn.Linear(inputs, height // 4 * (width // 4) * channels)
         self.stages = nn.Sequential(
             nn.BatchNorm2d(channels),
@@ -93,7 +121,8 @@ class ImageGenerator(GeneratorNetwork):
         )
 
     def forward(self, z: Tensor, y: Tensor | None = None) -> Tensor:
-        if self.embedding is not None:
+        z = self.latent(z, y)
+        if self.embedding is not None and not self.added:
             assert y is not None, "a conditional generator needs the classes to generate"
             z = torch.cat([z, self.embedding(y)], dim=1)
         x = self.linear(z).view(-1, *self.stem_shape).permute(0, 3, 1, 2)
@@ -102,6 +131,70 @@ class ImageGenerator(GeneratorNetwork):
             low, high = self.spec.range
             return low + (high - low) * x.sigmoid()
         return self.spec.denormalize(self.last_norm(x.tanh() if self.output == "tanh_bn" else x))
+
+    def latent(self, z: Tensor, y: Tensor | None = None) -> Tensor:
+        """The noise, or its sum with the class's embedding where the two are added."""
+        if self.embedding is None or not self.added:
+            return z
+        assert y is not None, "a conditional generator needs the classes to generate"
+        return z + self.embedding(y)
+
+
+class GeneratorEnsemble(GeneratorNetwork):
+    """Several :class:`ImageGenerator` that share each batch (KegNet, NeurIPS 2019).
+
+    Each batch is cut into n consecutive parts of (almost) the same size, one for each member. So
+    one optimizer trains all members, as if alone on a smaller batch, and the student learns from
+    all of them at once. A batch smaller than n leaves the last members out.
+
+    Args:
+        spec: see :class:`ImageGenerator`, as for all that follows but ``members``.
+        num_classes: likewise.
+        members: n.
+        latent_size: likewise.
+        channels: likewise.
+        output: likewise.
+        conditional: likewise.
+        conditioning: likewise.
+
+    Raises:
+        ValueError: for fewer than one member, and as :class:`ImageGenerator` does.
+    """
+
+    def __init__(
+        self,
+        spec: InputSpec,
+        num_classes: int,
+        members: int = 5,
+        latent_size: int = 100,
+        channels: int = 128,
+        output: str = "sigmoid",
+        conditional: bool = False,
+        conditioning: str = "concat",
+    ) -> None:
+        super().__init__()
+        if members < 1:
+            raise ValueError(f"an ensemble needs at least one member, not {members}")
+        settings = (latent_size, channels, output, conditional, conditioning)
+        self.latent_size, self.conditional = latent_size, conditional
+        self.members = nn.ModuleList(
+            ImageGenerator(spec, num_classes, *settings) for _ in range(members)
+        )
+
+    def forward(self, z: Tensor, y: Tensor | None = None) -> Tensor:
+        return torch.cat([member(*part) for member, part in self._shares(z, y)])
+
+    def latent(self, z: Tensor, y: Tensor | None = None) -> Tensor:
+        return torch.cat([member.latent(*part) for member, part in self._shares(z, y)])
+
+    def _shares(
+        self, z: Tensor, y: Tensor | None
+    ) -> list[tuple[ImageGenerator, tuple[Tensor, Tensor | None]]]:
+        """Each member that has something to do, with its part of the batch."""
+        count = min(len(self.members), len(z))
+        labels = y.tensor_split(count) if y is not None else (None,) * count
+        parts = zip(z.tensor_split(count), labels, strict=True)
+        return list(zip(self.members, parts, strict=False))  # type: ignore[arg-type]
 
 
 def _upsampling(channels: int, out_channels: int) -> list[nn.Module]:
@@ -119,7 +212,12 @@ class UpsampledConv2d(nn.Module):
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
         # No bias: the BatchNorm that follows would take it out again.
-        self.weight = nn.Parameter(nn.Conv2d(in_channels, out_channels, 3, bias=False).weight)
+        self.weight = nn.Parameter(torch.empty(out_channels, in_channels, 3, 3))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """As PyTorch draws a convolution's weights."""
+        nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))
 
     def forward(self, x: Tensor) -> Tensor:
         kernel = _merge_taps(_merge_taps(self.weight, 2), 3).transpose(0, 1)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+import dataclasses
+
+import torch
+from torch import Tensor, nn
 
 from engine.objective import Losses, Objective
 from engine.runtime import Runtime
-from generators.base import Synthesis
-from models.classifier import Classifier
+from generators.base import Synthesis, SynthesisTerm
+from models.classifier import Classifier, Outputs
 
 
 def check_statistics(teacher: Classifier, objective: Objective) -> None:
@@ -15,7 +18,8 @@ def check_statistics(teacher: Classifier, objective: Objective) -> None:
     if any(objective.ask("needs_statistics")) and not teacher.batchnorms():
         raise ValueError(
             f"the teacher {type(teacher.module).__name__} has no BatchNorm layers, whose "
-            "statistics this method inverts; methods that work without: dafl, zskt, dfad"
+            "statistics this method inverts; methods that work without: "
+            "dafl, zskt, dfad, zskd, dfme, maze"
         )
 
 
@@ -25,6 +29,10 @@ class Observer:
     The gradient passes through teacher and student to the images and stops nowhere on the way:
     both are frozen views, whose parameters take none, with the taps that the terms ask for. The
     student runs only where a term reads its outputs, in eval mode as in the papers' code.
+
+    Attributes:
+        parameters: what the terms own and want to see trained beside the images' maker.
+        queries_per_image: how often the teacher sees an image of one call.
 
     Raises:
         ValueError: where the teacher lacks what a term reads.
@@ -37,15 +45,82 @@ class Observer:
         taps = [tap for taps in objective.ask("taps") for tap in taps]
         self.teacher = teacher.frozen(taps, any(objective.ask("needs_statistics")))
         self.student = student.frozen() if any(objective.ask("needs_student")) else None
-        self.objective = runtime.prepare(objective)
+        self.objective: Objective = runtime.prepare(objective)  # type: ignore[assignment]
         self.runtime = runtime
+        self.needs_local = any(objective.ask("needs_local"))
+        self.queries_per_image = 2 if self.needs_local else 1
+        self.parameters: list[nn.Parameter] = [p for p in objective.parameters() if p.requires_grad]
+        self.remembering = [term for term in _terms(objective) if _remembers(term)]
+        self.latest: Synthesis | None = None
         runtime.compile(self.teacher.module)
         if self.student is not None:
             runtime.compile(self.student.module)
 
-    def __call__(self, images: Tensor, label: Tensor | None) -> Losses:
+    def __call__(
+        self,
+        images: Tensor,
+        label: Tensor | None,
+        latent: Tensor | None = None,
+        target: Tensor | None = None,
+        local: Tensor | None = None,
+        student_knows: bool = True,
+    ) -> Losses:
+        """The losses of one batch.
+
+        Args:
+            images: [B, *shape] in the specification's range.
+            label: [B], the classes aimed at, or None.
+            latent: [B, latent_size] that the images were made from, or None.
+            target: [B, C], the softmax aimed at, or None.
+            local: a second view of the images, needed where a term compares two.
+            student_knows: False while the student has learned nothing yet, which leaves out the
+                terms that read it.
+        """
         with self.runtime.autocast():
             teacher = self.teacher(images)
-            student = None if self.student is None else self.student(images)
-        losses: Losses = self.objective(Synthesis(images, teacher, student, label))
-        return losses
+            student = self.student(images) if self.student and student_knows else None
+            second = self.teacher(local) if self.needs_local and local is not None else None
+        synthesis = Synthesis(images, teacher, student, label, latent, target, second)
+        losses = self.objective(synthesis, skip=() if student_knows else ("needs_student",))
+        if self.remembering:
+            self.latest = _detached(synthesis)
+        return losses  # type: ignore[no-any-return]
+
+    @torch.no_grad()
+    def commit(self) -> None:
+        """Let terms with a memory remember the latest batch, whose inputs are finished."""
+        for term in self.remembering:
+            assert self.latest is not None, "nothing was observed yet"
+            term.commit(self.latest)
+        self.latest = None
+
+    def average_gradients(self) -> None:
+        """The terms' own parameters are the same on every rank, and stay so."""
+        self.runtime.average([p.grad for p in self.parameters if p.grad is not None])
+
+
+def _terms(objective: Objective) -> list[SynthesisTerm]:
+    return [weighted.term for weighted in objective.terms.values()]  # type: ignore[union-attr,misc]
+
+
+def _remembers(term: nn.Module) -> bool:
+    return isinstance(term, SynthesisTerm) and type(term).commit is not SynthesisTerm.commit
+
+
+def _detached(synthesis: Synthesis) -> Synthesis:
+    """The same without its graph, which would hold every activation of the batch."""
+
+    def cut(value: Tensor | Outputs | None) -> Tensor | Outputs | None:
+        if isinstance(value, Tensor):
+            return value.detach()
+        if value is None:
+            return None
+        statistics = [
+            dataclasses.replace(s, mean=s.mean.detach(), variance=s.variance.detach())
+            for s in value.statistics
+        ]
+        features = {tap: feature.detach() for tap, feature in value.features.items()}
+        return Outputs(value.logits.detach(), features, statistics)
+
+    parts = {f.name: cut(getattr(synthesis, f.name)) for f in dataclasses.fields(synthesis)}
+    return Synthesis(**parts)  # type: ignore[arg-type]

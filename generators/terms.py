@@ -21,26 +21,57 @@ class BatchNormStatistics(SynthesisTerm):
     """Σ_l ‖μ̂_l − μ_l‖₂ + ‖σ̂²_l − σ²_l‖₂ (R_feature of DeepInversion, CVPR 2020).
 
     The batch's mean and biased variance at each BatchNorm layer of the teacher are drawn to the
-    running ones, which are all that is left of the training data.
+    running ones, which are all that is left of the training data. With a momentum m, it is
+    (1 − m) μ̂ + m μ̄ that is drawn to μ, where μ̄ is the moving average over earlier batches, and
+    the variance likewise (FastDFKD, AAAI 2022): not every batch has to hold all there is.
 
     Args:
         first_layer_weight: of the layer nearest to the input (the authors' ImageNet code: 10).
+        momentum: m, in [0, 1).
+
+    Raises:
+        ValueError: for a momentum outside of [0, 1).
     """
 
     needs_statistics = True
 
-    def __init__(self, first_layer_weight: float = 1.0) -> None:
+    def __init__(self, first_layer_weight: float = 1.0, momentum: float = 0.0) -> None:
         super().__init__()
+        if not 0 <= momentum < 1:
+            raise ValueError(f"momentum must lie in [0, 1), but is {momentum}")
         self.first_layer_weight = first_layer_weight
+        self.momentum = momentum
+        self.earlier: list[tuple[Tensor, Tensor]] = []
 
     def forward(self, synthesis: Synthesis) -> Tensor:
         gaps = [
-            vector_norm(layer.mean - layer.running_mean)
-            + vector_norm(layer.variance - layer.running_variance)
-            for layer in synthesis.teacher.statistics
+            vector_norm(mean - layer.running_mean) + vector_norm(variance - layer.running_variance)
+            for layer, (mean, variance) in zip(
+                synthesis.teacher.statistics, self._moving(synthesis), strict=True
+            )
         ]
         gaps[0] = self.first_layer_weight * gaps[0]
         return torch.stack(gaps).sum()
+
+    def commit(self, synthesis: Synthesis) -> None:
+        if self.momentum:
+            self.earlier = self._moving(synthesis)
+
+    def get_extra_state(self) -> list[Tensor]:
+        return [tensor for pair in self.earlier for tensor in pair]
+
+    def set_extra_state(self, state: list[Tensor]) -> None:
+        self.earlier = list(zip(state[::2], state[1::2], strict=True))
+
+    def _moving(self, synthesis: Synthesis) -> list[tuple[Tensor, Tensor]]:
+        now = [(layer.mean, layer.variance) for layer in synthesis.teacher.statistics]
+        if not self.earlier:
+            return now
+        m = self.momentum
+        return [
+            ((1 - m) * mean + m * mean_before.to(mean), (1 - m) * var + m * var_before.to(var))
+            for (mean, var), (mean_before, var_before) in zip(now, self.earlier, strict=True)
+        ]
 
 
 class OneHot(SynthesisTerm):

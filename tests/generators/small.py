@@ -13,9 +13,11 @@ from engine.objective import Objective, Weighted
 from engine.runtime import Runtime
 from generators.base import SynthesisTerm
 from generators.generative import GenerativeSource
-from generators.inversion import InversionSource
 from generators.networks import ImageGenerator
+from generators.rounds import RoundSource
 from generators.terms import Activation, Adversarial, BatchNormStatistics, OneHot
+from generators.variables import Pixels
+from generators.views import Jitter
 from models.classifier import Classifier
 
 SPEC = InputSpec((1, 8, 8), (0.0, 1.0), (0.3,), (0.4,))
@@ -90,8 +92,9 @@ def generative(runtime: Runtime | None = None, **kwargs: Any) -> GenerativeSourc
     return GenerativeSource(**{**defaults, **kwargs})
 
 
-def inversion(runtime: Runtime | None = None, **kwargs: Any) -> InversionSource:
+def inversion(runtime: Runtime | None = None, **kwargs: Any) -> RoundSource:
     defaults = {
+        "variable": Pixels(SPEC),
         "teacher": teacher(),
         "student": student(),
         "objective": objective(),
@@ -103,13 +106,14 @@ def inversion(runtime: Runtime | None = None, **kwargs: Any) -> InversionSource:
         "iterations": 5,
         "student_steps": 2,
         "capacity": 20,
-        "jitter": 1,
+        "views": [Jitter(1)],
     }
-    return InversionSource(**{**defaults, **kwargs})
+    return RoundSource(**{**defaults, **kwargs})
 
 
 def snapshot(net: nn.Module) -> dict[str, Tensor]:
-    return {name: value.clone() for name, value in net.state_dict().items()}
+    state = net.state_dict().items()
+    return {name: value.clone() for name, value in state if isinstance(value, Tensor)}
 
 
 def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:

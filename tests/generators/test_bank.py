@@ -1,4 +1,4 @@
-"""The bank: first in, first out, what 8 bits lose, and that it belongs to one run."""
+"""The bank: what it keeps, how it draws, what 8 bits lose, and that it belongs to one run."""
 
 import io
 
@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from data.spec import InputSpec
-from generators.bank import Bank
+from generators import bank as bank_module
+from generators.bank import Bank, Policy
 
 SPEC = InputSpec((1, 2, 2), (-1.0, 3.0), (0.0,), (1.0,))
 CPU = torch.device("cpu")
@@ -68,21 +69,132 @@ def test_values_out_of_range_are_clamped() -> None:
     torch.testing.assert_close(images[:, 0, 0, 0], labels * 4.0 - 1)
 
 
+@pytest.mark.parametrize("policy", ["fifo", "reservoir", "priority"])
 @pytest.mark.parametrize("added", [2, 7])
-def test_state_round_trip(added: int) -> None:
-    bank = Bank(SPEC, 5, CPU)
-    bank.add(flat(*torch.linspace(-1, 3, added).tolist()), torch.arange(added))
+def test_state_round_trip(added: int, policy: Policy) -> None:
+    bank = Bank(SPEC, 5, CPU, policy)
+    images = flat(*torch.linspace(-1, 3, added).tolist())
+    bank.add(images, torch.arange(added), 3, torch.Generator().manual_seed(5))
+    bank.update(torch.tensor([0, 1]), torch.tensor([0.5, 4.0]))
     file = io.BytesIO()
     torch.save(bank.state_dict(), file)
     file.seek(0)
-    restored = Bank(SPEC, 5, CPU)
+    restored = Bank(SPEC, 5, CPU, policy)
     restored.load_state_dict(torch.load(file, weights_only=True))
     for source in (bank, restored):
-        source.add(flat(0.5), torch.tensor([77]))
+        source.add(flat(0.5), torch.tensor([77]), 4, torch.Generator().manual_seed(6))
     for seed in range(3):
         a = bank.sample(10, torch.Generator().manual_seed(seed))
         b = restored.sample(10, torch.Generator().manual_seed(seed))
         assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+    for name in ("images", "labels", "rounds", "losses"):
+        kept, again = (getattr(source, name)[: len(source)] for source in (bank, restored))
+        assert torch.equal(kept, again), name
+
+
+def test_rounds_stay_with_their_inputs() -> None:
+    bank = Bank(SPEC, 5, CPU)
+    for number in range(3):
+        bank.add(flat(0.0, 0.0, 0.0), torch.full((3,), 10 * number), round=number)
+    _, labels, index = bank.sample(100, torch.Generator().manual_seed(0))
+    assert bank.rounds.dtype == torch.int32
+    assert torch.equal(10 * bank.rounds[index], labels.int())
+
+
+@pytest.mark.parametrize("sizes", [[1] * 12, [3, 4, 5], [12]])
+def test_reservoir_keeps_a_uniform_sample_of_all(sizes: list[int]) -> None:
+    """Each of 12 inputs is kept with probability 4/12, however they are added."""
+    trials, noise = 1000, torch.Generator().manual_seed(0)
+    kept = torch.zeros(trials, 12)
+    for trial in range(trials):
+        bank, start = Bank(SPEC, 4, CPU, "reservoir"), 0
+        for size in sizes:
+            labels = torch.arange(start, start + size)
+            bank.add(flat(*[0.0] * size), labels, generator=noise)
+            start += size
+        kept[trial, bank.state_dict()["labels"]] = 1
+    assert (kept.sum(1) == 4).all()
+    deviation = (trials * 1 / 3 * 2 / 3) ** 0.5
+    assert (kept.sum(0) - trials / 3).abs().max() < 3.5 * deviation
+    pair = trials * (4 * 3) / (12 * 11)  # no two are more often kept together than others
+    together = (kept.T @ kept).fill_diagonal_(pair)
+    assert (together - pair).abs().max() < 4.5 * pair**0.5
+
+
+@pytest.mark.parametrize("policy", ["fifo", "reservoir"])
+def test_no_slot_is_written_twice_at_once(policy: Policy) -> None:
+    """A GPU would write them in any order, and a resumed run would differ."""
+    bank = Bank(SPEC, 8, CPU, policy)
+    for seed in range(20):
+        slot = bank._slots(30, torch.Generator().manual_seed(seed))
+        assert slot.min() >= 0
+        assert slot.max() == 8  # where what is not kept goes
+        assert len(slot[slot < 8].unique()) == len(slot[slot < 8])
+        bank.added += 30
+
+
+def test_reservoir_images_stay_with_their_labels() -> None:
+    bank, noise = Bank(SPEC, 8, CPU, "reservoir"), torch.Generator().manual_seed(0)
+    for start in range(0, 90, 9):
+        labels = torch.arange(start, start + 9)
+        bank.add(flat(*(labels / 30).tolist()), labels, start, noise)
+    images, labels, index = bank.sample(200, noise)
+    torch.testing.assert_close(images[:, 0, 0, 0], labels / 30, atol=4 / 500, rtol=0)
+    assert torch.equal(bank.rounds[index], (labels - labels % 9).int())
+
+
+def shares(bank: Bank, count: int = 20_000) -> Tensor:
+    """How often each input is drawn."""
+    _, labels, index = bank.sample(count, torch.Generator().manual_seed(0))
+    assert torch.equal(bank.labels[index], labels)
+    return torch.bincount(labels, minlength=bank.capacity) / count
+
+
+def test_priority_draws_in_proportion_to_the_last_loss() -> None:
+    bank = Bank(SPEC, 4, CPU, "priority")
+    bank.add(flat(0.0, 0.0, 0.0, 0.0), torch.arange(4))
+    torch.testing.assert_close(shares(bank), torch.full((4,), 0.25), atol=0.02, rtol=0)
+    bank.update(torch.arange(4), torch.tensor([9.0, 9.0, 9.0, 9.0]))
+    bank.update(torch.arange(4), torch.tensor([1.0, 2.0, 5.0, 0.0]))
+    expected = torch.tensor([1.0, 2.0, 5.0, 0.0]) / 8
+    torch.testing.assert_close(shares(bank), expected, atol=0.02, rtol=0)
+
+
+def test_priority_takes_what_is_new_for_the_hardest() -> None:
+    bank = Bank(SPEC, 3, CPU, "priority")
+    bank.add(flat(0.0, 0.0, 0.0), torch.arange(3))
+    bank.update(torch.tensor([0, 2]), torch.tensor([0.01, 0.03]))
+    expected = torch.tensor([1.0, 3.0, 3.0]) / 7
+    torch.testing.assert_close(shares(bank), expected, atol=0.02, rtol=0)
+    bank.add(flat(0.0), torch.tensor([0]))  # in the place of the easiest, whose loss goes with it
+    torch.testing.assert_close(shares(bank), torch.full((3,), 1 / 3), atol=0.02, rtol=0)
+
+
+def test_priority_without_any_loss_left_draws_uniformly() -> None:
+    bank = Bank(SPEC, 3, CPU, "priority")
+    bank.add(flat(0.0, 0.0, 0.0), torch.arange(3))
+    bank.update(torch.arange(3), torch.tensor([0.0, 0.0, -1e-7]))
+    torch.testing.assert_close(shares(bank), torch.full((3,), 1 / 3), atol=0.02, rtol=0)
+
+
+def test_update_takes_the_larger_of_two_losses_and_no_graph() -> None:
+    bank = Bank(SPEC, 3, CPU)
+    bank.add(flat(0.0, 0.0, 0.0), torch.arange(3))
+    bank.update(torch.tensor([1]), torch.tensor([7.0]))
+    loss = torch.tensor([2.0, 5.0, 3.0], requires_grad=True)
+    bank.update(torch.tensor([1, 1, 0]), loss)
+    assert bank.state_dict()["losses"].tolist() == [3.0, 5.0, -1.0]
+    bank.update(torch.tensor([2]), torch.tensor([-2.0]))  # known, and not the mark of unknown
+    assert bank.state_dict()["losses"].tolist() == [3.0, 5.0, 0.0]
+    assert not bank.losses.requires_grad
+
+
+def test_a_store_that_does_not_fit_lies_on_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = torch.device("cuda", 0)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 4000))
+    assert bank_module._place(500, cuda) == cuda
+    assert bank_module._place(501, cuda) == CPU
+    assert bank_module._place(10**12, CPU) == CPU
 
 
 def test_state_is_a_copy() -> None:
@@ -105,6 +217,8 @@ def test_a_new_bank_is_empty() -> None:
 def test_mistakes() -> None:
     with pytest.raises(ValueError, match="at least 1, not 0"):
         Bank(SPEC, 0, CPU)
+    with pytest.raises(ValueError, match="one of fifo, reservoir, priority, not 'lifo'"):
+        Bank(SPEC, 1, CPU, "lifo")  # type: ignore[arg-type]
     bank = Bank(SPEC, 5, CPU)
     bank.add(flat(0.0, 0.0, 0.0), torch.arange(3))
     with pytest.raises(ValueError, match="continue with the saved settings"):

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from engine.runtime import Runtime
+from generators.base import Synthesis, SynthesisTerm
 from generators.observer import check_statistics
 from generators.terms import Adversarial, BatchNormStatistics, InformationEntropy, OneHot
 from tests.generators.small import (
@@ -208,6 +209,36 @@ def test_reuse_hands_on_the_images_of_the_update() -> None:
         assert torch.equal(batch.student_input, seen[step])
         assert not batch.student_input.requires_grad
     assert source.counts()["images_synthesized"] == 3 * 6
+
+
+class Memory(SynthesisTerm):
+    """Holds on to what it was shown, and to what it was told to remember."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shown: list[Synthesis] = []
+        self.kept: list[Synthesis] = []
+
+    def forward(self, synthesis: Synthesis) -> torch.Tensor:
+        self.shown.append(synthesis)
+        return synthesis.images.mean()
+
+    def commit(self, synthesis: Synthesis) -> None:
+        self.kept.append(synthesis)
+
+
+def test_terms_see_the_latent_and_remember_each_update_once() -> None:
+    memory = Memory()
+    source = generative(objective=objective(memory=memory), generator_steps=2)
+    still = copy.deepcopy(source.generator)
+    for _ in range(4):  # of which two begin with updates
+        source.next()
+    assert len(memory.shown) == len(memory.kept) == source.updates == 4
+    first = memory.shown[0]
+    assert torch.equal(still(first.latent), first.images)
+    for shown, kept in zip(memory.shown, memory.kept, strict=True):
+        assert torch.equal(shown.images, kept.images)
+        assert not kept.images.requires_grad
 
 
 @pytest.mark.parametrize(

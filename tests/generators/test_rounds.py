@@ -2,13 +2,17 @@
 
 import io
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from engine.objective import Losses
 from engine.runtime import Runtime, Stopped
+from generators.rounds import draw_classes
 from generators.terms import L2, Adversarial, BatchNormStatistics, OneHot, TotalVariation
+from generators.views import Jitter
 from tests.generators.small import (
     CLASSES,
     SPEC,
@@ -88,8 +92,8 @@ def test_every_image_moves_towards_the_class_aimed_at() -> None:
     for iterations, rate in ((1, 0.0), (100, 1.0)):
         source = inversion(**aim, iterations=iterations, schedule=lambda _, rate=rate: rate)
         source.next()
-        p = teacher()(source.bank.images / 255).logits.softmax(1)
-        confidence.append(p.gather(1, source.bank.labels[:, None]))
+        images, label = source.bank.images[:20] / 255, source.bank.labels[:20]
+        confidence.append(teacher()(images).logits.softmax(1).gather(1, label[:, None]))
     assert (confidence[1] > confidence[0]).all()
 
 
@@ -180,25 +184,79 @@ def test_adversarial_inversion_depends_on_the_student() -> None:
     assert not torch.equal(a, b)
 
 
-def test_jitter_and_flip_are_seen_but_not_kept() -> None:
-    source = inversion(jitter=2, flip=True)
-    ramp = torch.arange(64.0).view(1, *SPEC.shape)
+def test_jitter_shifts_and_mirrors_the_whole_batch_alike() -> None:
+    ramp = torch.arange(64.0).view(1, *SPEC.shape).repeat(3, 1, 1, 1)
+    seen = {False: set(), True: set()}
+    for flip in seen:
+        jitter = Jitter(2, flip)
+        for seed in range(200):
+            x = jitter(ramp, torch.Generator().manual_seed(seed))
+            assert torch.equal(x, jitter(ramp, torch.Generator().manual_seed(seed)))
+            assert torch.equal(x[0], x[2])
+            assert torch.equal(x.sum(), ramp.sum())
+            seen[flip].add(tuple(x[0].flatten().tolist()))
+    assert len(seen[False]) == 25
+    assert len(seen[True]) == 50
 
-    class Views:
-        offsets = iter((1, -2))
 
-        def randint(self, low: int, high: int) -> int:
-            assert (low, high) == (-2, 2)
-            return next(self.offsets)
+def test_views_are_seen_but_not_kept() -> None:
+    def dark(x: Tensor, noise: torch.Generator) -> Tensor:
+        return 0.0 * x
 
-        def random(self) -> float:
-            return 0.1
+    looked: list[Tensor] = []
+    source = inversion(views=[dark], objective=objective(one_hot=OneHot()))
+    source.observe.teacher.register_forward_pre_hook(lambda _, args: looked.append(args[0]))
+    source.next()
+    assert not any(x.any() for x in looked)
+    assert source.bank.images[:8].any()
 
-    seen = source._jittered(ramp, Views())
-    torch.testing.assert_close(seen, ramp.roll((1, -2), (2, 3)).flip(3))
-    source.flip = False
-    Views.offsets = iter((0, 0))
-    torch.testing.assert_close(source._jittered(ramp, Views()), ramp)
+
+def test_the_best_images_of_a_round_are_kept() -> None:
+    """Where the second half of the round goes uphill, the last images are not the best."""
+    totals: list[float] = []
+    source = inversion(
+        objective=objective(one_hot=OneHot()),
+        iterations=12,
+        views=[],
+        schedule=lambda p: 10.0 if p < 0.5 else -10.0,
+    )
+
+    def record(images: Tensor, *args: Any, **kwargs: Any) -> Any:
+        losses = observe(images, *args, **kwargs)
+        totals.append(losses.total.item())
+        return losses
+
+    observe = source._look
+    source._look = record
+    source.next()
+    images, label = source.bank.images[:8] / 255, source.bank.labels[:8]
+    kept = observe(images, label, None, None, 0).total.item()
+    assert kept == pytest.approx(min(totals), abs=0.05)
+    assert totals[-1] > min(totals) + 0.2
+
+
+def test_warm_up_rounds_come_first_and_leave_the_student_out() -> None:
+    source = inversion(warmup_rounds=2, student_steps=3, capacity=100)
+    ran: list[int] = []
+    source.observe.student.register_forward_hook(lambda *_: ran.append(source.rounds))
+    source.next()
+    assert source.rounds == 3
+    assert len(source.bank) == 24
+    assert set(ran) == {2}
+    for _ in range(3):
+        source.next()
+    assert source.rounds == 4
+
+
+def test_classes_are_drawn_in_balance() -> None:
+    drawn = draw_classes(10, 4, torch.Generator().manual_seed(0))
+    assert drawn.shape == (10,)
+    for block in (drawn[:4], drawn[4:8]):
+        assert sorted(block.tolist()) == [0, 1, 2, 3]
+    orders = {
+        tuple(draw_classes(4, 4, torch.Generator().manual_seed(i)).tolist()) for i in range(200)
+    }
+    assert len(orders) == 24
 
 
 def test_augmentations_are_applied_in_order() -> None:
@@ -241,3 +299,16 @@ def test_bf16_runs() -> None:
     source = inversion(Runtime(device="cpu", precision="bf16"))
     assert source.next().student_input.isfinite().all()
     assert all(v.isfinite() and v.dtype == torch.float32 for v in source.terms.values())
+
+
+def test_what_the_student_finds_hard_is_drawn_more_often() -> None:
+    source = inversion(policy="priority", batch_size=400, student_steps=100, capacity=8)
+    batch = source.next()
+    hard = batch.index == 3
+    source.learned(batch, Losses(torch.zeros(()), {}, torch.where(hard, 10.0, 0.1)))
+    again = source.next().index
+    assert (again == 3).float().mean() > 0.8
+    plain = inversion(batch_size=400, student_steps=100, capacity=8)
+    batch = plain.next()
+    plain.learned(batch, Losses(torch.zeros(()), {}, torch.where(batch.index == 3, 10.0, 0.1)))
+    assert (plain.next().index == 3).float().mean() < 0.3

@@ -1,0 +1,225 @@
+"""Earlier images for the student, that it may not forget what the generator has moved on from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import chain
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from data.spec import InputSpec
+from engine.ema import EMA
+from engine.runtime import Runtime
+from generators.networks import GeneratorNetwork, draw_latent
+from models.classifier import Classifier, full_precision
+
+
+class Replay:
+    """Learns what the generator makes, and supplies a part of each student batch from that.
+
+    Args:
+        fraction: of each batch, in (0, 1).
+
+    Attributes:
+        terms: losses of the latest :meth:`learn`, detached device scalars.
+        teacher_queries: inputs that the teacher has answered for it, on this rank.
+
+    Raises:
+        ValueError: for a fraction outside of (0, 1).
+    """
+
+    def __init__(self, fraction: float) -> None:
+        if not 0 < fraction < 1:
+            raise ValueError(f"a replay's fraction of the batch lies in (0, 1), not {fraction}")
+        self.fraction = fraction
+        self.terms: dict[str, Tensor] = {}
+        self.teacher_queries = 0
+
+    def share(self, batch_size: int) -> int:
+        """How many of so many inputs are replayed: at least one, and at least one is not.
+
+        Raises:
+            ValueError: for a batch of one.
+        """
+        if batch_size < 2:
+            raise ValueError("a replay needs a batch_size of at least 2: the rest is fresh")
+        return min(max(1, round(self.fraction * batch_size)), batch_size - 1)
+
+    def start(self, generator: GeneratorNetwork) -> None:
+        """Called once with the generator, on its device and before its first update."""
+
+    def learn(self, images: Tensor, label: Tensor | None, noise: torch.Generator) -> None:
+        """Take in fresh images [B, *shape], without gradient, that follow a generator's update."""
+        raise NotImplementedError
+
+    def draw(self, size: int, noise: torch.Generator) -> tuple[Tensor, Tensor | None]:
+        """Images [size, *shape] without gradient, and the classes aimed at where there are any."""
+        raise NotImplementedError
+
+    def state_dict(self) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        raise NotImplementedError
+
+
+class EMAGenerator(Replay):
+    """A generator whose weights are the average of all earlier ones (MAD, NeurIPS 2022).
+
+    θ̃ ← decay·θ̃ + (1 − decay)·θ once per round of updates, from θ̃ = θ. It moves less than the
+    generator does, and its images are old ones without any being stored. Its BatchNorm uses the
+    batch's own statistics, as the generator's does.
+
+    Args:
+        num_classes: classes are drawn uniformly from so many, if the generator takes any.
+        runtime: precision and compilation.
+        decay: in [0, 1); the paper's best is 0.95.
+        fraction: of each batch; one half weighs both generators alike, as in the paper.
+    """
+
+    def __init__(
+        self, num_classes: int, runtime: Runtime, decay: float = 0.95, fraction: float = 0.5
+    ) -> None:
+        super().__init__(fraction)
+        self.num_classes, self.runtime, self.decay = num_classes, runtime, decay
+
+    def start(self, generator: GeneratorNetwork) -> None:
+        self.ema = EMA(generator, self.decay)
+        self.runtime.compile(self.ema.module.train())
+
+    def learn(self, images: Tensor, label: Tensor | None, noise: torch.Generator) -> None:
+        self.ema.update()
+
+    @torch.no_grad()
+    def draw(self, size: int, noise: torch.Generator) -> tuple[Tensor, Tensor | None]:
+        generator = self.ema.module
+        z, label = draw_latent(
+            generator, size, self.num_classes if generator.conditional else None, noise
+        )
+        with self.runtime.autocast():
+            return generator(z, label), label
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.ema.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.ema.load_state_dict(state)
+
+
+class VAE(Replay):
+    """A variational autoencoder that remembers the images of the past (PRE-DFKD, AAAI 2022).
+
+    Minimises ‖x̂ − x‖₁ + ‖t(x̂) − t(x)‖₁ + kl_weight·KL(q(z|x) ‖ N(0, I)), means over inputs (as
+    the teacher sees them) and over the teacher's logits t. Its own images are among what it
+    learns from, in the batch's proportion, so that it does not forget either. The authors also
+    move the replayed z by one step towards images that the teacher is sure of; this is left out.
+
+    Args:
+        decoder: z to images; a generator of its own, and best of the source's kind. If it is
+            conditional, the teacher's predictions are the classes.
+        teacher: whose logits are to be kept; frozen.
+        spec: of the images, [C, H, W] with H and W divisible by 4.
+        num_classes: of a conditional decoder.
+        runtime: device, precision and ranks.
+        optimizer: called with all parameters, gives their optimizer.
+        channels: of the encoder's second convolution; its first has half of them.
+        kl_weight: of the prior.
+        updates: steps of the optimizer at a time.
+        fraction: of each batch; the authors add 1/8 to it, which makes 1/9.
+    """
+
+    def __init__(
+        self,
+        decoder: GeneratorNetwork,
+        teacher: Classifier,
+        spec: InputSpec,
+        num_classes: int,
+        runtime: Runtime,
+        optimizer: Callable[..., torch.optim.Optimizer],
+        channels: int = 64,
+        kl_weight: float = 1e-5,
+        updates: int = 1,
+        fraction: float = 1 / 9,
+    ) -> None:
+        super().__init__(fraction)
+        self.encoder = runtime.prepare(Encoder(spec, decoder.latent_size, channels)).train()
+        self.decoder: GeneratorNetwork = runtime.prepare(decoder).train()  # type: ignore[assignment]
+        self.teacher = teacher.frozen()
+        for module in (self.encoder, self.decoder, self.teacher.module):
+            runtime.compile(module)
+        self.parameters = list(chain(self.encoder.parameters(), self.decoder.parameters()))
+        self.optimizer = optimizer(self.parameters)
+        self.num_classes = num_classes if decoder.conditional else None
+        self.spec, self.runtime = spec, runtime
+        self.kl_weight, self.updates = kl_weight, updates
+
+    def learn(self, images: Tensor, label: Tensor | None, noise: torch.Generator) -> None:
+        for _ in range(self.updates):
+            earlier, _ = self.draw(max(1, round(self.fraction * len(images))), noise)
+            self._update(torch.cat([images, earlier]), noise)
+
+    @torch.no_grad()
+    def draw(self, size: int, noise: torch.Generator) -> tuple[Tensor, Tensor | None]:
+        z, label = draw_latent(self.decoder, size, self.num_classes, noise)
+        with self.runtime.autocast():
+            return self.decoder(z, label), label
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "encoder": self.encoder.state_dict(),
+            "decoder": self.decoder.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "teacher_queries": self.teacher_queries,
+            "terms": self.terms,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for name in ("encoder", "decoder", "optimizer"):
+            getattr(self, name).load_state_dict(state[name])
+        self.teacher_queries = state["teacher_queries"]
+        self.terms = {k: v.to(self.runtime.device) for k, v in state["terms"].items()}
+
+    def _update(self, images: Tensor, noise: torch.Generator) -> None:
+        with self.runtime.autocast():
+            with torch.no_grad():
+                target = self.teacher(images).logits
+            mean, log_variance = self.encoder(images)
+            eps = torch.randn(mean.shape, generator=noise, device=mean.device)
+            label = None if self.num_classes is None else target.argmax(1)
+            rebuilt = self.decoder(mean + (0.5 * log_variance).exp() * eps, label)
+            logits = self.teacher(rebuilt).logits
+        self.teacher_queries += 2 * len(images)
+        pixels = F.l1_loss(self.spec.normalize(rebuilt), self.spec.normalize(images))
+        prior = -0.5 * (1 + log_variance - mean**2 - log_variance.exp()).sum(1).mean()
+        loss = pixels + F.l1_loss(logits, target) + self.kl_weight * prior
+        loss.backward()
+        self.runtime.average([p.grad for p in self.parameters if p.grad is not None])
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.terms = {"replay": loss.detach()}
+
+
+class Encoder(nn.Module):
+    """Images [B, *shape] in the range to the mean and log-variance [B, latent_size] of q(z|x)."""
+
+    def __init__(self, spec: InputSpec, latent_size: int, channels: int) -> None:
+        super().__init__()
+        self.spec = spec
+        image_channels, height, width = spec.shape
+        self.stages = nn.Sequential(
+            *_halving(image_channels, channels // 2), *_halving(channels // 2, channels)
+        )
+        self.head = nn.Linear(channels * (height // 4) * (width // 4), 2 * latent_size)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.head(self.stages(self.spec.normalize(x)).flatten(1))
+        mean, log_variance = full_precision(x).chunk(2, dim=1)
+        return mean, log_variance
+
+
+def _halving(channels: int, out_channels: int) -> list[nn.Module]:
+    conv = nn.Conv2d(channels, out_channels, 3, stride=2, padding=1, bias=False)
+    return [conv, nn.BatchNorm2d(out_channels), nn.LeakyReLU(0.2, inplace=True)]

@@ -1,0 +1,230 @@
+"""Synthesis in rounds: a batch of inputs is optimised for a while, and joins a bank."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from data.augment import Augmentation
+from data.spec import Batch
+from engine.objective import Losses, Objective
+from engine.runtime import Runtime, Stopped
+from engine.schedules import Factor, Schedule, constant
+from generators.bank import Bank, Policy
+from generators.observer import Observer
+from generators.variables import Variable
+from models.classifier import Classifier
+
+Targets = Callable[[Tensor, torch.Generator], Tensor]
+
+
+class RoundSource:
+    """Every ``student_steps`` batches, a round adds freshly synthesized inputs to a bank.
+
+    A round draws classes in balance, begins its variable (pixels, a generator and latents, a
+    copy of a generator) and takes ``iterations`` steps along the gradient of the objective. Of
+    the inputs it passes, it keeps those whose objective was the lowest, as all authors' code
+    does, without the device waiting. What is optimised is the variable's business; DeepInversion,
+    CMI, FastDFKD and NAYER differ in nothing else.
+
+    A round may take minutes. Asked to stop, it raises :class:`engine.runtime.Stopped` and leaves
+    this object as it was before the round, which the next run then repeats to the same bits.
+
+    Args:
+        variable: what is optimised.
+        teacher: what the inputs are synthesized from.
+        student: read where a term asks for it (ADI), and never changed.
+        objective: called with a :class:`~generators.base.Synthesis`.
+        optimizer: called with a round's parameter groups, gives its optimizer.
+        runtime: device, precision and noise.
+        num_classes: how many classes are aimed at.
+        batch_size: of the student's batches, on each rank.
+        synthesis_batch_size: inputs a round adds.
+        iterations: optimizer steps in a round.
+        student_steps: batches between two rounds.
+        warmup_rounds: rounds before the first batch; the student knows nothing yet, and terms
+            that read it are left out.
+        capacity: of the bank.
+        policy: of the bank; see :class:`~generators.bank.Bank`.
+        targets: gives soft targets for the classes drawn, where a term wants them.
+        schedule: factor on the initial learning rates, from the share of a round done, in [0, 1).
+        views: augmentations of the inputs, in order, before teacher and student see them.
+        local_views: the same for the second view, where a term compares two.
+        augment: likewise of the batches that the student gets.
+
+    Raises:
+        ValueError: for counts below 1, and a teacher that lacks what a term reads.
+    """
+
+    def __init__(
+        self,
+        variable: Variable,
+        teacher: Classifier,
+        student: Classifier,
+        objective: Objective,
+        optimizer: Callable[..., torch.optim.Optimizer],
+        runtime: Runtime,
+        num_classes: int,
+        batch_size: int,
+        synthesis_batch_size: int = 256,
+        iterations: int = 200,
+        student_steps: int = 400,
+        warmup_rounds: int = 0,
+        capacity: int = 50_000,
+        policy: Policy = "fifo",
+        targets: Targets | None = None,
+        schedule: Factor | None = None,
+        views: Sequence[Augmentation] = (),
+        local_views: Sequence[Augmentation] = (),
+        augment: Sequence[Augmentation] = (),
+    ) -> None:
+        if min(batch_size, synthesis_batch_size, iterations, student_steps) < 1:
+            raise ValueError("batch sizes, iterations and student_steps must be at least 1")
+        if warmup_rounds < 0:
+            raise ValueError(f"warmup_rounds must be at least 0, not {warmup_rounds}")
+        self.observe = Observer(teacher, student, objective, runtime)
+        if self.observe.needs_local and not local_views:
+            raise ValueError("a term compares two views of an input: name source.local_views")
+        self.variable: Variable = runtime.prepare(variable)  # type: ignore[assignment]
+        self.bank = Bank(teacher.spec, capacity, runtime.device, policy)
+        self.optimizer = optimizer
+        self.runtime, self.num_classes = runtime, num_classes
+        self.batch_size, self.synthesis_batch_size = batch_size, synthesis_batch_size
+        self.iterations, self.student_steps = iterations, student_steps
+        self.warmup_rounds, self.schedule = warmup_rounds, schedule or constant()
+        self.targets = targets
+        self.views, self.local_views = tuple(views), tuple(local_views)
+        self.augment = tuple(augment)
+        self.batches = 0
+        self.rounds = 0
+        self.terms: dict[str, Tensor] = {}
+
+    def next(self) -> Batch:
+        while self.rounds <= self.warmup_rounds + self.batches // self.student_steps:
+            self._round()
+        noise = self.runtime.noise("batch", self.batches)
+        images, label, index = self.bank.sample(self.batch_size, noise)
+        images = _through(self.augment, images, noise)
+        self.batches += 1
+        return Batch(images, images, label, index)
+
+    def learned(self, batch: Batch, losses: Losses) -> None:
+        if batch.index is not None and losses.per_input is not None:
+            self.bank.update(batch.index, losses.per_input)
+
+    def report(self) -> dict[str, Tensor | float]:
+        """The terms at the end of the latest round; its learning rate has come to its end there."""
+        return dict(self.terms)
+
+    def counts(self) -> dict[str, int]:
+        """An image counts once, a query of the teacher with every iteration that saw it."""
+        images = self.rounds * self.synthesis_batch_size
+        return {
+            "images_synthesized": images,
+            "teacher_queries": images * self.iterations * self.observe.queries_per_image,
+            "real_training_inputs_read": 0,
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            **self._lasting(),
+            "bank": self.bank.state_dict(),
+            "batches": self.batches,
+            "rounds": self.rounds,
+            "terms": self.terms,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._restore(state)
+        self.bank.load_state_dict(state["bank"])
+        self.batches = state["batches"]
+        self.rounds = state["rounds"]
+        self.terms = {k: v.to(self.runtime.device) for k, v in state["terms"].items()}
+
+    def _lasting(self) -> dict[str, Any]:
+        """What rounds leave to each other."""
+        objective = self.observe.objective
+        return {"variable": self.variable.state_dict(), "objective": objective.state_dict()}
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        self.variable.load_state_dict(state["variable"])
+        self.observe.objective.load_state_dict(state["objective"])
+
+    def _round(self) -> None:
+        before = copy.deepcopy(self._lasting())
+        noise = self.runtime.noise("round", self.rounds)
+        try:
+            images, label, terms = self._synthesize(noise)
+        except Stopped:
+            self._restore(before)
+            raise
+        self.variable.end()
+        self.observe.commit()
+        self.bank.add(images, label, self.rounds, noise)
+        self.rounds += 1
+        self.terms = terms
+
+    def _synthesize(self, noise: torch.Generator) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """The round's best images in the value range, their classes, and the last terms."""
+        label = draw_classes(self.synthesis_batch_size, self.num_classes, noise)
+        target = self.targets(label, noise) if self.targets else None
+        groups = self.variable.begin(label, self.rounds, noise)
+        if self.observe.parameters:
+            groups.append({"params": self.observe.parameters})
+        optimizer = self.optimizer(groups)
+        schedule = Schedule(optimizer, self.schedule)
+        best: Tensor | None = None
+        least = torch.full((), torch.inf, device=self.runtime.device)
+        for i in range(self.iterations):
+            self.runtime.raise_if_stopped()
+            schedule.apply(i / self.iterations)
+            with self.runtime.autocast():
+                images, latent = self.variable()
+            losses = self._look(images, label, latent, target, i)
+            optimizer.zero_grad()
+            losses.total.backward()
+            self.variable.after_backward()
+            self.observe.average_gradients()
+            optimizer.step()
+            self.variable.after_step()
+            total, images = losses.total.detach(), images.detach()
+            best = images if best is None else torch.where(total < least, images, best)
+            least = torch.minimum(total, least)
+        assert best is not None
+        return best, label, losses.terms
+
+    def _look(
+        self,
+        images: Tensor,
+        label: Tensor,
+        latent: Tensor | None,
+        target: Tensor | None,
+        iteration: int,
+    ) -> Losses:
+        """The losses of the images, seen through this iteration's views."""
+        step = self.rounds * self.iterations + iteration
+        seen = _through(self.views, images, self.runtime.noise("view", step))
+        local = None
+        if self.observe.needs_local:
+            local = _through(self.local_views, images, self.runtime.noise("local view", step))
+        knows = self.rounds >= self.warmup_rounds
+        return self.observe(seen, label, latent, target, local, student_knows=knows)
+
+
+def draw_classes(size: int, num_classes: int, noise: torch.Generator) -> Tensor:
+    """[size] classes in random order, each once in every ``num_classes`` consecutive ones."""
+    blocks = -(-size // num_classes)
+    order = torch.rand(blocks, num_classes, generator=noise, device=noise.device).argsort(dim=1)
+    return order.flatten()[:size]
+
+
+def _through(
+    augmentations: Sequence[Augmentation], images: Tensor, noise: torch.Generator
+) -> Tensor:
+    for augment in augmentations:
+        images = augment(images, noise)
+    return images

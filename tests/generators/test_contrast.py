@@ -1,0 +1,90 @@
+"""The contrastive term against a direct computation, and its memory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from engine.runtime import Runtime
+from generators.base import Synthesis
+from generators.contrast import InstanceContrast
+from generators.terms import OneHot
+from generators.views import Jitter
+from models.classifier import Outputs
+from tests.generators.small import SPEC, inversion, objective, snapshot, teacher
+
+
+def term(**kwargs: Any) -> InstanceContrast:
+    torch.manual_seed(0)
+    settings = {"memory": 12, "negatives": 7, "width": 5, "temperature": 0.3}
+    return InstanceContrast(teacher(), Runtime(device="cpu"), **settings | kwargs)
+
+
+def synthesis(features: Tensor, local: Tensor) -> Synthesis:
+    def outputs(x: Tensor) -> Outputs:
+        return Outputs(x, {"pooled": x})
+
+    return Synthesis(
+        torch.zeros(len(features), *SPEC.shape), outputs(features), local=outputs(local)
+    )
+
+
+def test_it_is_the_contrastive_loss_computed_one_by_one() -> None:
+    contrast = term()
+    torch.manual_seed(1)
+    old, x, local = torch.randn(9, 6), torch.randn(4, 6), torch.randn(4, 6)
+    contrast.commit(synthesis(old, old))
+    value = contrast(synthesis(x, local))
+    index = torch.randint(9, (7,), generator=Runtime(device="cpu").noise("negatives", 0))
+
+    def unit(v: Tensor) -> Tensor:
+        v = contrast.head(v)
+        return v / v.norm()
+
+    total = torch.zeros(())
+    for i in range(4):
+        others = [x[j] for j in range(4)] + [old[j] for j in index]
+        scores = torch.stack([unit(local[i]) @ unit(k) / 0.3 for k in others])
+        total += -(scores[i].exp() / scores.exp().sum()).log()
+    torch.testing.assert_close(value, total / 4)
+
+
+def test_the_memory_holds_the_latest_features() -> None:
+    contrast = term(memory=5)
+    rows = torch.arange(8.0)[:, None].expand(8, 6)
+    for part in (rows[:3], rows[3:6], rows[6:]):
+        contrast.commit(synthesis(part, part))
+    assert sorted(contrast.memory[:, 0].tolist()) == [3, 4, 5, 6, 7]
+    many = torch.arange(20.0)[:, None].expand(20, 6)
+    contrast.commit(synthesis(many, many))
+    assert sorted(contrast.memory[:, 0].tolist()) == [15, 16, 17, 18, 19]
+
+
+def test_the_projection_is_trained_saved_and_no_part_of_teacher_or_student() -> None:
+    contrast = term()
+    source = inversion(
+        objective=objective(one_hot=OneHot(), contrast=contrast), local_views=[Jitter(2)]
+    )
+    before = snapshot(contrast)
+    source.next()
+    after = snapshot(contrast)
+    assert all(not torch.equal(before[k], after[k]) for k in before if k.startswith("head"))
+    assert contrast.added == 8
+    state = source.state_dict()["objective"]
+    assert any("head" in k for k in state)
+    assert any("memory" in k for k in state)
+    assert source.counts()["teacher_queries"] == 8 * 5 * 2
+
+
+def test_a_second_view_is_needed() -> None:
+    with pytest.raises(ValueError, match=r"name source\.local_views"):
+        inversion(objective=objective(contrast=term()))
+
+
+@pytest.mark.parametrize("wrong", [{"temperature": 0}, {"memory": 0}, {"negatives": 0}])
+def test_settings_that_do_not_fit(wrong: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="above 0"):
+        term(**wrong)

@@ -1,0 +1,219 @@
+"""A run's bank as a data set: the same pixels, read by train.py, and a line for every mistake."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from data.builtin import digits
+from data.dataset import Dataset
+from data.files import image_folder, npz
+from engine.config import compose
+from engine.parts import blank_teacher, build_dataset, plain
+from engine.run import RunDirectory
+from engine.runtime import Runtime
+from engine.train import run as train
+from generators.export_bank import main
+from models.teacher import save_network
+
+SMALL = ["device=cpu", "teacher.model.width=8", "student.model.width=4", "steps=4", "batch_size=8"]
+SMALL += ["evaluations=1", "checkpoints=1", "method=deep_inversion"]
+SMALL += ["source.iterations=2", "source.student_steps=2", "source.synthesis_batch_size=12"]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of deep_inversion on digits: two rounds of 12 images, and its last checkpoint."""
+    folder = tmp_path_factory.mktemp("runs")
+    runtime, checkpoint = Runtime("cpu"), folder / "teacher.safetensors"
+    settings = plain(compose(SMALL))
+    teacher = blank_teacher(settings, build_dataset(settings, runtime))
+    save_network(checkpoint, teacher, {})
+    train(
+        compose([*SMALL, f"run_dir={folder / 'run'}", f"teacher.checkpoint={checkpoint}"]), runtime
+    )
+    return folder / "run"
+
+
+@pytest.fixture
+def fabricate(tmp_path: Path) -> Callable[..., Path]:
+    """A run directory with these sources in its checkpoint, one for each rank."""
+
+    def fabricate(*sources: dict[str, Any]) -> Path:
+        config = compose([*SMALL, f"run_dir={tmp_path / 'made'}"])
+        directory = RunDirectory(config, Runtime("cpu"))
+        directory.path.mkdir()
+        directory.begin()
+        for rank, source in enumerate(sources):
+            folder = directory.path / "checkpoints" / "step-000000004"
+            folder.mkdir(parents=True, exist_ok=True)
+            torch.save({"source": source}, folder / f"rank{rank}.pt")
+        return directory.path
+
+    return fabricate
+
+
+def bank(run: Path, rank: int = 0) -> dict[str, Any]:
+    [file] = run.glob(f"checkpoints/step-*/rank{rank}.pt")
+    state: dict[str, Any] = torch.load(file, weights_only=True)["source"]["bank"]
+    return state
+
+
+def content(shape: tuple[int, ...] = (1, 8, 8), count: int = 5, round: int = 0) -> dict[str, Any]:
+    noise = torch.Generator().manual_seed(round)
+    return {
+        "bank": {
+            "images": torch.randint(256, (count, *shape), generator=noise).to(torch.uint8),
+            "labels": torch.arange(count) % 10,
+            "rounds": torch.full((count,), round, dtype=torch.int32),
+        }
+    }
+
+
+def pixels(dataset: Dataset, which: str) -> tuple[np.ndarray, list[int]]:
+    split = dataset.open(which)
+    images, labels = split.batch(slice(0, len(split)))
+    return (images * 255).round().to(torch.uint8).numpy(), labels.tolist()
+
+
+def test_npz(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out, runtime = tmp_path / "bank.npz", Runtime("cpu")
+    assert main([str(finished), str(out)]) == 0
+    assert f"data=npz data.path={out} data.size=null" in capsys.readouterr().out
+    held = bank(finished)
+    assert len(held["images"]) == 24
+    dataset = npz(str(out), runtime)
+    images, labels = pixels(dataset, "train")
+    assert np.array_equal(images, held["images"].numpy())
+    assert labels == held["labels"].tolist()
+    real, classes = pixels(digits(runtime), "test")
+    images, labels = pixels(dataset, "test")
+    assert np.array_equal(images, real)
+    assert labels == classes
+    assert dataset.classes == digits(runtime).classes
+    with np.load(out) as arrays:
+        assert arrays["train_images"].shape == (24, 8, 8)
+        assert arrays["train_rounds"].dtype == np.int32
+        assert sorted(set(arrays["train_rounds"].tolist())) == [0, 1]
+
+
+def test_folder(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out, runtime = tmp_path / "folder", Runtime("cpu")
+    assert main([str(finished), str(out)]) == 0
+    assert "data=image_folder data.dataset.channels=1" in capsys.readouterr().out
+    dataset = image_folder(str(out), runtime, size=None, channels=1)
+    held = bank(finished)
+    order = held["labels"].argsort(stable=True)  # a folder is read class by class
+    images, labels = pixels(dataset, "train")
+    assert np.array_equal(images, held["images"][order].numpy())
+    assert labels == held["labels"][order].tolist()
+    assert len(dataset.open("test")) == 360
+    assert [p.name for p in tmp_path.iterdir()] == ["folder"]
+
+
+def test_the_data_set_trains_a_student(finished: Path, tmp_path: Path) -> None:
+    out = tmp_path / "bank.npz"
+    assert main([str(finished), str(out)]) == 0
+    arguments = ["method=scratch", "data=npz", f"data.path={out}", "data.size=null", "steps=2"]
+    arguments += ["student=digits_cnn_small", "device=cpu", "evaluations=1", "checkpoints=0"]
+    result = train(compose([*arguments, f"run_dir={tmp_path / 'run'}"]), Runtime("cpu"))
+    assert result["status"] == "finished"
+
+
+def test_banks_of_all_ranks_are_one(fabricate: Callable[..., Path], tmp_path: Path) -> None:
+    ranks = content(count=5, round=1), content(count=3, round=2)
+    assert main([str(fabricate(*ranks)), str(tmp_path / "out.npz")]) == 0
+    with np.load(tmp_path / "out.npz") as arrays:
+        assert arrays["train_rounds"].tolist() == [1] * 5 + [2] * 3
+        together = torch.cat([rank["bank"]["images"] for rank in ranks])[:, 0]
+        assert np.array_equal(arrays["train_images"], together.numpy())
+
+
+@pytest.fixture
+def other_data(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Say that runs were on a data set of 4 x 5 images with these class names."""
+
+    def use(classes: list[str], channels: int = 3) -> None:
+        def read() -> tuple[np.ndarray, np.ndarray]:
+            images = np.arange(len(classes) * 20 * channels, dtype=np.uint8)
+            return images.reshape(-1, 4, 5, channels), np.arange(len(classes))
+
+        dataset = Dataset("other", {"test": read}, classes, Runtime("cpu"))
+        monkeypatch.setattr("generators.export_bank.build_dataset", lambda *_: dataset)
+
+    return use
+
+
+def test_colours_and_odd_names(
+    fabricate: Callable[..., Path], other_data: Callable[..., None], tmp_path: Path
+) -> None:
+    names = ["T-shirt/top"] + [f"{i}" for i in range(1, 10)]
+    other_data(names)
+    source = content((3, 4, 5))
+    run = fabricate(source)
+    assert main([str(run), str(tmp_path / "a.npz")]) == 0
+    dataset = npz(str(tmp_path / "a.npz"), Runtime("cpu"))
+    assert dataset.classes == tuple(names)
+    assert np.array_equal(pixels(dataset, "train")[0], source["bank"]["images"].numpy())
+    assert main([str(run), str(tmp_path / "a")]) == 0
+    dataset = image_folder(str(tmp_path / "a"), Runtime("cpu"), size=None)
+    assert dataset.classes[-1] == "T-shirt_top"
+    images, labels = pixels(dataset, "train")
+    assert np.array_equal(images[labels.index(9)], source["bank"]["images"][0].numpy())
+
+
+def test_mistakes(
+    finished: Path,
+    fabricate: Callable[..., Path],
+    other_data: Callable[..., None],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fails(run: Path, out: Path) -> str:
+        assert main([str(run), str(out)]) == 1
+        return capsys.readouterr().err
+
+    out = tmp_path / "out"
+    assert "is no run directory" in fails(tmp_path, out)
+    run = fabricate()
+    assert "no checkpoint to read the bank from: run it with checkpoints=1" in fails(run, out)
+    assert f"{run} exists" in fails(finished, run)
+    (run / "checkpoints" / "step-000000004").mkdir(parents=True)
+    torch.save({"source": {"batches": 3}}, run / "checkpoints" / "step-000000004" / "rank0.pt")
+    assert "has no bank: method=deep_inversion keeps no inputs" in fails(run, out)
+    torch.save({"source": content()}, run / "checkpoints" / "step-000000004" / "rank0.pt")
+    other_data(["a/b", "a_b"])
+    assert "not every class name can name a folder" in fails(run, out)
+    other_data([".", "b"])
+    assert "not every class name can name a folder" in fails(run, out)
+    torch.save({"source": content((2, 4, 5))}, run / "checkpoints" / "step-000000004" / "rank0.pt")
+    other_data([str(i) for i in range(10)], 2)
+    assert "images of 1 or 3 channels" in fails(run, out)
+    assert "cannot write" in fails(run, tmp_path / "missing" / "out.npz")
+    assert not out.exists()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["made"]
+
+
+def test_a_full_disk_leaves_nothing(
+    finished: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    save, saved = Image.Image.save, []
+
+    def full(image: Image.Image, path: Path) -> None:
+        saved.append(path)
+        if len(saved) > 3:
+            raise OSError(28, "No space left on device")
+        save(image, path)
+
+    monkeypatch.setattr(Image.Image, "save", full)
+    assert main([str(finished), str(tmp_path / "out")]) == 1
+    assert "No space left" in capsys.readouterr().err
+    assert saved[0].is_relative_to(tmp_path / "out.partial")
+    assert not list(tmp_path.iterdir())
