@@ -10,12 +10,10 @@ Weights are random: they do not change the time. Prints median, minimum and maxi
 from __future__ import annotations
 
 import argparse
-import functools
 import json
 import statistics
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data.spec import InputSpec
 from engine.config import compose
-from engine.parts import build_network, build_parts, plain
+from engine.parts import Parts, build_network, build_parts, plain
 from engine.runtime import Runtime
 from models.classifier import Classifier
 from models.teacher import freeze
@@ -42,6 +40,7 @@ DEFAULTS = [
 ]
 SPEC = InputSpec((3, 32, 32), (0.0, 1.0), (0.491, 0.482, 0.447), (0.247, 0.243, 0.262))
 CLASSES = tuple(str(i) for i in range(10))
+WARM_UP = 3  # cycles
 
 
 def main() -> None:
@@ -57,60 +56,61 @@ def main() -> None:
 
 
 def measure(overrides: list[str], repeat: int) -> dict[str, Any]:
-    """Seconds of each part over ``repeat`` cycles, after three that warm up."""
+    """Seconds of each part over ``repeat`` cycles, after those that warm up."""
     config = compose(overrides)
-    settings = plain(config)
     runtime = Runtime(config.device, config.precision, config.compile, config.seed)
-    module = build_network(settings["teacher"]["model"], SPEC.shape, CLASSES)
-    teacher = Classifier(module, SPEC, CLASSES)
-    freeze(teacher)
-    runtime.prepare(teacher)
-    dataset: Any = SimpleNamespace(spec=SPEC, classes=CLASSES)
-    parts = build_parts(settings, dataset, teacher, runtime)
-    runtime.compile(parts.student.module)
-
-    def timed(action: Callable[[], Any]) -> tuple[float, Any]:
-        if runtime.device.type == "cuda":
-            torch.cuda.synchronize()
-        began = time.perf_counter()
-        value = action()
-        if runtime.device.type == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter() - began, value
-
-    def learn(batch: Any) -> None:
-        parts.distiller(batch).total.backward()
-        parts.optimizer.step()
-        parts.optimizer.zero_grad()
-
-    per_cycle = settings["source"]["student_steps"]
-    cycles: list[float] = []
-    updates: list[float] = []
-    draws: list[float] = []
-    steps: list[float] = []
-    for cycle in range(repeat + 3):
-        total = 0.0
-        for i in range(per_cycle):
-            drawing, batch = timed(parts.source.next)
-            learning, _ = timed(functools.partial(learn, batch))
-            total += drawing + learning
-            if cycle >= 3:
-                (draws if i else updates).append(drawing)
-                steps.append(learning)
-        if cycle >= 3:
-            cycles.append(total)
-    drawn = statistics.median(draws) if draws else 0.0
+    parts = prepare(plain(config), runtime)
+    per_cycle = config.source.student_steps
+    for _ in range(WARM_UP):
+        cycle(parts, runtime, per_cycle)
+    cycles = [cycle(parts, runtime, per_cycle) for _ in range(repeat)]
+    totals = [sum(drawing) + sum(learning) for drawing, learning in cycles]
+    later = [seconds for drawing, _ in cycles for seconds in drawing[1:]]
+    draw = statistics.median(later) if later else 0.0  # a batch's, where nothing is updated
     return {
-        "cycle_seconds": _spread(cycles),
-        "generator_step_seconds": _spread([t - drawn for t in updates]),
-        "student_step_seconds": _spread([t + drawn for t in steps]),
-        "images_per_second": round(config.batch_size * per_cycle / statistics.median(cycles), 1),
+        "cycle_seconds": _spread(totals),
+        "generator_step_seconds": _spread([drawing[0] - draw for drawing, _ in cycles]),
+        "student_step_seconds": _spread([s + draw for _, learning in cycles for s in learning]),
+        "images_per_second": round(config.batch_size * per_cycle / statistics.median(totals), 1),
         "peak_memory_bytes": runtime.peak_memory(),
         "device": runtime.device_name,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "overrides": " ".join(overrides),
     }
+
+
+def prepare(settings: dict[str, Any], runtime: Runtime) -> Parts:
+    """The parts of a run with an untrained teacher, and without data."""
+    module = build_network(settings["teacher"]["model"], SPEC.shape, CLASSES)
+    teacher = freeze(Classifier(module, SPEC, CLASSES))
+    runtime.prepare(teacher)
+    dataset: Any = SimpleNamespace(spec=SPEC, classes=CLASSES)
+    parts = build_parts(settings, dataset, teacher, runtime)
+    runtime.compile(parts.student.module)
+    return parts
+
+
+def cycle(parts: Parts, runtime: Runtime, steps: int) -> tuple[list[float], list[float]]:
+    """Seconds of each step for its batch, the first with a generator step, and for the student."""
+    drawing, learning = [], []
+    for _ in range(steps):
+        began = _now(runtime)
+        batch = parts.source.next()
+        drawn = _now(runtime)
+        parts.distiller(batch).total.backward()
+        parts.optimizer.step()
+        parts.optimizer.zero_grad()
+        drawing.append(drawn - began)
+        learning.append(_now(runtime) - drawn)
+    return drawing, learning
+
+
+def _now(runtime: Runtime) -> float:
+    """Once the device has done all that it was given."""
+    if runtime.device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def _spread(seconds: list[float]) -> dict[str, float]:

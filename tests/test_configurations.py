@@ -1,0 +1,131 @@
+"""Every data set, generator and experiment runs two steps; a new YAML is found by itself.
+
+Methods are held to more in test_contracts.py, and models in models/test_networks.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from omegaconf import DictConfig, OmegaConf
+from PIL import Image
+
+from engine.config import ROOT, compose
+from engine.parts import blank_teacher, build_dataset, build_parts, plain
+from engine.runtime import Runtime
+from models.teacher import freeze
+
+COUNT = 12  # images of each split
+LABELS = np.arange(COUNT) % 3
+SMALL = {"iterations": 2, "synthesis_batch_size": 4, "capacity": 16}
+GREY = ("MNIST", "FashionMNIST", "KMNIST")  # the others are 3 x 32 x 32
+
+
+def choices(group: str) -> list[str]:
+    return sorted(path.stem for path in (ROOT / group).glob("*.yaml"))
+
+
+def pictures(*shape: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (COUNT, *shape), dtype=np.uint8)
+
+
+class Downloaded:
+    """What torchvision's reader of a data set gives, for files that nobody has."""
+
+    def __init__(self, root: Path, train: bool = True, split: str = "", download: bool = False):
+        assert not download
+        grey = type(self).__name__ in GREY
+        self.data: Any = pictures(28, 28) if grey else pictures(32, 32, 3)
+        self.targets: Any = LABELS.tolist()
+        if grey:
+            self.data, self.targets = torch.from_numpy(self.data), torch.from_numpy(LABELS)
+        elif split:
+            self.data, self.labels = self.data.transpose(0, 3, 1, 2), LABELS
+
+
+@pytest.fixture(autouse=True)
+def downloaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    for path in (ROOT / "data").glob("*.yaml"):
+        name = OmegaConf.load(path).dataset.get("name")
+        if name:
+            monkeypatch.setattr(torchvision.datasets, name, type(name, (Downloaded,), {}))
+
+
+def write_npz(folder: Path) -> Path:
+    arrays = {}
+    for which in ("train", "test"):
+        arrays |= {f"{which}_images": pictures(28, 28, 3), f"{which}_labels": LABELS}
+    np.savez(folder / "own.npz", **arrays)
+    return folder / "own.npz"
+
+
+def write_folder(folder: Path) -> Path:
+    for which in ("train", "test"):
+        for i, picture in enumerate(pictures(20, 20, 3)):
+            place = folder / which / f"class{LABELS[i]}"
+            place.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(picture).save(place / f"{i}.png")
+    return folder
+
+
+OWN: dict[str, Callable[[Path], Path]] = {"npz": write_npz, "image_folder": write_folder}
+
+
+def small(*overrides: str) -> DictConfig:
+    config = compose(["batch_size=4", "steps=2", *overrides])
+    config.source.update({k: v for k, v in SMALL.items() if k in config.source})
+    return config
+
+
+def narrow(config: DictConfig) -> DictConfig:
+    """With a smaller generator, where that is not what is tested."""
+    config.generator.update({"channels": 8} if "channels" in config.generator else {})
+    return config
+
+
+def two_steps(config: DictConfig) -> None:
+    """Of the loop, with an untrained teacher."""
+    settings, runtime = plain(config), Runtime("cpu")
+    dataset = build_dataset(settings, runtime)
+    teacher = None
+    if settings["needs_teacher"]:
+        teacher = freeze(blank_teacher(settings, dataset))
+        runtime.prepare(teacher)
+    parts = build_parts(settings, dataset, teacher, runtime)
+    before = [p.detach().clone() for p in parts.student.parameters()]
+    for step in range(2):
+        parts.schedule.apply(step / 2)
+        batch = parts.source.next()
+        assert batch.student_input.shape == (4, *dataset.shape)
+        losses = parts.distiller(batch)
+        assert losses.total.isfinite()
+        losses.total.backward()
+        parts.optimizer.step()
+        parts.optimizer.zero_grad()
+    pairs = zip(before, parts.student.parameters(), strict=True)
+    assert any(not torch.equal(was, now) for was, now in pairs)
+    assert all(p.isfinite().all() for p in parts.student.parameters())
+
+
+@pytest.mark.parametrize("method", ["scratch", "reverie"])
+@pytest.mark.parametrize("name", choices("data"))
+def test_data(name: str, method: str, tmp_path: Path) -> None:
+    """By its own recipe, and without its training split; with its own pair of networks."""
+    path = [f"data.path={OWN[name](tmp_path)}"] if name in OWN else []
+    two_steps(narrow(small(f"data={name}", f"method={method}", *path)))
+
+
+@pytest.mark.parametrize("name", choices("generator"))
+def test_generator(name: str) -> None:
+    two_steps(small(f"generator={name}", "method=dfq"))
+
+
+@pytest.mark.parametrize("name", choices("experiment"))
+def test_experiment(name: str) -> None:
+    two_steps(narrow(small(f"experiment={name}", "data.size=16")))
