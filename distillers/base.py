@@ -1,27 +1,138 @@
-"""What a transfer term is."""
+"""What a transfer term is, and how it names the features that it reads."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from torch import Tensor, nn
 
 from data.spec import Batch
-from models.classifier import Outputs
+from models.classifier import Classifier, Outputs
+
+Taps = Sequence[str | Mapping[str, str]]
+"""Each a name, for both networks, or ``{student: name, teacher: name}``."""
+
+STAGES = ("stages",)
+
+
+@dataclass
+class Side:
+    """One of the two networks, as a term sees it before training starts.
+
+    Args:
+        outputs: of a dry pass in eval mode over a few inputs, with the term's taps.
+        head: the network's last linear layer, where it ends in one.
+    """
+
+    outputs: Outputs
+    head: nn.Linear | None = None
 
 
 class TransferTerm(nn.Module):
     """A scalar that the student minimises: ``forward(student, teacher, batch) -> Tensor``.
 
+    What it owns (projections, variances, memories) is trained and checkpointed beside the student
+    and is no part of the student's file. What depends on the shapes of features is made in
+    :meth:`prepare`.
+
+    Args:
+        taps: what it reads, as names or module paths. ``stages`` is every stage that both networks
+            have, paired from the last one back; ``stage-1`` is the last stage of each.
+
     Attributes:
-        student_taps: the student's taps that the term reads.
+        student_taps: the student's taps, in the order of ``taps``.
         teacher_taps: the teacher's.
         needs_teacher: whether it reads the teacher's outputs at all.
         needs_label: whether it reads ``batch.label``.
     """
 
-    student_taps: tuple[str, ...] = ()
-    teacher_taps: tuple[str, ...] = ()
     needs_teacher = True
     needs_label = False
 
+    def __init__(self, taps: Taps = (), /) -> None:
+        super().__init__()
+        self.taps = [_pair(tap) for tap in taps]
+        self.student_taps = tuple(student for student, _ in self.taps)
+        self.teacher_taps = tuple(teacher for _, teacher in self.taps)
+
+    def resolve(self, student: Mapping[str, str], teacher: Mapping[str, str]) -> None:
+        """Replace ``stages`` and ``stage-1`` by the stages that the two networks name.
+
+        Args:
+            student: the student's named taps.
+            teacher: the teacher's.
+
+        Raises:
+            ValueError: where a network names none.
+        """
+        pairs = [pair for tap in self.taps for pair in _resolve(tap, student, teacher)]
+        self.student_taps = tuple(s for s, _ in pairs)
+        self.teacher_taps = tuple(t for _, t in pairs)
+
+    def prepare(self, student: Side, teacher: Side | None) -> None:
+        """Build what depends on shapes; called once, before the optimizer is made."""
+
+    @property
+    def wants_shapes(self) -> bool:
+        return type(self).prepare is not TransferTerm.prepare
+
+    def pairs(self, student: Outputs, teacher: Outputs) -> list[tuple[Tensor, Tensor]]:
+        """The student's and the teacher's feature at each tap."""
+        names = zip(self.student_taps, self.teacher_taps, strict=True)
+        return [(student.features[s], teacher.features[t]) for s, t in names]
+
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
         raise NotImplementedError
+
+
+def named_taps(network: nn.Module) -> dict[str, str]:
+    """The taps that a network names, {name: module path}; see ``models.classifier``."""
+    return dict(getattr(network, "taps", {}))
+
+
+def side(network: Classifier, outputs: Outputs) -> Side:
+    """A :class:`Side` of a network, with the live weights of its head."""
+    path = named_taps(network.module).get("logits")
+    head = network.module.get_submodule(path) if path else None
+    return Side(outputs, head if isinstance(head, nn.Linear) else None)
+
+
+def _pair(tap: str | Mapping[str, str]) -> tuple[str, str]:
+    if isinstance(tap, str):
+        return tap, tap
+    if not isinstance(tap, Mapping) or set(tap) != {"student", "teacher"}:
+        raise ValueError(
+            f"a tap is a name, or {{student: name, teacher: name}}, but here it is {tap!r}"
+        )
+    return tap["student"], tap["teacher"]
+
+
+def _resolve(
+    pair: tuple[str, str], student: Mapping[str, str], teacher: Mapping[str, str]
+) -> list[tuple[str, str]]:
+    if pair == ("stages", "stages"):
+        both = (_stages(student, "student"), _stages(teacher, "teacher"))
+        count = min(map(len, both))
+        return list(zip(*(stages[-count:] for stages in both), strict=True))
+    return [(_stage(pair[0], student, "student"), _stage(pair[1], teacher, "teacher"))]
+
+
+def _stages(taps: Mapping[str, str], role: str) -> list[str]:
+    names = [name for name in taps if name.startswith("stage")]
+    if not names:
+        raise ValueError(
+            f"the {role} names no stages: give the term's taps as module paths, "
+            "taps=[{student: PATH, teacher: PATH}]"
+        )
+    return names
+
+
+def _stage(name: str, taps: Mapping[str, str], role: str) -> str:
+    """``stage-k`` counts from the last; anything else is a name already."""
+    if not name.startswith("stage-"):
+        return name
+    stages, back = _stages(taps, role), int(name.removeprefix("stage-"))
+    if not 1 <= back <= len(stages):
+        raise ValueError(f"no tap {name!r}: the {role} has {len(stages)} stages")
+    return stages[-back]

@@ -4,16 +4,39 @@ from __future__ import annotations
 
 import dataclasses
 from itertools import chain
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from data.spec import Batch
+from distillers.adapters import Adapter
+from distillers.base import TransferTerm, named_taps, side
 from engine.objective import Losses, Objective
 from engine.runtime import Runtime
+from models.black_box import BlackBox, sealed
 from models.classifier import Classifier, Outputs
+
+
+def resolve_taps(objective: Objective, student: nn.Module, teacher: Classifier | None) -> None:
+    """Let every term name the stages that it reads, now that both networks are known.
+
+    Raises:
+        ValueError: where one of them lacks what a term reads.
+    """
+    for term in transfer_terms(objective):
+        if not term.taps:
+            continue
+        if isinstance(teacher, BlackBox):
+            raise sealed("the features")
+        known = named_taps(teacher.module) if teacher else named_taps(student)
+        term.resolve(named_taps(student), known)
+
+
+def transfer_terms(objective: Objective) -> list[TransferTerm]:
+    terms = [weighted.term for weighted in objective.terms.values()]  # type: ignore[union-attr]
+    return [term for term in terms if isinstance(term, TransferTerm)]
 
 
 def student_taps(objective: Objective) -> tuple[str, ...]:
@@ -37,14 +60,17 @@ class Distiller(nn.Module):
     no ``.train()``, ``.to()`` or ``state_dict()`` reaches. So prepare the teacher first.
 
     Where a term reads labels and the batch has none, the teacher's predictions are the labels.
+    Terms whose parameters depend on the shapes of features get them from one dry pass, here.
 
     Args:
         student: with the taps of :func:`student_taps`; already on the runtime's device.
         objective: a weighted sum of transfer terms.
         teacher: likewise on the device, or None. It is run only if some term reads its outputs.
         runtime: gives the autocast around both networks, and compiles the teacher's view.
+        labels: "source" takes a batch's own labels, "teacher" always the teacher's predictions.
 
     Attributes:
+        adaptations: a line for each pair of features whose shapes differ, and what joins them.
         teacher: the view, or None where no term needs one.
         teacher_queries: how many inputs the teacher has answered; kept with the state.
 
@@ -60,6 +86,7 @@ class Distiller(nn.Module):
         objective: Objective,
         teacher: Classifier | None,
         runtime: Runtime,
+        labels: Literal["source", "teacher"] = "source",
     ) -> None:
         super().__init__()
         missing = set(student_taps(objective)) - set(student.taps)
@@ -69,6 +96,7 @@ class Distiller(nn.Module):
         self.runtime = runtime
         self.needs_label = any(objective.ask("needs_label"))
         self.teacher_queries = 0
+        self.labels = labels
         view = None
         if any(objective.ask("needs_teacher")):
             if teacher is None:
@@ -76,8 +104,12 @@ class Distiller(nn.Module):
                     "the distiller's terms need a teacher, but there is none: name one"
                 )
             view = teacher.frozen(taps=teacher_taps(objective))
-            runtime.compile(view.module)
         object.__setattr__(self, "teacher", view)  # past nn.Module, which would register it
+        self._prepare(runtime)
+        if view is not None:
+            runtime.compile(view.module)
+        joined = {n: m for n, m in objective.named_modules() if isinstance(m, Adapter)}
+        self.adaptations = [f"{n.split('.')[1]}: {m.describe()}" for n, m in joined.items()]
 
     def forward(self, batch: Batch) -> Losses:
         """Both networks on one batch, then the objective in float32.
@@ -91,7 +123,7 @@ class Distiller(nn.Module):
         teacher = self._ask_teacher(batch)
         with self.runtime.autocast():
             student = self.student(batch.student_input)
-        if self.needs_label and batch.label is None:
+        if self.needs_label and (batch.label is None or self.labels == "teacher"):
             if teacher is None:
                 raise ValueError(
                     "a term needs labels, but the source gives none and no teacher is asked: "
@@ -99,9 +131,28 @@ class Distiller(nn.Module):
                 )
             batch = dataclasses.replace(batch, label=teacher.logits.argmax(dim=1))
         losses: Losses = self.objective(student, teacher, batch)
+        if self.objective.off:  # the student rests, but backward, and DDP, want a graph
+            losses.total = losses.total + 0 * student.logits.sum()
         if batch.index is not None and teacher is not None:
             losses.per_input = _divergence(student.logits, teacher.logits)
         return losses
+
+    @torch.no_grad()
+    def _prepare(self, runtime: Runtime) -> None:
+        """One pass over two inputs of noise in eval mode, which changes neither network."""
+        terms = [t for t in transfer_terms(self.objective) if t.wants_shapes]
+        if not terms:
+            return
+        spec = self.student.spec
+        low, high = spec.range
+        noise = torch.rand(2, *spec.shape, generator=torch.Generator().manual_seed(0))
+        x = (low + (high - low) * noise).to(runtime.device)
+        mode = self.student.training
+        dry = side(self.student, self.student.eval()(x))
+        self.student.train(mode)
+        guide = side(self.teacher, self.teacher(x)) if self.teacher is not None else None
+        for term in terms:
+            term.prepare(dry, guide)
 
     @torch.no_grad()
     def _ask_teacher(self, batch: Batch) -> Outputs | None:

@@ -45,11 +45,11 @@ def is_target(node: Any) -> bool:
 
 
 def parameters_of(target: Callable[..., Any]) -> tuple[dict[str, inspect.Parameter], bool]:
-    """Named parameters of a callable, and whether it takes any other keyword."""
+    """Parameters that a callable takes by name, and whether it takes any other keyword."""
     parameters = inspect.signature(target).parameters
     open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    variable = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
-    return {n: p for n, p in parameters.items() if p.kind not in variable}, open_ended
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return {n: p for n, p in parameters.items() if p.kind in named}, open_ended
 
 
 def check_node(node: Any, path: str) -> list[str]:

@@ -1,12 +1,12 @@
-"""The configuration: schema, composition from YAML groups, and one report of all mistakes."""
+"""The configuration: composition from YAML groups, and one report of all mistakes."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Sequence
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
-from typing import Any, Literal, NewType, get_args, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
@@ -19,104 +19,14 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from engine.check import check_node, check_type, describe_unknown, is_target
+from engine.schema import LEAST, Config, Node, TermConfig
 
 ROOT = Path(__file__).resolve().parents[1] / "configs"
 
+OPTIONAL = ("experiment", "term")  # groups of which nothing may be chosen
+
 # One folder of models serves both roles.
 ALIASES = {"teacher": "model@teacher.model", "student": "model@student.model"}
-
-Node = NewType("Node", dict)  # what the builder builds: a mapping with a _target_
-
-
-@dataclass
-class TrainingConfig:
-    """The supervised recipe of a data set."""
-
-    steps: int
-    batch_size: int
-    lr: float
-    weight_decay: float
-    augment: list[Any] = field(default_factory=list)
-
-
-@dataclass
-class DataConfig:
-    """A data set and the supervised recipe that suits it."""
-
-    dataset: Node
-    training: TrainingConfig
-    steps: int  # of a data-free run, whatever the method, so that methods compare
-    root: str = "datasets"
-    path: str | None = None
-    size: int | None = None
-    val_fraction: float = 0.0
-
-
-@dataclass
-class TeacherConfig:
-    """``mean`` and ``std`` are for checkpoints that do not say what normalisation they expect."""
-
-    model: Node
-    checkpoint: str | None = None
-    mean: list[float] | None = None
-    std: list[float] | None = None
-    black_box: Node | None = None  # what stands between it and the run
-
-
-@dataclass
-class StudentConfig:
-    model: Node
-
-
-@dataclass
-class TermConfig:
-    """One entry of an objective."""
-
-    term: Node
-    weight: float = 1.0
-
-
-@dataclass
-class ObjectiveConfig:
-    """What is minimised: a weighted sum of named terms."""
-
-    terms: dict[str, TermConfig] = field(default_factory=dict)
-
-
-@dataclass
-class Config:
-    """Everything a run depends on. ``steps`` counts the student's optimizer steps."""
-
-    data: DataConfig
-    teacher: TeacherConfig
-    student: StudentConfig
-    generator: Node
-    source: Node
-    distiller: ObjectiveConfig
-    optimizer: Node
-    schedule: Node
-    steps: int
-    batch_size: int
-    data_free: bool  # no training split can be opened
-    needs_teacher: bool = True
-    synthesis: ObjectiveConfig | None = None
-    clip: float | None = None
-    ema: float = 0.0
-    seed: int = 0
-    evaluations: int = 10
-    checkpoints: int = 20
-    log_every: int = 50
-    run_root: str = "runs"
-    run_dir: str | None = None
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    precision: Literal["fp32", "bf16"] = "fp32"
-    compile: bool = False
-    overwrite: bool = False
-    choices: dict[str, Any] = field(default_factory=dict)
-
-
-LEAST = dict.fromkeys(("steps", "batch_size", "log_every"), 1)
-LEAST |= dict.fromkeys(("ema", "clip", "evaluations", "checkpoints", "seed"), 0)
 
 
 class ConfigError(ValueError):
@@ -161,6 +71,7 @@ def compose(arguments: Sequence[str]) -> DictConfig:
             config[f.name] = f.default
     for override in values:
         _set(config, override, mistakes)
+    _fold_taps(config)
     _check(config, mistakes)
     if mistakes:
         raise ConfigError(mistakes)
@@ -191,18 +102,33 @@ def _sort_overrides(
         if override.is_sweep_override():
             mistakes.append(f"{argument!r} names several values: start one run for each")
         elif override.key_or_group in known:
-            group, value = override.key_or_group, override.value()
-            choice = "null" if value is None else str(value)
-            if choice not in known[group] and not (group == "experiment" and value is None):
-                mistakes.append(f"{group}={choice}: {describe_unknown(choice, known[group])}")
-                # go on with what was probably meant, so that no key is blamed for the group
-                near = difflib.get_close_matches(choice, known[group], 1)
-                choice = near[0] if near else ""
-            if choice and value is not None:
-                chosen.append(f"{ALIASES.get(group, group)}={choice}")
+            if choice := _choose(override, known, mistakes):
+                chosen.append(choice)
         else:
             values.append(override)
     return chosen, values
+
+
+def _choose(override: Override, known: dict[str, list[str]], mistakes: list[str]) -> str | None:
+    """The override in Hydra's words, with each choice that does not exist put right or left out."""
+    group, value = override.key_or_group, override.value()
+    if value is None and group in OPTIONAL:
+        return None
+    several = group == "term"
+    choices = []
+    for name in value if several and isinstance(value, list) else [value]:
+        choice = "null" if name is None else str(name)
+        if choice not in known[group]:
+            mistakes.append(f"{group}={choice}: {describe_unknown(choice, known[group])}")
+            # go on with what was probably meant, so that no key is blamed for the group
+            near = difflib.get_close_matches(choice, known[group], 1)
+            choice = near[0] if near else ""
+        choices.append(choice)
+    choices = [c for c in choices if c]
+    if not choices:
+        return None
+    written = f"[{','.join(choices)}]" if several else choices[0]
+    return f"{ALIASES.get(group, group)}={written}"
 
 
 def _set(config: DictConfig, override: Override, mistakes: list[str]) -> None:
@@ -218,12 +144,13 @@ def _set(config: DictConfig, override: Override, mistakes: list[str]) -> None:
             return mistakes.append(f"{key}: {_one_line(error)}")
     if not OmegaConf.is_dict(node):
         return mistakes.append(_unknown_key(config, key, {}, last))
-    addable = is_target(node) or (parents[-1:] == ["terms"] and override.is_add())
+    entry = parents[-2:-1] == ["terms"] and last in get_type_hints(TermConfig)
+    addable = is_target(node) or entry or (parents[-1:] == ["terms"] and override.is_add())
     if last not in node and (override.is_delete() or not addable):
         return mistakes.append(_unknown_key(config, key, node, last))
     if not override.is_delete():
         node[last] = override.value()
-    elif is_target(node) or parents[-1:] == ["terms"]:
+    elif is_target(node) or entry or parents[-1:] == ["terms"]:
         node.pop(last)
     else:
         mistakes.append(f"~{key}: every run has this key; set another value")
@@ -247,6 +174,16 @@ def _paths(node: Any, prefix: str = "") -> list[str]:
         if OmegaConf.is_dict(child) and not child._is_none() and not child._is_interpolation():
             found += _paths(child, path + ".")
     return found
+
+
+def _fold_taps(config: DictConfig) -> None:
+    """An entry's ``taps`` are an argument of its term."""
+    for objective in ("distiller", "synthesis"):
+        terms = OmegaConf.select(config, f"{objective}.terms")
+        for name in list(terms) if OmegaConf.is_dict(terms) else ():
+            entry = terms._get_node(name)
+            if OmegaConf.is_dict(entry) and is_target(entry.get("term")) and "taps" in entry:
+                entry.term.taps = entry.pop("taps")
 
 
 def _check(config: DictConfig, mistakes: list[str]) -> None:

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from engine.schedules import Factor
+
 
 @dataclass
 class Losses:
@@ -32,12 +34,36 @@ class Weighted(nn.Module):
     Args:
         term: a module that returns a scalar to be minimised.
         weight: what its value is multiplied by.
+        schedule: what the weight is multiplied by, from the run's progress.
     """
 
-    def __init__(self, term: nn.Module, weight: float = 1.0) -> None:
+    def __init__(
+        self, term: nn.Module, weight: float = 1.0, schedule: Factor | None = None
+    ) -> None:
         super().__init__()
         self.term = term
-        self.weight = float(weight)
+        self.initial = self.weight = float(weight)
+        self.schedule = schedule
+
+    def at(self, progress: float) -> None:
+        """Set the weight for the step that starts at ``progress``, in [0, 1]."""
+        if self.schedule:
+            self.weight = self.initial * self.schedule(progress)
+        if hasattr(self.term, "at"):
+            self.term.at(progress)  # type: ignore[operator]
+
+    def forward(self, *args: Any) -> Tensor:
+        return self.weight * self.term(*args)  # type: ignore[no-any-return]
+
+    @property
+    def off(self) -> bool:
+        """Whether its schedule has switched it off."""
+        return self.schedule is not None and not self.weight
+
+    def nothing(self, device: str) -> Tensor:
+        """0, which depends on the term's parameters as far as DDP, waiting for them, can see."""
+        zero = torch.zeros((), device=device)
+        return zero + sum(0 * p.sum() for p in self.parameters() if p.requires_grad)
 
 
 class Objective(nn.Module):
@@ -61,16 +87,32 @@ class Objective(nn.Module):
         terms = [weighted.term for weighted in self.terms.values()]  # type: ignore[union-attr]
         return [getattr(term, attribute) for term in terms if hasattr(term, attribute)]
 
+    def at(self, progress: float) -> None:
+        """Tell every term how much of the run is done, in [0, 1]: weights follow schedules."""
+        for weighted in self.terms.values():
+            weighted.at(progress)  # type: ignore[operator]
+
+    @property
+    def off(self) -> bool:
+        """Whether the schedules have switched off every term."""
+        return all(weighted.off for weighted in self.terms.values())
+
     def forward(self, *args: Any, skip: tuple[str, ...] = ()) -> Losses:
-        """The losses; terms with a true attribute of a name in ``skip`` count as 0."""
+        """The losses.
+
+        Terms with a true attribute of a name in ``skip``, and those whose schedule has switched
+        them off, count as 0 and are not computed.
+        """
         device = _device_type(args)
         values = {}
         with torch.autocast(device, enabled=False):
             for name, weighted in self.terms.items():
-                if any(getattr(weighted.term, attribute, False) for attribute in skip):
-                    values[name] = torch.zeros((), device=device)
+                if weighted.off or any(
+                    getattr(weighted.term, attribute, False) for attribute in skip
+                ):
+                    values[name] = weighted.nothing(device)  # type: ignore[operator]
                 else:
-                    values[name] = weighted.weight * weighted.term(*args)  # type: ignore[operator,union-attr]
+                    values[name] = weighted(*args)
         total = torch.stack(list(values.values())).sum()
         return Losses(total, {name: value.detach() for name, value in values.items()})
 

@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from data.dataset import Dataset
 from data.spec import InputSpec
-from distillers.distiller import Distiller, student_taps
+from distillers.distiller import Distiller, resolve_taps, student_taps
 from engine.build import build
 from engine.ema import EMA
 from engine.objective import Objective, Weighted
@@ -77,8 +77,8 @@ def build_network(
 
 def build_objective(node: dict[str, Any], **available: Any) -> Objective:
     """The weighted sum of the terms under ``node``."""
-    entries = build(node["terms"], **available)
-    return Objective({name: Weighted(**entry) for name, entry in entries.items()})
+    entries = {name: Weighted(**build(entry, **available)) for name, entry in node["terms"].items()}
+    return Objective(entries)
 
 
 def blank_teacher(config: dict[str, Any], dataset: Dataset) -> Classifier:
@@ -137,10 +137,11 @@ def build_parts(
     objective = build_objective(config["distiller"], **available)
     spec, classes = available["spec"], dataset.classes
     module = build_network(config["student"]["model"], spec.shape, classes)
+    resolve_taps(objective, module, teacher)
     student = Classifier(module, spec, classes, taps=student_taps(objective))
     check_network(student, len(classes))
     runtime.prepare(student)
-    distiller = Distiller(student, objective, teacher, runtime)
+    distiller = Distiller(student, objective, teacher, runtime, config["distiller"]["labels"])
     runtime.prepare(distiller)
     available["student"] = student
     if config["synthesis"]:

@@ -1,4 +1,4 @@
-"""Learning-rate schedules as functions of a run's progress; nothing to count, save or resume."""
+"""Schedules of learning rates and weights as functions of a run's progress: nothing to resume."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 Factor = Callable[[float], float]
-"""Maps progress in [0, 1] to what the initial learning rate is multiplied by."""
+"""Maps progress in [0, 1] to what a learning rate, or a term's weight, is multiplied by."""
 
 
 def constant(warmup: float = 0.0) -> Factor:
@@ -58,6 +58,18 @@ def multistep(
     if gamma <= 0:
         raise ValueError(f"gamma must be above 0, but is {gamma}")
     return _warmed(lambda progress: gamma ** bisect.bisect_right(milestones, progress), warmup)
+
+
+def until(end: float, warmup: float = 0.0) -> Factor:
+    """1, after a linear warm-up from 0, and 0 from ``end`` on.
+
+    Args:
+        end: fraction of the run, in (0, 1].
+        warmup: fraction of the run, in [0, 1).
+    """
+    if not 0 < end <= 1:
+        raise ValueError(f"end is a fraction of the run in (0, 1], but is {end}")
+    return _warmed(lambda progress: float(progress < end), warmup)
 
 
 def _warmed(factor: Factor, warmup: float) -> Factor:

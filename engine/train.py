@@ -120,6 +120,7 @@ class Training:
         """One optimizer step of the student."""
         parts = self.parts
         parts.schedule.apply(step / self.steps)
+        parts.distiller.objective.at(step / self.steps)
         losses = network(batch)
         losses.total.backward()
         if self.config["clip"]:

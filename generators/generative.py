@@ -159,6 +159,7 @@ class GenerativeSource:
     def _update(self) -> tuple[Tensor, Tensor | None]:
         """One step of the generator; gives the images that it was made on, detached."""
         self.schedule.apply(self.batches / self.steps)
+        self.observe.objective.at(self.batches / self.steps)
         noise = self.runtime.noise("generator", self.updates)
         z, label = self._draw(self.synthesis_batch_size, noise)
         with self.runtime.autocast():

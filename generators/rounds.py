@@ -43,6 +43,7 @@ class RoundSource:
         runtime: device, precision and noise.
         num_classes: how many classes are aimed at.
         batch_size: of the student's batches, on each rank.
+        steps: of the student, over which the terms' weights follow their schedules.
         synthesis_batch_size: inputs a round adds.
         iterations: optimizer steps in a round.
         student_steps: batches between two rounds.
@@ -70,6 +71,7 @@ class RoundSource:
         runtime: Runtime,
         num_classes: int,
         batch_size: int,
+        steps: int,
         synthesis_batch_size: int = 256,
         iterations: int = 200,
         student_steps: int = 400,
@@ -94,6 +96,7 @@ class RoundSource:
         self.optimizer = optimizer
         self.runtime, self.num_classes = runtime, num_classes
         self.batch_size, self.synthesis_batch_size = batch_size, synthesis_batch_size
+        self.steps = steps
         self.iterations, self.student_steps = iterations, student_steps
         self.warmup_rounds, self.schedule = warmup_rounds, schedule or constant()
         self.targets = targets
@@ -157,6 +160,7 @@ class RoundSource:
     def _round(self) -> None:
         before = copy.deepcopy(self._lasting())
         noise = self.runtime.noise("round", self.rounds)
+        self.observe.objective.at(self.batches / self.steps)
         try:
             images, label, terms = self._synthesize(noise)
         except Stopped:

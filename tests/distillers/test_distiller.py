@@ -35,11 +35,8 @@ class Network(nn.Module):
 class Hint(TransferTerm):
     """A term with a parameter of its own, as in FitNets."""
 
-    student_taps = ("stage2",)
-    teacher_taps = ("stage2",)
-
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__(("stage2",))
         self.projection = nn.Conv2d(4, 8, 1)
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:

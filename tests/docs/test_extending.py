@@ -12,6 +12,7 @@ import torch
 import yaml
 
 from data.spec import Batch, InputSpec
+from distillers.base import Side
 from engine.build import build
 from engine.check import check_node
 from engine.runtime import Runtime
@@ -57,13 +58,16 @@ def test_synthesis_term() -> None:
 
 def test_transfer_term() -> None:
     term = part("Hint")["hint"]["term"]
+    stages = {"stage1": "a", "stage2": "b"}
+    term.resolve(stages, stages)
+    assert term.student_taps == term.teacher_taps == ("stage2",)
     s = Outputs(torch.zeros(6, 4), {"stage2": torch.randn(6, 8, 4, 4, requires_grad=True)})
     t = Outputs(torch.zeros(6, 4), {"stage2": torch.randn(6, 16, 4, 4)})
+    term.prepare(Side(s), Side(t))
     x = torch.zeros(6, 1)
     term(s, t, Batch(x, x)).backward()
     assert s.features["stage2"].grad is not None
-    assert all(p.grad is not None for p in term.parameters())
-    assert term.student_taps == term.teacher_taps == ("stage2",)
+    assert [p.grad is not None for p in term.parameters()] == [True]
 
 
 def test_generator() -> None:

@@ -173,6 +173,34 @@ def test_keys_of_parts_are_set_by_path() -> None:
     assert "balance" not in config.synthesis.terms
 
 
+def test_terms_join_a_methods_own() -> None:
+    config = compose(["method=dfq", "term=[kd,l1]", "distiller.terms.l1.weight=2"])
+    assert set(config.distiller.terms) == {"kd", "l1"}
+    assert config.distiller.terms.l1.weight == 2
+    assert compose(["term=null"]) == compose(["term=[]"]) == compose([])
+    assert "l1" in compose(["method=dfq", "term=l1"]).distiller.terms
+    with pytest.raises(ConfigError, match="term=l3: no 'l3'") as caught:
+        compose(["term=[l3,l1]"])
+    assert len(caught.value.mistakes) == 1
+
+
+def test_an_entrys_taps_are_its_terms() -> None:
+    config = compose(["method=zskt", "distiller.terms.attention.taps=[stage2]"])
+    entry = config.distiller.terms.attention
+    assert entry.term.taps == ["stage2"]
+    assert "taps" not in entry
+    schedule = "distiller.terms.kd.schedule={_target_: engine.schedules.until, end: 0.5}"
+    assert compose(["method=dfq", schedule]).distiller.terms.kd.schedule.end == 0.5
+    for written, line in (
+        ("distiller.terms.kd.taps=[stage1]", "distiller.terms.kd.term.taps: no 'taps'"),
+        ("distiller.terms.kd.schedule=0.5", "distiller.terms.kd.schedule builds a part"),
+        ("distiller.labels=mine", "distiller.labels='mine'"),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            compose(["method=dfq", written])
+        assert [line in m for m in caught.value.mistakes] == [True], caught.value.mistakes
+
+
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("data", DATA)
 def test_every_method_composes_with_all_data(method: str, data: str) -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from engine.schedules import Factor, Schedule, constant, cosine, multistep
+from engine.schedules import Factor, Schedule, constant, cosine, multistep, until
 
 
 def test_constant() -> None:
@@ -33,6 +33,15 @@ def test_multistep_steps_at_the_milestones() -> None:
     factor = multistep(milestones=[0.5, 0.75], gamma=0.1)
     values = [factor(p) for p in (0.0, 0.49, 0.5, 0.74, 0.75, 1.0)]
     assert values == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
+
+
+def test_until_ends() -> None:
+    factor = until(0.25, warmup=0.1)
+    values = [factor(p) for p in (0.0, 0.05, 0.1, 0.24, 0.25, 1.0)]
+    assert values == pytest.approx([0, 0.5, 1, 1, 0, 0])
+    for end in (0.0, 1.1):
+        with pytest.raises(ValueError, match=f"{end}"):
+            until(end)
 
 
 @pytest.mark.parametrize("make", [constant, cosine, multistep])

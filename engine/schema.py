@@ -1,0 +1,108 @@
+"""The schema: every key that a configuration has, its type and its default."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal, NewType
+
+Node = NewType("Node", dict)  # what the builder builds: a mapping with a _target_
+
+
+@dataclass
+class TrainingConfig:
+    """The supervised recipe of a data set."""
+
+    steps: int
+    batch_size: int
+    lr: float
+    weight_decay: float
+    augment: list[Any] = field(default_factory=list)
+
+
+@dataclass
+class DataConfig:
+    """A data set and the supervised recipe that suits it."""
+
+    dataset: Node
+    training: TrainingConfig
+    steps: int  # of a data-free run, whatever the method, so that methods compare
+    root: str = "datasets"
+    path: str | None = None
+    size: int | None = None
+    val_fraction: float = 0.0
+
+
+@dataclass
+class TeacherConfig:
+    """``mean`` and ``std`` are for checkpoints that do not say what normalisation they expect."""
+
+    model: Node
+    checkpoint: str | None = None
+    mean: list[float] | None = None
+    std: list[float] | None = None
+    black_box: Node | None = None  # what stands between it and the run
+
+
+@dataclass
+class StudentConfig:
+    model: Node
+
+
+@dataclass
+class TermConfig:
+    """One entry of an objective. ``taps`` is short for ``term.taps``, what the term reads."""
+
+    term: Node
+    weight: float = 1.0
+    schedule: Node | None = None
+    taps: list[Any] | None = None
+
+
+@dataclass
+class ObjectiveConfig:
+    """What is minimised: a weighted sum of named terms."""
+
+    terms: dict[str, TermConfig] = field(default_factory=dict)
+
+
+@dataclass
+class DistillerConfig(ObjectiveConfig):
+    """``labels`` of synthesized inputs: those the source aimed at, or what the teacher says."""
+
+    labels: Literal["source", "teacher"] = "source"
+
+
+@dataclass
+class Config:
+    """Everything a run depends on. ``steps`` counts the student's optimizer steps."""
+
+    data: DataConfig
+    teacher: TeacherConfig
+    student: StudentConfig
+    generator: Node
+    source: Node
+    distiller: DistillerConfig
+    optimizer: Node
+    schedule: Node
+    steps: int
+    batch_size: int
+    data_free: bool  # no training split can be opened
+    needs_teacher: bool = True
+    synthesis: ObjectiveConfig | None = None
+    clip: float | None = None
+    ema: float = 0.0
+    seed: int = 0
+    evaluations: int = 10
+    checkpoints: int = 20
+    log_every: int = 50
+    run_root: str = "runs"
+    run_dir: str | None = None
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["fp32", "bf16"] = "fp32"
+    compile: bool = False
+    overwrite: bool = False
+    choices: dict[str, Any] = field(default_factory=dict)
+
+
+LEAST = dict.fromkeys(("steps", "batch_size", "log_every"), 1)
+LEAST |= dict.fromkeys(("ema", "clip", "evaluations", "checkpoints", "seed"), 0)

@@ -1,0 +1,77 @@
+"""Weights follow their schedules; a term that is off is not computed, and DDP does not miss it."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from engine.objective import Objective, Weighted
+from engine.schedules import constant, until
+
+
+class Square(nn.Module):
+    """A term with a parameter, which counts its calls and hears of the run's progress."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(3.0))
+        self.calls = 0
+        self.progress = 0.0
+
+    def at(self, progress: float) -> None:
+        self.progress = progress
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return self.scale * x.square().sum()
+
+
+class Sum(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.sum()
+
+
+def test_weights_follow_their_schedules() -> None:
+    objective = Objective(
+        {"square": Weighted(Square(), 2.0, constant(warmup=0.5)), "sum": Weighted(Sum(), 0.5)}
+    )
+    x = torch.tensor([1.0, 2.0])
+    for progress, factor in ((0.25, 0.5), (0.5, 1.0), (0.9, 1.0), (0.25, 0.5)):
+        objective.at(progress)
+        losses = objective(x)
+        assert losses.terms["square"].item() == pytest.approx(2.0 * factor * 3.0 * 5.0)
+        assert losses.terms["sum"].item() == pytest.approx(1.5)
+        assert objective.terms["square"].term.progress == progress
+
+
+def test_a_term_that_is_off_costs_nothing_and_keeps_the_graph() -> None:
+    term = Square()
+    objective = Objective({"square": Weighted(term, 2.0, until(0.5)), "sum": Weighted(Sum())})
+    objective.at(0.5)
+    x = torch.ones(2, requires_grad=True)
+    objective(x).total.backward()
+    assert term.calls == 0
+    assert term.scale.grad is not None
+    assert term.scale.grad.item() == 0
+    assert not objective.off
+    objective.at(0.4)
+    objective(x)
+    assert term.calls == 1
+
+
+def test_all_off() -> None:
+    objective = Objective({"sum": Weighted(Sum(), 1.0, until(0.5))})
+    assert not objective.off
+    objective.at(0.7)
+    assert objective.off
+    losses: Any = objective(torch.ones(2))
+    assert losses.total.item() == 0
+
+
+def test_a_weight_of_zero_is_still_reported() -> None:
+    """... computed, because it was not a schedule that switched it off: a user watches it."""
+    term = Square()
+    losses = Objective({"square": Weighted(term, 0.0)})(torch.ones(2))
+    assert term.calls == 1
+    assert losses.terms["square"].item() == 0
