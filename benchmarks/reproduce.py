@@ -6,7 +6,8 @@
     python benchmarks/reproduce.py cifar10-public-teacher -- data.path=F teacher.checkpoint=F
     python benchmarks/reproduce.py --table             docs/results.md from the result.json files
 
-A row that is finished is not run again; one that was interrupted goes on.
+A row that is finished is not run again; one that was interrupted goes on. A row with a budget of
+seconds is timed first, and keeps the steps that it found beside its runs.
 """
 
 from __future__ import annotations
@@ -17,24 +18,22 @@ import math
 import statistics
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
+PROBES = (200, 600)  # steps
 HEAD = """# Results
 
 Made by `python benchmarks/reproduce.py --table` from the `result.json` of each run; never edited.
 `python benchmarks/reproduce.py --list` prints the command of every row.
 
 Accuracy is that of the last step, on the whole test split. With several seeds: mean ± standard
-deviation, and the lowest. Each seed has a teacher of its own. The settings of the methods were
-chosen on these very test splits, with seed 0. Time is the student's run, synthesis and evaluation
-included and the teacher's training not.
-
-| run | seeds | teacher | student | lowest | agreement | published | images | time | device |
-| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |
+deviation, and the lowest. Time is the student's run, synthesis and evaluation included and the
+teacher's training not.
 """
 
 STEPS = """
@@ -52,7 +51,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("rows", nargs="*", help="all by default")
+    parser.add_argument("rows", nargs="*", help="all by default; a name's beginning is enough")
     parser.add_argument("--list", action="store_true")
     parser.add_argument("--table", action="store_true")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "results")
@@ -61,35 +60,94 @@ def main() -> int:
     extra = [e for e in extra if e != "--"]
     names = [r for r in options.rows if "=" not in r]
     extra += [r for r in options.rows if "=" in r]
-    rows = yaml.safe_load((ROOT / "benchmarks" / "rows.yaml").read_text())
-    unknown = set(names) - {row["name"] for row in rows}
-    if unknown:
-        parser.error(
-            f"no row {', '.join(sorted(unknown))}; there is: {', '.join(r['name'] for r in rows)}"
-        )
-    chosen = [row for row in rows if not names or row["name"] in names]
+    tables = read(ROOT / "benchmarks" / "tables.yaml")
+    rows = [row for table in tables for row in table["rows"]]
+    known = [row["name"] for row in rows]
+    if unknown := [n for n in names if not any(k.startswith(n) for k in known)]:
+        parser.error(f"no row {', '.join(unknown)}; there is: {', '.join(known)}")
     if options.table:
-        (ROOT / "docs" / "results.md").write_text(page(rows, options.runs))
+        (ROOT / "docs" / "results.md").write_text(page(tables, options.runs))
         return 0
     given = {override.split("=")[0] for override in extra}
-    for row in chosen:
+    for row in rows:
+        if names and not any(row["name"].startswith(n) for n in names):
+            continue
         if missing := [key for key in row.get("needs", []) if key not in given]:
             print(f"{row['name']} is left out: it needs {', '.join(missing)}")
             continue
-        for seed in row["seeds"]:
-            command = ["train.py", *row["overrides"], f"seed={seed}", *extra]
-            command.append(f"run_dir={options.runs / row['name'] / f'seed{seed}'}")
+        for command in commands(row, options.runs, extra, options.list):
             print("python", *command, flush=True)
             if not options.list:
                 subprocess.run([sys.executable, *command], cwd=ROOT, check=True)
     return 0
 
 
-def page(rows: list[dict[str, Any]], runs: Path) -> str:
+def read(path: Path) -> list[dict[str, Any]]:
+    """The tables, with every row that stands for several written out."""
+    tables = yaml.safe_load(path.read_text())
+    for table in tables:
+        table["rows"] = [row for entry in table["rows"] for row in written_out(entry)]
+    return tables  # type: ignore[no-any-return]
+
+
+def written_out(entry: dict[str, Any]) -> list[dict[str, Any]]:
+    rows = []
+    for choice in entry.get("each", [None]):
+        row = dict(entry)
+        for key in ("name", "title"):
+            row[key] = entry[key].format(choice=choice)
+        row["overrides"] = [o.replace("{choice}", str(choice)) for o in entry["overrides"]]
+        row["note"] = entry.get("notes", {}).get(choice, entry.get("note", ""))
+        rows.append(row)
+    return rows
+
+
+def commands(row: dict[str, Any], runs: Path, extra: list[str], dry: bool) -> list[list[str]]:
+    """What runs a row, one command a seed."""
+    overrides = [*row["overrides"], *extra]
+    if seconds := row.get("seconds"):
+        overrides.append(f"steps={'TIMED' if dry else steps_within(seconds, row, runs, extra)}")
+    place = [f"run_dir={runs / row['name'] / f'seed{seed}'}" for seed in row["seeds"]]
+    seeds = [f"seed={seed}" for seed in row["seeds"]]
+    return [["train.py", *overrides, *pair] for pair in zip(seeds, place, strict=True)]
+
+
+def steps_within(seconds: float, row: dict[str, Any], runs: Path, extra: list[str]) -> int:
+    """How many steps of the row fit, from the time of two short runs; found once and kept."""
+    file = runs / row["name"] / "steps.json"
+    if file.exists():
+        return int(json.loads(file.read_text())["steps"])
+    times = []
+    with tempfile.TemporaryDirectory() as scratch:
+        for steps in PROBES:
+            run = Path(scratch) / str(steps)
+            settings = [f"steps={steps}", "evaluations=1", "checkpoints=1", f"run_dir={run}"]
+            command = [sys.executable, "train.py", *row["overrides"], *extra, *settings]
+            subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+            times.append(json.loads((run / "result.json").read_text())["cost"]["wall_seconds"])
+    slope = (times[1] - times[0]) / (PROBES[1] - PROBES[0])
+    found = round(PROBES[0] + (seconds - times[0]) / slope, -2)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(
+        json.dumps({"steps": int(found), "probes": dict(zip(PROBES, times, strict=True))})
+    )
+    return int(found)
+
+
+def page(tables: list[dict[str, Any]], runs: Path) -> str:
     """The whole of docs/results.md; a row without a finished run says so."""
     figures = [json.loads(path.read_text()) for path in sorted(runs.glob("step_time*.json"))]
     steps = "".join(step_line(f) for f in figures) or "| not run yet | | | | | |\n"
-    return HEAD + "".join(line(row, runs) for row in rows) + STEPS + steps
+    return HEAD + "".join(section(table, runs) for table in tables) + STEPS + steps
+
+
+def section(table: dict[str, Any], runs: Path) -> str:
+    columns = table["columns"]
+    head = f"\n## {table['title']}\n\n{table['text']}\n\n| run | {' | '.join(columns)} |\n"
+    rule = "| --- |" + " --- |" * len(columns) + "\n"
+    body = "".join(line(row, columns, runs) for row in table["rows"])
+    notes = [f"- {row['title']}: {row['note']}\n" for row in table["rows"] if row["note"]]
+    return head + rule + body + ("\n" + "".join(notes) if notes else "")
 
 
 def step_line(figure: dict[str, Any]) -> str:
@@ -101,25 +159,34 @@ def step_line(figure: dict[str, Any]) -> str:
     return f"| {' | '.join(cells)} | {device}: {figure['overrides']} |\n"
 
 
-def line(row: dict[str, Any], runs: Path) -> str:
+def line(row: dict[str, Any], columns: list[str], runs: Path) -> str:
     paths = [runs / row["name"] / f"seed{seed}" / "result.json" for seed in row["seeds"]]
     results = [json.loads(p.read_text()) for p in paths if p.exists()]
+    cells = cells_of(row, results) if results else {"seeds": f"0 of {len(paths)}"}
+    values = [cells.get(column, "") for column in columns]
     if not results:
-        return f"| {row['title']} | 0 of {len(paths)} | | | | | | | | not run yet |\n"
+        values[-1] = "not run yet"
+    return f"| {row['title']} | {' | '.join(values)} |\n"
+
+
+def cells_of(row: dict[str, Any], results: list[dict[str, Any]]) -> dict[str, str]:
+    """Every column that a table may ask for."""
     cost = [r["cost"] for r in results]
-    cells = [
-        row["title"],
-        str(len(results)),
-        spread([r["teacher"]["accuracy"] for r in results]),
-        spread([r["student"]["accuracy"] for r in results]),
-        f"{min(r['student']['accuracy'] for r in results):.2%}",
-        spread([r["student"]["agreement"] for r in results]),
-        f"{row['published']:.2%}" if "published" in row else "",
-        f"{cost[0]['images_synthesized']:,}",
-        f"{statistics.mean(c['wall_seconds'] for c in cost):.0f} s",
-        f"{cost[0]['device']}, {cost[0]['precision']}",
-    ]
-    return "| " + " | ".join(cells) + " |\n"
+    memory = statistics.mean(c["peak_memory_bytes"] for c in cost)
+    return {
+        "seeds": str(len(results)),
+        "teacher": spread([r["teacher"]["accuracy"] for r in results]),
+        "student": spread([r["student"]["accuracy"] for r in results]),
+        "lowest": f"{min(r['student']['accuracy'] for r in results):.2%}",
+        "agreement": spread([r["student"]["agreement"] for r in results]),
+        "published": f"{row['published']:.2%}" if "published" in row else "",
+        "steps": f"{cost[0]['steps']:,}",
+        "images": f"{cost[0]['images_synthesized']:,}",
+        "queries": f"{cost[0]['teacher_queries']:,}",
+        "memory": f"{memory / 2**20:.0f} MiB",
+        "time": f"{statistics.mean(c['wall_seconds'] for c in cost):.0f} s",
+        "device": f"{cost[0]['device']}, {cost[0]['precision']}",
+    }
 
 
 def spread(values: list[float]) -> str:
