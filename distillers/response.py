@@ -22,6 +22,12 @@ def soft_kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     return temperature**2 * F.kl_div(log_s, log_t, reduction="batchmean", log_target=True)
 
 
+def divergences(student: Tensor, teacher: Tensor) -> Tensor:
+    """KL(softmax(t) ‖ softmax(s)) of each input, [B], in log space, of logits [B, C]."""
+    log_s, log_t = F.log_softmax(student, dim=1), F.log_softmax(teacher, dim=1)
+    return F.kl_div(log_s, log_t, reduction="none", log_target=True).sum(dim=1)
+
+
 class CrossEntropy(TransferTerm):
     """Cross-entropy with ``batch.label``; batch mean.
 
@@ -54,7 +60,7 @@ class KD(TransferTerm):
 
     def __init__(self, temperature: float = 4.0) -> None:
         super().__init__()
-        self.temperature = _positive(temperature)
+        self.temperature = positive(temperature)
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
         assert teacher is not None
@@ -72,7 +78,7 @@ class StandardizedKD(TransferTerm):
 
     def __init__(self, temperature: float = 2.0) -> None:
         super().__init__()
-        self.temperature = _positive(temperature)
+        self.temperature = positive(temperature)
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
         assert teacher is not None
@@ -104,7 +110,7 @@ class DKD(TransferTerm):
 
     def __init__(self, alpha: float = 1.0, beta: float = 8.0, temperature: float = 4.0) -> None:
         super().__init__()
-        self.alpha, self.beta, self.temperature = alpha, beta, _positive(temperature)
+        self.alpha, self.beta, self.temperature = alpha, beta, positive(temperature)
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
         assert teacher is not None
@@ -131,7 +137,7 @@ class DIST(TransferTerm):
 
     def __init__(self, beta: float = 1.0, gamma: float = 1.0, temperature: float = 1.0) -> None:
         super().__init__()
-        self.beta, self.gamma, self.temperature = beta, gamma, _positive(temperature)
+        self.beta, self.gamma, self.temperature = beta, gamma, positive(temperature)
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
         assert teacher is not None
@@ -141,7 +147,12 @@ class DIST(TransferTerm):
         return self.temperature**2 * (self.beta * inter + self.gamma * intra)
 
 
-def _positive(temperature: float) -> float:
+def positive(temperature: float) -> float:
+    """The temperature.
+
+    Raises:
+        ValueError: where it is 0 or less.
+    """
     if temperature <= 0:
         raise ValueError(f"temperature must be above 0, but is {temperature}")
     return float(temperature)
