@@ -87,6 +87,8 @@ class Runtime:
     def compile(self, module: nn.Module) -> nn.Module:
         """Compile in place if the run asks for it; keys of the state stay as they are."""
         if self.compiled:
+            # Otherwise two views of one network with other taps share compiled code, and hooks.
+            torch._dynamo.config.skip_nnmodule_hook_guards = False
             module.compile()
         return module
 
