@@ -57,6 +57,13 @@ class Split:
     def __len__(self) -> int:
         return self._length
 
+    @property
+    def labels(self) -> Tensor:
+        """Of every row [N] int64, to choose among them; no input is read."""
+        if self.closed:
+            raise _data_free("read")
+        return self._labels
+
     def batch(self, index: Tensor | slice) -> tuple[Tensor, Tensor]:
         """Images [B, C, H, W] in ``range`` and labels [B] int64, on the device.
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from data.augment import Augmentation
@@ -14,6 +15,8 @@ from data.dataset import Dataset
 from data.spec import Batch
 from engine.objective import Losses
 from engine.runtime import Runtime
+
+CHOICE_SEED = 0  # of the rows that a limit leaves
 
 
 class RealSource:
@@ -27,10 +30,12 @@ class RealSource:
         data: its training split is opened here.
         batch_size: of one rank.
         augment: applied in this order, on the device.
+        limit: how many training inputs there are to be had, the same ones at every seed and as
+            many of each class as can be; None is all. The teacher's own training knows no limit.
 
     Raises:
         DataFreeError: if the data set's training split is closed.
-        ValueError: for fewer training inputs than ranks, or a batch size below 1.
+        ValueError: for fewer training inputs than ranks, a batch size or a limit below 1.
     """
 
     def __init__(
@@ -39,18 +44,24 @@ class RealSource:
         runtime: Runtime,
         batch_size: int,
         augment: Sequence[Augmentation] = (),
+        limit: int | None = None,
     ) -> None:
         self.data = data
         self.runtime = runtime
         self.augment = tuple(augment)
         self.split = data.open("train")
-        self.batch_size = min(batch_size, len(self.split) // runtime.world_size)
+        if limit is not None and limit < 1:
+            raise ValueError(f"source.limit must be at least 1, or null for all, but is {limit}")
+        self.rows = np.arange(len(self.split))
+        if limit is not None:
+            self.rows = balanced(self.split.labels.cpu().numpy())[:limit]
+        self.batch_size = min(batch_size, len(self.rows) // runtime.world_size)
         if self.batch_size < 1:
             raise ValueError(
-                f"{len(self.split)} training inputs cannot fill batches of {batch_size} on "
+                f"{len(self.rows)} training inputs cannot fill batches of {batch_size} on "
                 f"{runtime.world_size} process(es): use more data or fewer processes"
             )
-        self.batches_per_epoch = len(self.split) // (self.batch_size * runtime.world_size)
+        self.batches_per_epoch = len(self.rows) // (self.batch_size * runtime.world_size)
         self._step = 0
         self._order: tuple[int, Tensor] | None = None
         self._read = 0  # before the checkpoint that was loaded
@@ -94,6 +105,16 @@ class RealSource:
         if self._order is None or self._order[0] != epoch:
             # not runtime.noise: all ranks need the same order
             generator = np.random.default_rng([self.runtime.seed % 2**32, epoch])
-            order = torch.from_numpy(generator.permutation(len(self.split)))
+            order = torch.from_numpy(generator.permutation(self.rows))
             self._order = epoch, order.to(self.split.storage)
         return self._order[1]
+
+
+def balanced(labels: NDArray[np.integer]) -> NDArray[np.int64]:
+    """An order of all rows, the same at every call, any beginning of which is balanced by class."""
+    order = np.random.default_rng(CHOICE_SEED).permutation(len(labels))
+    turn = np.empty(len(labels), dtype=np.int64)
+    for label in np.unique(labels):
+        rows = order[labels[order] == label]
+        turn[rows] = np.arange(len(rows))
+    return order[np.argsort(turn[order], kind="stable")]

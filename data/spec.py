@@ -72,9 +72,11 @@ class Batch:
         teacher_input: the same tensor unless the run is cross-modal.
         label: [B] int64, or None where nothing is known.
         index: [B] int64, the position in the source's store, or None.
+        teacher_logits: [B, C], what the teacher has answered on these inputs before, or None.
     """
 
     student_input: Tensor
     teacher_input: Tensor
     label: Tensor | None = None
     index: Tensor | None = None
+    teacher_logits: Tensor | None = None

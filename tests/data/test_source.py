@@ -8,7 +8,7 @@ import torch
 
 from data.augment import RandomCrop
 from data.dataset import DataFreeError, Dataset
-from data.source import RealSource
+from data.source import RealSource, balanced
 from data.spec import InputSpec
 from engine.runtime import Runtime
 
@@ -60,6 +60,28 @@ def test_the_last_incomplete_batch_is_left_out() -> None:
     assert [len(step) for step in steps] == [8] * 4
     assert not set(steps[0]) & set(steps[1])
     assert real.batches_per_epoch == 2
+
+
+def test_a_limit_leaves_the_same_balanced_rows_at_every_seed() -> None:
+    few = [source(limit=12, seed=seed) for seed in (0, 1)]
+    rows = [sorted(set(flat(indices(real, 4)))) for real in few]
+    assert rows[0] == rows[1]
+    assert len(rows[0]) == 12
+    assert np.bincount(np.array(rows[0]) % 4).tolist() == [3, 3, 3, 3]
+    assert rows[0] != list(range(12))
+    assert few[0].counts()["real_training_inputs_read"] == 4 * 8
+    assert source(limit=4).next().index.shape == (4,)  # type: ignore[union-attr]
+    assert indices(source(limit=40), 1) != indices(source(), 1)
+    with pytest.raises(ValueError, match=r"source\.limit"):
+        source(limit=0)
+
+
+def test_balanced_orders_take_turns_even_where_classes_differ_in_size() -> None:
+    labels = np.array([0] * 6 + [1] * 2 + [2] * 4)
+    order = balanced(labels)
+    assert sorted(order.tolist()) == list(range(12))
+    assert sorted(labels[order[:6]].tolist()) == [0, 0, 1, 1, 2, 2]
+    assert sorted(labels[order[:10]].tolist()) == [0] * 4 + [1] * 2 + [2] * 4
 
 
 def test_a_small_set_is_used_whole() -> None:
