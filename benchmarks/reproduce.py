@@ -91,13 +91,16 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def written_out(entry: dict[str, Any]) -> list[dict[str, Any]]:
+    """One row for each choice; a mapping of choices adds to each what belongs to it alone."""
+    choices = entry.get("each", {"": {}})
+    if not isinstance(choices, dict):
+        choices = {choice: {} for choice in choices}
     rows = []
-    for choice in entry.get("each", [None]):
-        row = dict(entry)
-        for key in ("name", "title"):
-            row[key] = entry[key].format(choice=choice)
-        row["overrides"] = [o.replace("{choice}", str(choice)) for o in entry["overrides"]]
-        row["note"] = entry.get("notes", {}).get(choice, entry.get("note", ""))
+    for choice, more in choices.items():
+        row = {**entry, **more}
+        row["name"], row["title"] = (entry[k].format(choice=choice) for k in ("name", "title"))
+        overrides = [o.replace("{choice}", choice) for o in entry["overrides"]]
+        row["overrides"] = overrides + more.get("overrides", [])
         rows.append(row)
     return rows
 
@@ -146,7 +149,7 @@ def section(table: dict[str, Any], runs: Path) -> str:
     head = f"\n## {table['title']}\n\n{table['text']}\n\n| run | {' | '.join(columns)} |\n"
     rule = "| --- |" + " --- |" * len(columns) + "\n"
     body = "".join(line(row, columns, runs) for row in table["rows"])
-    notes = [f"- {row['title']}: {row['note']}\n" for row in table["rows"] if row["note"]]
+    notes = [f"- {row['title']}: {row['note']}\n" for row in table["rows"] if "note" in row]
     return head + rule + body + ("\n" + "".join(notes) if notes else "")
 
 
