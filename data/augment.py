@@ -26,6 +26,13 @@ class Augmentation(Protocol):
     def __call__(self, x: Tensor, generator: torch.Generator) -> Tensor: ...
 
 
+def through(augmentations: Sequence[Augmentation], x: Tensor, generator: torch.Generator) -> Tensor:
+    """Images [B, *shape] after each augmentation in order."""
+    for augment in augmentations:
+        x = augment(x, generator)
+    return x
+
+
 class RandomCrop(nn.Module):
     """Shift each image by up to ``padding`` pixels either way; what comes in is black.
 

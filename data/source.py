@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from data.augment import Augmentation
+from data.augment import Augmentation, through
 from data.dataset import Dataset
 from data.spec import Batch
 from engine.objective import Losses
@@ -72,9 +72,7 @@ class RealSource:
         start = (position * self.runtime.world_size + self.runtime.rank) * self.batch_size
         index = self._order_of(epoch)[start : start + self.batch_size]
         x, label = self.split.batch(index)
-        generator = self.runtime.noise("augment", self._step)
-        for augmentation in self.augment:
-            x = augmentation(x, generator)
+        x = through(self.augment, x, self.runtime.noise("augment", self._step))
         self._step += 1
         return Batch(x, x, label, index.to(x.device, non_blocking=True))
 

@@ -53,7 +53,8 @@ class Distiller(nn.Module):
     """Turns a batch into the student's loss.
 
     Where inputs have an index, the losses also tell KL(p_t ‖ p_s) of each, for a source that
-    chooses by it.
+    chooses by it. Where a batch brings the teacher's answers, and logits are all that terms read,
+    the teacher is not asked again.
 
     The student and the terms' own parameters (projections) are one module tree, so that DDP, the
     optimizer and the checkpoint see them all. The teacher is outside of it: a frozen view that
@@ -133,8 +134,10 @@ class Distiller(nn.Module):
         losses: Losses = self.objective(student, teacher, batch)
         if self.objective.off:  # the student rests, but backward, and DDP, want a graph
             losses.total = losses.total + 0 * student.logits.sum()
-        if batch.index is not None and teacher is not None:
-            losses.per_input = _divergence(student.logits, teacher.logits)
+        if teacher is not None:
+            losses.teacher_logits = teacher.logits
+            if batch.index is not None:
+                losses.per_input = _divergence(student.logits, teacher.logits)
         return losses
 
     @torch.no_grad()
@@ -158,6 +161,8 @@ class Distiller(nn.Module):
     def _ask_teacher(self, batch: Batch) -> Outputs | None:
         if self.teacher is None:
             return None
+        if batch.teacher_logits is not None and not self.teacher.taps:
+            return Outputs(batch.teacher_logits)
         self.teacher_queries += len(batch.teacher_input)
         with self.runtime.autocast():
             return self.teacher(batch.teacher_input)

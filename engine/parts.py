@@ -47,6 +47,7 @@ class Parts:
         counts["teacher_queries"] += self.distiller.teacher_queries
         if isinstance(self.teacher, BlackBox):  # which also knows what its gradients cost
             counts["teacher_queries"] = self.teacher.queries
+        counts["teacher_queries"] += sum(self.distiller.objective.ask("teacher_queries"))
         return counts
 
 

@@ -11,7 +11,7 @@ from data.spec import InputSpec
 
 Policy = Literal["fifo", "reservoir", "priority"]
 UNKNOWN = -1.0  # the loss of an input that no student has learned from yet
-PER_ENTRY = ("images", "labels", "rounds", "losses")
+PER_ENTRY = ("images", "labels", "rounds", "losses", "answers")
 
 
 class Bank:
@@ -32,16 +32,22 @@ class Bank:
         capacity: how many are kept.
         device: where drawn inputs are wanted, and where the generators given draw.
         policy: which inputs are kept, and how they are drawn.
+        answers: how many values of a teacher's answer are kept with each input.
 
     Attributes:
-        images, labels, rounds, losses: by slot; the last slot takes what is not kept.
+        images, labels, rounds, losses, answers: by slot; the last slot takes what is not kept.
 
     Raises:
         ValueError: for a capacity below 1, or a policy that does not exist.
     """
 
     def __init__(
-        self, spec: InputSpec, capacity: int, device: torch.device, policy: Policy = "fifo"
+        self,
+        spec: InputSpec,
+        capacity: int,
+        device: torch.device,
+        policy: Policy = "fifo",
+        answers: int = 0,
     ) -> None:
         if capacity < 1:
             raise ValueError(f"a bank's capacity must be at least 1, not {capacity}")
@@ -60,6 +66,7 @@ class Bank:
         self.labels = torch.empty(slots, dtype=torch.int64, device=device)
         self.rounds = torch.empty(slots, dtype=torch.int32, device=device)
         self.losses = torch.empty(slots, device=device)
+        self.answers = torch.empty(slots, answers, device=device)
 
     def __len__(self) -> int:
         return min(self.added, self.capacity)
@@ -70,18 +77,20 @@ class Bank:
         labels: Tensor,
         round: int = 0,
         generator: torch.Generator | None = None,
+        answers: Tensor | None = None,
     ) -> None:
         """Take in images [B, *shape], clamped to the range, and their labels [B].
 
         Args:
             round: of synthesis that they come from; one number for all.
             generator: what a reservoir chooses with; no other policy needs one.
+            answers: a teacher's logits on the inputs, where the bank keeps them.
         """
-        low, high = self.spec.range
         slot = self._slots(len(images), generator)
-        quantized = ((images.detach() - low) * (255 / (high - low))).round().clamp(0, 255)
         place = self.images.device
-        self.images[slot.to(place)] = quantized.to(place, torch.uint8)
+        self.images[slot.to(place)] = self._quantize(images).to(place, torch.uint8)
+        if answers is not None:
+            self.answers[slot] = answers.detach()
         self.labels[slot] = labels.to(self.device)
         self.rounds.index_fill_(0, slot, round)
         self.losses.index_fill_(0, slot, UNKNOWN)
@@ -97,9 +106,12 @@ class Bank:
         drawn = self.images[index.to(self.images.device)]
         if drawn.device.type != self.device.type:  # page-locked, so that the copy holds up nothing
             drawn = drawn.pin_memory()
-        low, high = self.spec.range
-        images = drawn.to(self.device, non_blocking=True).float() * ((high - low) / 255) + low
+        images = self._restore(drawn.to(self.device, non_blocking=True))
         return images, self.labels[index], index
+
+    def rounded(self, images: Tensor) -> Tensor:
+        """What :meth:`sample` would give of these images: in the range, in steps of 1/255."""
+        return self._restore(self._quantize(images))
 
     def update(self, index: Tensor, loss: Tensor) -> None:
         """Remember the student's losses [B] on drawn inputs; of one drawn twice, the larger.
@@ -132,6 +144,14 @@ class Bank:
         self.added = state["added"]
         for name in PER_ENTRY:
             getattr(self, name)[:filled].copy_(state[name])
+
+    def _quantize(self, images: Tensor) -> Tensor:
+        low, high = self.spec.range
+        return ((images.detach() - low) * (255 / (high - low))).round().clamp(0, 255)
+
+    def _restore(self, quantized: Tensor) -> Tensor:
+        low, high = self.spec.range
+        return quantized.float() * ((high - low) / 255) + low
 
     def _slots(self, size: int, generator: torch.Generator | None) -> Tensor:
         """Where each new input goes [size]: no slot twice, but for the one of what is not kept."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -41,6 +41,7 @@ class SynthesisTerm(nn.Module):
 
     Attributes:
         taps: the teacher's taps that the term reads.
+        student_taps: the student's.
         needs_statistics: whether it reads the teacher's BatchNorm statistics.
         needs_student: whether it reads the student's outputs.
         needs_label: whether inputs are synthesized for given classes.
@@ -52,6 +53,7 @@ class SynthesisTerm(nn.Module):
     """
 
     taps: tuple[str, ...] = ()
+    student_taps: tuple[str, ...] = ()
     needs_statistics = False
     needs_student = False
     needs_label = False
@@ -62,6 +64,29 @@ class SynthesisTerm(nn.Module):
 
     def commit(self, synthesis: Synthesis) -> None:
         """Called without gradient, on every rank, once inputs are finished: nothing by default."""
+
+
+@dataclass
+class Queries:
+    """What a source will ask of a teacher, as far as it is known before the run.
+
+    Args:
+        answers: inputs that it wants an answer to.
+        gradients: inputs that it wants an answer and its gradient to.
+        known_batches: of the student's batches, those that bring the answers with them.
+    """
+
+    answers: int = 0
+    gradients: int = 0
+    known_batches: int = 0
+
+
+@runtime_checkable
+class Planner(Protocol):
+    """A source that asks a teacher itself, and can tell how often."""
+
+    def plan(self, steps: int) -> Queries:
+        """Over so many batches on one rank; no less than what it comes to."""
 
 
 class Source(Protocol):

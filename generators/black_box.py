@@ -6,25 +6,20 @@ import bisect
 from functools import partial
 
 from distillers.distiller import Distiller
-from generators.base import Source
-from generators.generative import GenerativeSource
+from generators.base import Planner, Queries, Source
 from models.black_box import BlackBox
 
 
 def planned_queries(
     teacher: BlackBox, source: Source, distiller: Distiller, batch_size: int, steps: int
 ) -> int:
-    """Queries of one process over ``steps`` student steps, as far as they can be foreseen.
+    """Queries of one process over ``steps`` student steps: the source's own and the student's.
 
-    Those of a generator's updates and those of the student; what else a source may ask, for a
-    replay of its own, say, is left to the meter.
+    It is exact unless schedules switch off terms; then it is more than the run will take.
     """
-    queries = steps * batch_size if distiller.teacher else 0
-    if isinstance(source, GenerativeSource):
-        updates = -(-steps // source.student_steps) * source.generator_steps
-        images = updates * source.synthesis_batch_size * source.observe.queries_per_image
-        queries += images * teacher.queries_per_gradient
-    return queries
+    plan = source.plan(steps) if isinstance(source, Planner) else Queries()
+    asked = (steps - plan.known_batches) * batch_size if distiller.teacher else 0
+    return asked + plan.answers + plan.gradients * teacher.queries_per_gradient
 
 
 def check_budget(

@@ -1,4 +1,4 @@
-"""Contrast between instances: synthesized inputs unlike each other, and unlike earlier ones."""
+"""Contrast: inputs unlike each other and earlier ones; classes unlike each other."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
+from distillers.contrast import projection_head, supervised_contrast
 from engine.runtime import Runtime
 from generators.base import Synthesis, SynthesisTerm
 from models.classifier import Classifier
@@ -53,8 +54,8 @@ class InstanceContrast(SynthesisTerm):
         self.taps = (tap,)
         self.runtime, self.tap = runtime, tap
         self.negatives, self.temperature = negatives, temperature
-        size = _feature_size(teacher, tap)
-        self.head = nn.Sequential(nn.Linear(size, width), nn.ReLU(), nn.Linear(width, width))
+        size = feature_size(teacher, tap)
+        self.head = projection_head(size, width)
         self.register_buffer("memory", torch.zeros(memory, size))
         self.added = self.calls = 0
 
@@ -97,8 +98,56 @@ class InstanceContrast(SynthesisTerm):
         return F.normalize(self.head(features.flatten(1)), dim=1)
 
 
+class SupervisedContrast(SynthesisTerm):
+    """L_SCL of CPSC-DFKD (Shao et al., Pattern Recognition 2023), for what makes the inputs.
+
+    Teacher and student see two views of an input, and :func:`supervised_contrast` draws views of
+    one class together and those of others apart: inputs that both networks tell apart by class.
+    Classes are those aimed at, or else the teacher's predictions. As in the authors' code it is
+    the generator that minimises it, though here on projections, one head for each network, that
+    are trained with it: there the features themselves, which have to agree in size.
+
+    Args:
+        teacher: tells how many features it has.
+        student: likewise.
+        tap: of both, whose output is compared.
+        temperature: τ > 0.
+        width: of the projections.
+
+    Raises:
+        ValueError: for a temperature or a width that is not positive.
+    """
+
+    needs_student = True
+
+    def __init__(
+        self,
+        teacher: Classifier,
+        student: Classifier,
+        tap: str = "pooled",
+        temperature: float = 0.07,
+        width: int = 128,
+    ) -> None:
+        super().__init__()
+        if temperature <= 0 or width < 1:
+            raise ValueError("supervised contrast needs temperature and width above 0")
+        self.tap, self.temperature = tap, temperature
+        self.taps = self.student_taps = (tap,)
+        self.teacher_head = projection_head(feature_size(teacher, tap), width)
+        self.student_head = projection_head(feature_size(student, tap), width)
+
+    def forward(self, synthesis: Synthesis) -> Tensor:
+        assert synthesis.student is not None
+        teacher, student = synthesis.teacher, synthesis.student
+        label = teacher.logits.argmax(1) if synthesis.label is None else synthesis.label
+        a = self.teacher_head(teacher.features[self.tap].flatten(1))
+        b = self.student_head(student.features[self.tap].flatten(1))
+        return supervised_contrast(a, b, label, self.temperature)
+
+
 @torch.no_grad()
-def _feature_size(teacher: Classifier, tap: str) -> int:
-    parameter = next(teacher.parameters())
-    x = torch.zeros(1, *teacher.spec.shape, device=parameter.device)
-    return teacher.frozen([tap])(x).features[tap].numel()
+def feature_size(network: Classifier, tap: str) -> int:
+    """How many features a tap gives for one input."""
+    parameter = next(network.parameters())
+    x = torch.zeros(1, *network.spec.shape, device=parameter.device)
+    return network.frozen([tap])(x).features[tap].numel()

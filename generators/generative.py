@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from data.augment import Augmentation, through
 from data.spec import Batch
 from engine.objective import Losses, Objective
 from engine.runtime import Runtime
 from engine.schedules import Factor, Schedule, constant
+from generators.base import Queries
+from generators.experience import Experience
 from generators.networks import GeneratorNetwork, draw_latent
 from generators.observer import Observer
 from generators.replay import Replay
@@ -24,7 +27,8 @@ class GenerativeSource:
     What it minimises is the objective; nothing else tells one method from another. Batches are
     fresh images of the generator, which stays in training mode: its BatchNorm uses the batch's
     own statistics for the student too, as in the papers' code. With a replay, some of each batch
-    are earlier images, behind the fresh ones, which keeps the student from forgetting them.
+    are earlier images, behind the fresh ones, which keeps the student from forgetting them. With
+    an experience, whole batches are earlier images, with what the teacher has said to them.
 
     Args:
         generator: maps noise (and classes) to inputs.
@@ -47,11 +51,13 @@ class GenerativeSource:
             as in DAFL's joint training.
         replay: supplies its ``fraction`` of each batch; it learns from the fresh images of the
             first batch after an update.
+        experience: supplies the last batches before each update, after which come the fresh ones.
+        augment: augmentations, in order, of the fresh and replayed images that the student gets.
 
     Raises:
         ValueError: for ``reuse`` where not every batch has an update of its size, counts
-            below 1, a replay that leaves no room for fresh images, and a teacher that lacks
-            what a term reads.
+            below 1, a replay or an experience that leaves no room for fresh images, and a
+            teacher that lacks what a term reads.
     """
 
     def __init__(
@@ -72,6 +78,8 @@ class GenerativeSource:
         clip: float | None = None,
         reuse: bool = False,
         replay: Replay | None = None,
+        experience: Experience | None = None,
+        augment: Sequence[Augmentation] = (),
     ) -> None:
         if min(batch_size, synthesis_batch_size or 1, generator_steps, student_steps) < 1:
             raise ValueError("batch sizes, generator_steps and student_steps must be at least 1")
@@ -80,6 +88,13 @@ class GenerativeSource:
                 "reuse=true hands the images of each update to the student: it needs "
                 "student_steps=1 and synthesis_batch_size equal to batch_size"
             )
+        if experience and experience.batches >= student_steps:
+            raise ValueError(
+                f"source.experience replays {experience.batches} of the source.student_steps="
+                f"{student_steps} batches between two updates: at least one has to be fresh"
+            )
+        self.experience = experience
+        self.augment = tuple(augment)
         self.replayed = replay.share(batch_size) if replay else 0
         self.fresh = batch_size - self.replayed
         self.observe = Observer(teacher, student, objective, runtime)
@@ -102,6 +117,10 @@ class GenerativeSource:
         self.terms: dict[str, Tensor] = {}
 
     def next(self) -> Batch:
+        if self.experience and self.experience.due(self.batches, self.student_steps):
+            noise = self.runtime.noise("batch", self.batches)
+            self.batches += 1
+            return self.experience.draw(self.fresh + self.replayed, noise)
         images, label = None, None
         updated = self.batches % self.student_steps == 0
         if updated:
@@ -114,11 +133,15 @@ class GenerativeSource:
                 images = self.generator(z, label)
         if self.replay:
             images, label = self._replay(self.replay, images, label, updated)
+        images = through(self.augment, images, self.runtime.noise("augment", self.batches))
+        if self.experience:
+            images = self.experience.rounded(images)
         self.batches += 1
         return Batch(images, images, label)
 
     def learned(self, batch: Batch, losses: Losses) -> None:
-        """Nothing is kept that could be chosen by it."""
+        if self.experience:
+            self.experience.learned(batch, losses)
 
     def report(self) -> dict[str, Tensor | float]:
         replay = self.replay.terms if self.replay else {}
@@ -133,12 +156,26 @@ class GenerativeSource:
             "real_training_inputs_read": 0,
         }
 
+    def plan(self, steps: int) -> Queries:
+        """Of the updates and the replay; see :class:`~generators.base.Queries`."""
+        rounds = -(-steps // self.student_steps)
+        images = rounds * self.generator_steps * self.synthesis_batch_size
+        planned = Queries(gradients=images * self.observe.queries_per_image)
+        if self.replay:
+            own = self.replay.plan(self.fresh)
+            planned.answers += rounds * own.answers
+            planned.gradients += rounds * own.gradients
+        if self.experience:
+            planned.known_batches = self.experience.replayed(steps, self.student_steps)
+        return planned
+
     def state_dict(self) -> dict[str, Any]:
         return {
             "generator": self.generator.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "objective": self.observe.objective.state_dict(),
             "replay": self.replay.state_dict() if self.replay else None,
+            "experience": self.experience.state_dict() if self.experience else None,
             "batches": self.batches,
             "updates": self.updates,
             "images_synthesized": self.images_synthesized,
@@ -151,6 +188,8 @@ class GenerativeSource:
         self.observe.objective.load_state_dict(state["objective"])
         if self.replay:
             self.replay.load_state_dict(state["replay"])
+        if self.experience:
+            self.experience.load_state_dict(state["experience"])
         self.batches = state["batches"]
         self.updates = state["updates"]
         self.images_synthesized = state["images_synthesized"]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +14,7 @@ from data.spec import InputSpec
 from models.classifier import full_precision
 
 OUTPUTS = ("sigmoid", "tanh_bn", "bn")
-CONDITIONINGS = ("concat", "add")
+CONDITIONINGS = ("concat", "add", "norm")
 
 
 class GeneratorNetwork(nn.Module):
@@ -53,7 +55,8 @@ class ImageGenerator(GeneratorNetwork):
     Linear to [channels, H/4, W/4], BN, then twice: nearest upsampling, 3×3 convolution, BN,
     LeakyReLU(0.2), and a last 3×3 convolution. 128 channels are the field's standard network,
     256 its large one. A class, where one is given, is embedded and concatenated to ``z``, or
-    added to it (MAD, NeurIPS 2022: G(z + e_y)), in which case the sum is the latent.
+    added to it (MAD, NeurIPS 2022: G(z + e_y)), in which case the sum is the latent, or gives
+    each BatchNorm its scale and shift (CPSC-DFKD, Pattern Recognition 2023).
 
     ``sigmoid`` images lie in the specification's range. ``tanh_bn`` (DAFL's and DFAD's code) and
     ``bn`` (ZSKT, NeurIPS 2019) end in a BatchNorm whose output is, as there, exactly what the
@@ -68,7 +71,7 @@ class ImageGenerator(GeneratorNetwork):
         channels: of the first two stages; the third has half of them.
         output: "sigmoid", "tanh_bn" or "bn".
         conditional: whether images are generated for a class.
-        conditioning: "concat" or "add", what is done with the class's embedding.
+        conditioning: "concat", "add" or "norm", what is done with the class's embedding.
 
     Raises:
         ValueError: for a shape, a number of channels, an output or a conditioning that this
@@ -102,35 +105,44 @@ class ImageGenerator(GeneratorNetwork):
         self.latent_size = latent_size
         self.conditional = conditional
         self.added = conditional and conditioning == "add"
+        concatenated = conditional and conditioning == "concat"
         self.output = output
         image_channels, height, width = spec.shape
         # Stages are [H, W, C] in the Linear's output, so that what follows is channels-last.
         self.stem_shape = (height // 4, width // 4, channels)
-        self.embedding = nn.Embedding(num_classes, latent_size) if conditional else None
-        inputs = latent_size * (2 if conditional and not self.added else 1)
+        embedded = concatenated or self.added
+        self.embedding = nn.Embedding(num_classes, latent_size) if embedded else None
+        inputs = latent_size * (2 if concatenated else 1)
         self.linear = nn.Linear(inputs, height // 4 * (width // 4) * channels)
-        self.stages = nn.Sequential(
-            nn.BatchNorm2d(channels),
-            *_upsampling(channels, channels),
-            *_upsampling(channels, channels // 2),
-            nn.Conv2d(channels // 2, image_channels, 3, padding=1),
+        norm = partial(_norm, num_classes if conditional and not embedded else None)
+        self.stages = nn.ModuleList(
+            [
+                norm(channels),
+                *_upsampling(channels, channels, norm),
+                *_upsampling(channels, channels // 2, norm),
+                nn.Conv2d(channels // 2, image_channels, 3, padding=1),
+            ]
         )
         # DAFL and DFAD fix the scale of the last BatchNorm, ZSKT learns it.
-        self.last_norm = (
-            nn.BatchNorm2d(image_channels, affine=output == "bn") if output != "sigmoid" else None
-        )
+        self.last_norm = norm(image_channels, output == "bn") if output != "sigmoid" else None
 
     def forward(self, z: Tensor, y: Tensor | None = None) -> Tensor:
+        assert y is not None or not self.conditional, (
+            "a conditional generator needs the classes to generate"
+        )
         z = self.latent(z, y)
         if self.embedding is not None and not self.added:
-            assert y is not None, "a conditional generator needs the classes to generate"
             z = torch.cat([z, self.embedding(y)], dim=1)
         x = self.linear(z).view(-1, *self.stem_shape).permute(0, 3, 1, 2)
-        x = full_precision(self.stages(x))
+        for layer in self.stages:
+            x = layer(x, y) if isinstance(layer, ClassBatchNorm2d) else layer(x)
+        x = full_precision(x)
         if self.last_norm is None:
             low, high = self.spec.range
             return low + (high - low) * x.sigmoid()
-        return self.spec.denormalize(self.last_norm(x.tanh() if self.output == "tanh_bn" else x))
+        x = x.tanh() if self.output == "tanh_bn" else x
+        last = self.last_norm
+        return self.spec.denormalize(last(x, y) if isinstance(last, ClassBatchNorm2d) else last(x))
 
     def latent(self, z: Tensor, y: Tensor | None = None) -> Tensor:
         """The noise, or its sum with the class's embedding where the two are added."""
@@ -197,9 +209,35 @@ class GeneratorEnsemble(GeneratorNetwork):
         return list(zip(self.members, parts, strict=False))  # type: ignore[arg-type]
 
 
-def _upsampling(channels: int, out_channels: int) -> list[nn.Module]:
-    norm = nn.BatchNorm2d(out_channels)
-    return [UpsampledConv2d(channels, out_channels), norm, nn.LeakyReLU(0.2, inplace=True)]
+class ClassBatchNorm2d(nn.Module):
+    """BatchNorm whose scale and shift depend on the class: γ_y·(x − μ)/σ + β_y.
+
+    μ and σ are those of the whole batch, whatever its classes (de Vries et al., NeurIPS 2017).
+    """
+
+    def __init__(self, channels: int, num_classes: int) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(channels, affine=False)
+        self.scale = nn.Parameter(torch.ones(num_classes, channels))
+        self.shift = nn.Parameter(torch.zeros(num_classes, channels))
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        scale, shift = (F.embedding(y, p)[:, :, None, None] for p in (self.scale, self.shift))
+        return torch.addcmul(shift.to(x), self.norm(x), scale.to(x))
+
+
+def _norm(num_classes: int | None, channels: int, affine: bool = True) -> nn.Module:
+    """BatchNorm; the class's own, which always has a scale, unless ``num_classes`` is None."""
+    if num_classes is None:
+        return nn.BatchNorm2d(channels, affine=affine)
+    return ClassBatchNorm2d(channels, num_classes)
+
+
+def _upsampling(
+    channels: int, out_channels: int, norm: Callable[[int], nn.Module]
+) -> list[nn.Module]:
+    conv = UpsampledConv2d(channels, out_channels)
+    return [conv, norm(out_channels), nn.LeakyReLU(0.2, inplace=True)]
 
 
 class UpsampledConv2d(nn.Module):

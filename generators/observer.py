@@ -44,7 +44,8 @@ class Observer:
         check_statistics(teacher, objective)
         taps = [tap for taps in objective.ask("taps") for tap in taps]
         self.teacher = teacher.frozen(taps, any(objective.ask("needs_statistics")))
-        self.student = student.frozen() if any(objective.ask("needs_student")) else None
+        seen = [tap for taps in objective.ask("student_taps") for tap in taps]
+        self.student = student.frozen(seen) if any(objective.ask("needs_student")) else None
         self.objective: Objective = runtime.prepare(objective)  # type: ignore[assignment]
         self.runtime = runtime
         self.needs_local = any(objective.ask("needs_local"))

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from data.spec import InputSpec
 from engine.ema import EMA
 from engine.runtime import Runtime
+from generators.base import Queries
 from generators.networks import GeneratorNetwork, draw_latent
 from models.classifier import Classifier, full_precision
 
@@ -54,6 +55,10 @@ class Replay:
     def learn(self, images: Tensor, label: Tensor | None, noise: torch.Generator) -> None:
         """Take in fresh images [B, *shape], without gradient, that follow a generator's update."""
         raise NotImplementedError
+
+    def plan(self, images: int) -> Queries:
+        """What one :meth:`learn` from so many images asks of the teacher: nothing by default."""
+        return Queries()
 
     def draw(self, size: int, noise: torch.Generator) -> tuple[Tensor, Tensor | None]:
         """Images [size, *shape] without gradient, and the classes aimed at where there are any."""
@@ -158,8 +163,12 @@ class VAE(Replay):
 
     def learn(self, images: Tensor, label: Tensor | None, noise: torch.Generator) -> None:
         for _ in range(self.updates):
-            earlier, _ = self.draw(max(1, round(self.fraction * len(images))), noise)
+            earlier, _ = self.draw(self._own(len(images)), noise)
             self._update(torch.cat([images, earlier]), noise)
+
+    def plan(self, images: int) -> Queries:
+        seen = self.updates * (images + self._own(images))
+        return Queries(answers=seen, gradients=seen)
 
     @torch.no_grad()
     def draw(self, size: int, noise: torch.Generator) -> tuple[Tensor, Tensor | None]:
@@ -181,6 +190,9 @@ class VAE(Replay):
             getattr(self, name).load_state_dict(state[name])
         self.teacher_queries = state["teacher_queries"]
         self.terms = {k: v.to(self.runtime.device) for k, v in state["terms"].items()}
+
+    def _own(self, images: int) -> int:
+        return max(1, round(self.fraction * images))
 
     def _update(self, images: Tensor, noise: torch.Generator) -> None:
         with self.runtime.autocast():

@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data.augment import Augmentation
+from data.augment import Augmentation, through
 from data.spec import Batch
 from engine.objective import Losses, Objective
 from engine.runtime import Runtime, Stopped
 from engine.schedules import Factor, Schedule, constant
 from generators.bank import Bank, Policy
+from generators.base import Queries
 from generators.observer import Observer
 from generators.variables import Variable
 from models.classifier import Classifier
@@ -111,7 +112,7 @@ class RoundSource:
             self._round()
         noise = self.runtime.noise("batch", self.batches)
         images, label, index = self.bank.sample(self.batch_size, noise)
-        images = _through(self.augment, images, noise)
+        images = through(self.augment, images, noise)
         self.batches += 1
         return Batch(images, images, label, index)
 
@@ -131,6 +132,12 @@ class RoundSource:
             "teacher_queries": images * self.iterations * self.observe.queries_per_image,
             "real_training_inputs_read": 0,
         }
+
+    def plan(self, steps: int) -> Queries:
+        """Of the rounds; see :class:`~generators.base.Queries`."""
+        rounds = self.warmup_rounds - (-steps // self.student_steps)
+        images = rounds * self.synthesis_batch_size * self.iterations
+        return Queries(gradients=images * self.observe.queries_per_image)
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -211,10 +218,10 @@ class RoundSource:
     ) -> Losses:
         """The losses of the images, seen through this iteration's views."""
         step = self.rounds * self.iterations + iteration
-        seen = _through(self.views, images, self.runtime.noise("view", step))
+        seen = through(self.views, images, self.runtime.noise("view", step))
         local = None
         if self.observe.needs_local:
-            local = _through(self.local_views, images, self.runtime.noise("local view", step))
+            local = through(self.local_views, images, self.runtime.noise("local view", step))
         knows = self.rounds >= self.warmup_rounds
         return self.observe(seen, label, latent, target, local, student_knows=knows)
 
@@ -224,11 +231,3 @@ def draw_classes(size: int, num_classes: int, noise: torch.Generator) -> Tensor:
     blocks = -(-size // num_classes)
     order = torch.rand(blocks, num_classes, generator=noise, device=noise.device).argsort(dim=1)
     return order.flatten()[:size]
-
-
-def _through(
-    augmentations: Sequence[Augmentation], images: Tensor, noise: torch.Generator
-) -> Tensor:
-    for augment in augmentations:
-        images = augment(images, noise)
-    return images

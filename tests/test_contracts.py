@@ -149,9 +149,12 @@ def test_state_survives_a_round_trip(method: str) -> None:
 
 def learn(parts: Parts, steps: int) -> None:
     for _ in range(steps):
-        parts.distiller(parts.source.next()).total.backward()
+        batch = parts.source.next()
+        losses = parts.distiller(batch)
+        losses.total.backward()
         parts.optimizer.step()
         parts.optimizer.zero_grad()
+        parts.source.learned(batch, losses)
 
 
 def test_a_data_free_method_cannot_open_the_training_split(method: str) -> None:

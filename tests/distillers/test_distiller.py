@@ -279,3 +279,32 @@ def test_the_divergence_of_each_input_is_told_where_inputs_have_an_index() -> No
         p_t = distiller.teacher(batch.teacher_input).logits.softmax(1)
     torch.testing.assert_close(divergence, (p_t * (p_t / p_s).log()).sum(1))
     assert not divergence.requires_grad
+
+
+def test_known_answers_are_not_asked_for_again() -> None:
+    teacher = make_teacher()
+    distiller = make(objective_of(kd=KD(), ce=CrossEntropy()), teacher)
+    asked = distiller(make_batch())
+    assert distiller.teacher_queries == 6
+    with torch.no_grad():
+        expected = distiller.teacher(make_batch().teacher_input).logits
+    assert torch.equal(asked.teacher_logits, expected)
+    other = 2 * expected.flip(0)
+    batch = make_batch()
+    batch.teacher_logits = other
+    known = distiller(batch)
+    assert distiller.teacher_queries == 6
+    logits = distiller.student(batch.student_input).logits
+    kd = KD()(Outputs(logits), Outputs(other), batch)
+    torch.testing.assert_close(known.terms["kd"], kd.detach())
+    ce = torch.nn.functional.cross_entropy(logits, other.argmax(1))
+    torch.testing.assert_close(known.terms["ce"], ce.detach())
+
+
+def test_answers_do_not_suffice_where_features_are_read() -> None:
+    distiller = make(objective_of(kd=KD(), hint=Hint()), make_teacher())
+    batch = make_batch()
+    batch.teacher_logits = torch.zeros(6, 4)
+    losses = distiller(batch)
+    assert distiller.teacher_queries == 6
+    assert not torch.equal(losses.teacher_logits, batch.teacher_logits)

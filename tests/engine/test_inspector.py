@@ -16,7 +16,7 @@ import train
 from data.dataset import Split
 from data.spec import InputSpec
 from engine import diagnostics
-from engine.diagnostics import Inspector
+from engine.diagnostics import Inspector, Reference
 from engine.evaluate import Evaluator
 from engine.runtime import Runtime
 from models.black_box import BlackBox
@@ -115,6 +115,39 @@ def test_only_the_latest_inputs_are_compared(split: Split, monkeypatch: pytest.M
     real = split.batch(torch.arange(20) * ROWS // 20)[0]
     view = network(0).frozen(["pooled"])
     torch.testing.assert_close(look.reference.summary()[1].float(), view(real).features["pooled"])
+
+
+def test_more_inputs_than_test_inputs_are_thinned_to_as_many(split: Split) -> None:
+    images = torch.rand(2 * ROWS, 1, 6, 6, generator=random(3))
+    found = inspector(network(0), split)(images)
+    view, real = network(0).frozen(["pooled"]), split.batch(slice(0, ROWS))[0]
+    made, shown = (view(x).features["pooled"] for x in (images[::2], real))
+    assert found["diversity"] == pytest.approx(by_loop(made) / by_loop(shown), rel=1e-4)
+
+
+def test_sums_over_the_test_split_keep_what_is_small(split: Split) -> None:
+    """In batches of float32 features far from zero, as logits of an odd network may be."""
+    x = 1000 + 0.1 * torch.randn(60, 4, generator=random(0))
+    reference = Reference(60, 4, Runtime("cpu"))
+    for first in range(0, 60, 15):
+        reference.add(x[first : first + 15], first)
+    gaussian, sample = reference.summary()
+    wanted = torch.from_numpy(np.cov(x.double().T.numpy()))
+    torch.testing.assert_close(gaussian.root.T @ gaussian.root, wanted, atol=1e-7, rtol=0)
+    assert torch.equal(sample, x.double())
+
+
+def test_the_gap_is_the_mean_over_layers(split: Split) -> None:
+    torch.manual_seed(0)
+    norms = [nn.BatchNorm2d(1), nn.BatchNorm2d(1, affine=False)]
+    teacher = Classifier(nn.Sequential(*norms, nn.Flatten(), nn.Linear(36, 5)), SPEC).eval()
+    found = inspector(teacher, split)(torch.rand(50, 1, 6, 6, generator=random(3)))
+    x = SPEC.normalize(torch.rand(50, 1, 6, 6, generator=random(3)))
+    gaps = []
+    for norm in norms:  # as they were made: mean 0 and variance 1
+        gaps.append(float(x.mean().abs() + (x.var(correction=0) - 1).abs()))
+        x = norm.eval()(x).detach()
+    assert found["bn_gap"] == pytest.approx(sum(gaps) / 2, rel=1e-4)
 
 
 def test_the_test_split_is_read_once(split: Split) -> None:

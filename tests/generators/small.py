@@ -101,6 +101,7 @@ def inversion(runtime: Runtime | None = None, **kwargs: Any) -> RoundSource:
         "optimizer": functools.partial(torch.optim.Adam, lr=0.05),
         "runtime": runtime or Runtime(device="cpu"),
         "num_classes": CLASSES,
+        "steps": 20,
         "batch_size": 6,
         "synthesis_batch_size": 8,
         "iterations": 5,

@@ -20,6 +20,11 @@ from models.teacher import save_network
 from tests.test_contracts import learn, make, same, small, teacher_for
 
 BOX = "teacher.black_box={_target_: models.black_box.BlackBox, directions: 2}"
+VAE = (
+    "source.replay={_target_: generators.replay.VAE, decoder: '${generator}', fraction: 0.3, "
+    "updates: 2, optimizer: {_target_: torch.optim.Adam, _partial_: true}}"
+)
+ROUNDS = ["source.student_steps=3", "~synthesis.terms.bn"]
 
 
 @pytest.mark.parametrize(
@@ -28,14 +33,18 @@ BOX = "teacher.black_box={_target_: models.black_box.BlackBox, directions: 2}"
         ("dfme", []),
         ("dfme", ["source.generator_steps=2", "source.student_steps=3"]),
         ("maze", []),
+        ("maze", ["source.student_steps=4", "source.experience.batches=3"]),
+        ("dfme", [VAE]),
         ("dfad", [BOX]),
+        ("adi", [BOX, *ROUNDS]),
+        ("adi", [BOX, *ROUNDS, "source.warmup_rounds=2"]),
         ("kd", [BOX]),
     ],
 )
 def test_the_plan_is_what_a_run_takes(method: str, overrides: list[str]) -> None:
     parts, _ = make(method, *overrides)
     assert isinstance(parts.teacher, BlackBox)
-    for steps in range(1, 9):
+    for steps in range(1, 18):
         learn(parts, 1)
         plan = planned_queries(parts.teacher, parts.source, parts.distiller, 8, steps)
         assert parts.teacher.queries == parts.counts()["teacher_queries"] == plan
@@ -86,11 +95,14 @@ def test_the_result_names_every_query_and_evaluation_makes_none(tmp_path: Path) 
     assert white["teacher"] == result["teacher"]
 
 
-@pytest.mark.parametrize("method", ["dfme", "maze"])
-def test_a_resumed_run_continues_the_count_and_the_noise(method: str) -> None:
-    first, _ = make(method)
+REPLAY = ["source.student_steps=5", "source.experience.batches=2"]
+
+
+@pytest.mark.parametrize(("method", "overrides"), [("dfme", []), ("maze", REPLAY)])
+def test_a_resumed_run_continues_the_count_and_the_noise(method: str, overrides: list[str]) -> None:
+    first, _ = make(method, *overrides)
     learn(first, 4)
-    second, _ = make(method)
+    second, _ = make(method, *overrides)
     for name in ("source", "distiller", "optimizer"):
         getattr(second, name).load_state_dict(copy.deepcopy(getattr(first, name).state_dict()))
     assert first.counts() == second.counts()
@@ -100,7 +112,7 @@ def test_a_resumed_run_continues_the_count_and_the_noise(method: str) -> None:
     assert same(first.source.state_dict(), second.source.state_dict())
     assert first.counts() == second.counts()
     # and the count matters: without it the directions would be others
-    third, _ = make(method)
+    third, _ = make(method, *overrides)
     third.source.load_state_dict(copy.deepcopy(second.source.state_dict()))
     for parts in (second, third):
         learn(parts, 3)

@@ -8,13 +8,24 @@ import pytest
 import torch
 from torch import Tensor
 
+from distillers.contrast import supervised_contrast
 from engine.runtime import Runtime
 from generators.base import Synthesis
-from generators.contrast import InstanceContrast
+from generators.contrast import InstanceContrast, SupervisedContrast
 from generators.terms import OneHot
 from generators.views import Jitter
 from models.classifier import Outputs
-from tests.generators.small import SPEC, inversion, objective, snapshot, teacher
+from tests.generators.small import (
+    CLASSES,
+    SPEC,
+    generative,
+    inversion,
+    objective,
+    same,
+    snapshot,
+    student,
+    teacher,
+)
 
 
 def term(**kwargs: Any) -> InstanceContrast:
@@ -88,3 +99,40 @@ def test_a_second_view_is_needed() -> None:
 def test_settings_that_do_not_fit(wrong: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="above 0"):
         term(**wrong)
+
+
+def test_classes_are_contrasted_in_both_networks_views() -> None:
+    torch.manual_seed(0)
+    s, t = student(), teacher()
+    contrast = SupervisedContrast(t, s, temperature=0.3, width=5)
+    x = torch.rand(6, *SPEC.shape)
+    seen, known = t.frozen(["pooled"])(x), s.frozen(["pooled"])(x)
+    a = contrast.teacher_head(seen.features["pooled"])
+    b = contrast.student_head(known.features["pooled"])
+    assert a.shape == b.shape == (6, 5)
+    for label in (torch.arange(6) % CLASSES, None):
+        value = contrast(Synthesis(x, seen, known, label))
+        used = seen.logits.argmax(1) if label is None else label
+        torch.testing.assert_close(value, supervised_contrast(a, b, used, 0.3))
+
+
+def test_it_trains_the_heads_and_the_generator_alone() -> None:
+    s, t = student(), teacher()
+    torch.manual_seed(0)
+    contrast = SupervisedContrast(t, s, width=5)
+    source = generative(teacher=t, student=s, objective=objective(c=contrast), conditional=True)
+    held, heads, made = snapshot(s), snapshot(contrast), snapshot(source.generator)
+    source.next()
+    assert same(held, snapshot(s))
+    assert all(m.training for m in s.modules())
+    assert all(p.grad is None for p in (*s.parameters(), *t.parameters()))
+    assert not any(torch.equal(heads[k], v) for k, v in snapshot(contrast).items())
+    moved = {k for k, v in snapshot(source.generator).items() if not torch.equal(made[k], v)}
+    assert "linear.weight" in moved
+    assert any("head" in key for key in source.state_dict()["objective"])
+
+
+@pytest.mark.parametrize("wrong", [{"temperature": 0}, {"width": 0}])
+def test_supervised_settings_that_do_not_fit(wrong: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="above 0"):
+        SupervisedContrast(teacher(), student(), **wrong)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from data.augment import RandomAffine
 from engine.runtime import Runtime
 from generators.base import Synthesis, SynthesisTerm
 from generators.observer import check_statistics
@@ -225,6 +226,18 @@ class Memory(SynthesisTerm):
 
     def commit(self, synthesis: Synthesis) -> None:
         self.kept.append(synthesis)
+
+
+def test_the_student_gets_augmented_images_and_the_generator_is_none_the_wiser() -> None:
+    """Each batch in its own way, the same after a resume; updates see the images as they are."""
+    plain, augmented = generative(), generative(augment=[RandomAffine(SPEC, 20.0)])
+    for step in range(4):
+        a, b = plain.next(), augmented.next()
+        assert not torch.equal(a.student_input, b.student_input)
+        expected = RandomAffine(SPEC, 20.0)(a.student_input, plain.runtime.noise("augment", step))
+        assert torch.equal(b.student_input, expected)
+        assert b.teacher_input is b.student_input
+    assert same(snapshot(plain.generator), snapshot(augmented.generator))
 
 
 def test_terms_see_the_latent_and_remember_each_update_once() -> None:

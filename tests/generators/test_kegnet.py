@@ -130,7 +130,7 @@ def test_added_classes_are_part_of_the_latent() -> None:
     assert torch.equal(plain.latent(z), z)
     concatenated = ImageGenerator(SPEC, CLASSES, latent_size=5, channels=8, conditional=True)
     assert torch.equal(concatenated.latent(z, y), z)
-    with pytest.raises(ValueError, match=r"'sum' is none of: concat, add"):
+    with pytest.raises(ValueError, match=r"'sum' is none of: concat, add, norm"):
         ImageGenerator(SPEC, CLASSES, conditional=True, conditioning="sum")
 
 

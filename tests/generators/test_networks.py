@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from data.spec import InputSpec
-from generators.networks import ImageGenerator, UpsampledConv2d
+from generators.networks import ClassBatchNorm2d, ImageGenerator, UpsampledConv2d
 
 
 def spec(*shape: int, low: float = -1.0, high: float = 3.0) -> InputSpec:
@@ -68,6 +68,44 @@ def test_conditional_generator_uses_the_class() -> None:
     x = net(z, torch.tensor([0, 1, 1]))
     assert not torch.equal(x[0], x[1])
     torch.testing.assert_close(x[1], x[2])
+    with pytest.raises(AssertionError, match="needs the classes"):
+        net(z)
+
+
+def test_norms_by_class_scale_and_shift_what_the_batch_normalised() -> None:
+    torch.manual_seed(0)
+    net = ClassBatchNorm2d(4, 3).double()
+    torch.nn.init.normal_(net.scale)
+    torch.nn.init.normal_(net.shift)
+    x, y = torch.randn(6, 4, 2, 5, dtype=torch.float64), torch.tensor([0, 1, 2, 0, 0, 1])
+    made = net(x, y)
+    mean, std = x.mean((0, 2, 3)), (x.var((0, 2, 3), correction=0) + 1e-5).sqrt()
+    for i in range(6):
+        for c in range(4):
+            expected = net.scale[y[i], c] * (x[i, c] - mean[c]) / std[c] + net.shift[y[i], c]
+            torch.testing.assert_close(made[i, c], expected)
+
+
+@pytest.mark.parametrize("output", ["sigmoid", "tanh_bn", "bn"])
+def test_a_class_reaches_the_image_through_every_norm(output: str) -> None:
+    images, z = spec(1, 8, 8), torch.randn(4, 100)
+    options = {"channels": 8, "output": output, "conditional": True, "conditioning": "norm"}
+    torch.manual_seed(0)
+    net = ImageGenerator(images, 3, **options)
+    torch.manual_seed(0)
+    plain = ImageGenerator(images, 3, channels=8, output=output)
+    y = torch.tensor([0, 1, 2, 1])
+    torch.testing.assert_close(net(z, y), plain(z))  # at the start all classes are alike
+    assert torch.equal(net.latent(z, y), z)
+    norms = [m for m in net.modules() if isinstance(m, ClassBatchNorm2d)]
+    assert len(norms) == (3 if output == "sigmoid" else 4)
+    for norm in norms:
+        before = net(z, y)
+        with torch.no_grad():
+            norm.shift[2] += torch.linspace(-1, 1, norm.shift.shape[1]) + 0.5
+        assert not torch.allclose(net(z, y)[2], before[2])
+    with torch.autocast("cpu", torch.bfloat16):
+        assert net(z, y).dtype == torch.float32
     with pytest.raises(AssertionError, match="needs the classes"):
         net(z)
 

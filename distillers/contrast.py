@@ -1,0 +1,83 @@
+"""Contrast between classes: two networks' embeddings of one class together, of others apart."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from data.spec import Batch
+from distillers.adapters import channels, to_vector
+from distillers.base import Side, Taps, TransferTerm
+from models.classifier import Outputs
+
+
+def supervised_contrast(a: Tensor, b: Tensor, label: Tensor, temperature: float) -> Tensor:
+    """L_out^sup of SupCon (Khosla et al., NeurIPS 2020, eq. 2), mean over the 2B embeddings.
+
+    −1/|P(i)| Σ_{p ∈ P(i)} log exp(z_i·z_p/τ) / Σ_{k ≠ i} exp(z_i·z_k/τ), where P(i) are the other
+    embeddings of i's class: its other view is always among them.
+
+    Args:
+        a: one view of each input [B, D], of any length but 0: z has length 1.
+        b: the other view [B, D].
+        label: [B].
+        temperature: τ > 0.
+    """
+    z = F.normalize(torch.cat([a, b]), dim=1)
+    scores = z @ z.T / temperature
+    itself = torch.eye(len(z), dtype=torch.bool, device=z.device)
+    log_p = scores - scores.masked_fill(itself, -torch.inf).logsumexp(dim=1, keepdim=True)
+    label = label.repeat(2)
+    positive = ((label[:, None] == label) & ~itself).to(log_p)
+    return -((positive * log_p).sum(dim=1) / positive.sum(dim=1)).mean()
+
+
+def projection_head(features: int, width: int) -> nn.Sequential:
+    """Two linear layers, [B, features] to [B, width]."""
+    return nn.Sequential(nn.Linear(features, width), nn.ReLU(), nn.Linear(width, width))
+
+
+class SupervisedContrast(TransferTerm):
+    """Σ_taps L_SCL of CPSC-DFKD (Shao et al., Pattern Recognition 2023), for the student.
+
+    The student's and the teacher's feature on an input are two views of it, and SupCon
+    (:func:`supervised_contrast`) draws views of one class together, by ``batch.label``. Each
+    network has a projection head of its own, since their features differ in size; both are
+    trained beside the student. In the authors' code it is the generator that minimises this, on
+    features as they are: see :class:`generators.contrast.SupervisedContrast`.
+
+    Args:
+        taps: features [B, D]; of maps and tokens the average is taken.
+        temperature: τ > 0.
+        width: of the projections.
+
+    Raises:
+        ValueError: for a temperature or a width that is not positive.
+    """
+
+    needs_label = True
+
+    def __init__(
+        self, taps: Taps = ("pooled",), temperature: float = 0.07, width: int = 128
+    ) -> None:
+        super().__init__(taps)
+        if temperature <= 0 or width < 1:
+            raise ValueError("supervised contrast needs temperature and width above 0")
+        self.temperature, self.width = temperature, width
+        self.heads = nn.ModuleList()
+
+    def prepare(self, student: Side, teacher: Side | None) -> None:
+        assert teacher is not None
+        for pair in self.pairs(student.outputs, teacher.outputs):
+            heads = (projection_head(channels(feature), self.width) for feature in pair)
+            self.heads.append(nn.ModuleList(heads))
+
+    def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
+        assert teacher is not None
+        assert batch.label is not None
+        losses = []
+        for heads, pair in zip(self.heads, self.pairs(student, teacher), strict=True):
+            s, t = (head(to_vector(x)) for head, x in zip(heads, pair, strict=True))  # type: ignore[call-overload]
+            losses.append(supervised_contrast(s, t, batch.label, self.temperature))
+        return torch.stack(losses).sum()

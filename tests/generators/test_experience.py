@@ -1,0 +1,156 @@
+"""Stored inputs with their answers: exact, unasked, and the same after a resume."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+
+from data.spec import Batch
+from engine.objective import Losses
+from engine.runtime import Runtime
+from generators.experience import Experience
+from models.black_box import BlackBox
+from tests.generators.small import CLASSES, SPEC, generative
+from tests.test_contracts import make, same
+
+
+def experience(**kwargs: Any) -> Experience:
+    return Experience(SPEC, CLASSES, Runtime("cpu"), **{"batches": 2, "capacity": 100, **kwargs})
+
+
+def images(seed: int, rows: int = 6) -> torch.Tensor:
+    return torch.rand(rows, *SPEC.shape, generator=torch.Generator().manual_seed(seed))
+
+
+def answered(seed: int) -> tuple[Batch, Losses]:
+    x = experience().rounded(images(seed))
+    logits = torch.randn(6, CLASSES, generator=torch.Generator().manual_seed(seed + 100))
+    return Batch(x, x), Losses(torch.zeros(()), {}, teacher_logits=logits)
+
+
+@pytest.mark.parametrize("period", [3, 4, 15])
+def test_the_last_batches_of_a_period_are_replayed(period: int) -> None:
+    stored = experience()
+    due = [stored.due(i, period) for i in range(40)]
+    assert due[:period] == [False] * (period - 2) + [True] * 2
+    assert due[period : 2 * period] == due[:period]
+    for batches in range(41):
+        assert stored.replayed(batches, period) == sum(due[:batches])
+
+
+def test_what_is_drawn_was_stored_bit_for_bit_and_with_its_own_answer() -> None:
+    stored = experience()
+    known: dict[bytes, torch.Tensor] = {}
+    for seed in range(3):
+        batch, losses = answered(seed)
+        stored.learned(batch, losses)
+        for x, logits in zip(batch.teacher_input, losses.teacher_logits, strict=True):
+            known[x.numpy().tobytes()] = logits
+    drawn = stored.draw(40, torch.Generator().manual_seed(0))
+    assert drawn.index is None
+    assert drawn.teacher_logits is not None
+    for x, logits, label in zip(
+        drawn.student_input, drawn.teacher_logits, drawn.label, strict=True
+    ):
+        assert torch.equal(known[x.numpy().tobytes()], logits)
+        assert label == logits.argmax()
+    assert len({x.numpy().tobytes() for x in drawn.student_input}) > 12
+
+
+def test_a_replayed_batch_is_not_stored_again() -> None:
+    stored = experience()
+    stored.learned(*answered(0))
+    drawn = stored.draw(6, torch.Generator().manual_seed(0))
+    stored.learned(drawn, Losses(torch.zeros(()), {}, teacher_logits=drawn.teacher_logits))
+    assert len(stored.bank) == 6
+
+
+def test_priority_goes_by_the_students_divergence() -> None:
+    stored = experience(policy="priority")
+    stored.learned(*answered(0))
+    drawn = stored.draw(200, torch.Generator().manual_seed(0))
+    assert drawn.index is not None
+    loss = torch.where(drawn.index == 3, 10.0, 1e-6)
+    stored.learned(drawn, Losses(torch.zeros(()), {}, per_input=loss))
+    again = stored.draw(200, torch.Generator().manual_seed(1))
+    assert (again.index == 3).float().mean() > 0.95
+
+
+def test_answers_have_to_be_asked_for() -> None:
+    batch, _ = answered(0)
+    with pytest.raises(ValueError, match=r"add one that does, such as kd"):
+        experience().learned(batch, Losses(torch.zeros(()), {}))
+
+
+def test_settings_that_do_not_fit() -> None:
+    with pytest.raises(ValueError, match="at least 1 batch"):
+        experience(batches=0)
+    with pytest.raises(ValueError, match=r"2 of the source\.student_steps=2"):
+        generative(experience=experience(), student_steps=2)
+    generative(experience=experience(), student_steps=3)
+
+
+def test_the_source_hands_out_fresh_batches_and_then_known_ones() -> None:
+    source = generative(experience=experience(), student_steps=5)
+    for step in range(12):
+        batch = source.next()
+        assert batch.student_input.shape == (6, *SPEC.shape)
+        assert (batch.teacher_logits is not None) == (step % 5 >= 3)
+        logits = torch.zeros(6, CLASSES)
+        source.learned(batch, Losses(torch.zeros(()), {}, teacher_logits=logits))
+        x = batch.student_input
+        assert torch.equal(source.experience.rounded(x), x)  # the student sees what is stored
+    assert source.updates == 3
+    assert source.counts()["images_synthesized"] == 3 * 8 + 8 * 6
+
+
+def steps(parts: Any, count: int) -> list[dict[str, torch.Tensor]]:
+    terms = []
+    for _ in range(count):
+        batch = parts.source.next()
+        losses = parts.distiller(batch)
+        losses.total.backward()
+        parts.optimizer.step()
+        parts.optimizer.zero_grad()
+        parts.source.learned(batch, losses)
+        terms.append(losses.terms)
+    return terms
+
+
+def test_a_replayed_batch_costs_no_query() -> None:
+    parts, _ = make("maze")
+    assert isinstance(parts.teacher, BlackBox)
+    spent = []
+    for _ in range(32):
+        before = parts.teacher.queries
+        steps(parts, 1)
+        assert parts.counts()["teacher_queries"] == parts.teacher.queries
+        spent.append(parts.teacher.queries - before)
+    period = [8 + 8 * 11, *[8] * 4, *[0] * 10]
+    assert spent == [*period, *period, 8 + 8 * 11, 8]
+
+
+def test_the_answer_is_what_the_teacher_would_say_again() -> None:
+    parts, _ = make("maze")
+    steps(parts, 5)
+    batch = parts.source.next()
+    assert parts.teacher is not None
+    torch.testing.assert_close(batch.teacher_logits, parts.teacher(batch.teacher_input).logits)
+
+
+@pytest.mark.parametrize("stop", [3, 5, 9, 17])
+def test_a_resumed_run_replays_the_same(stop: int) -> None:
+    first, _ = make("maze", "source.experience.capacity=30")
+    steps(first, stop)
+    torch.manual_seed(99)
+    second, _ = make("maze", "source.experience.capacity=30")
+    for name in ("source", "distiller", "optimizer"):
+        getattr(second, name).load_state_dict(copy.deepcopy(getattr(first, name).state_dict()))
+    expected = steps(first, 18)
+    torch.rand(3)
+    assert same(expected, steps(second, 18))
+    assert same(first.source.state_dict(), second.source.state_dict())
+    assert first.counts() == second.counts()
