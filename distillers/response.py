@@ -98,7 +98,8 @@ class DKD(TransferTerm):
 
     TCKD is the KL between the two-way distributions (label, any other class), NCKD the KL
     between the distributions over the other classes alone. ``alpha=1`` with β weighted by the
-    teacher's 1 − p_label would be KD again.
+    teacher's 1 − p_label would be KD again. A large β wants the warm-up of its weight that
+    ``term=dkd`` has: the paper's 20 of 240 epochs.
 
     Args:
         alpha: weight of the label's class.
@@ -132,7 +133,7 @@ class DIST(TransferTerm):
     Args:
         beta: weight of ``inter``.
         gamma: weight of ``intra``.
-        temperature: τ > 0.
+        temperature: τ > 0; the paper has 1 for ImageNet and 4 for CIFAR-100.
     """
 
     def __init__(self, beta: float = 1.0, gamma: float = 1.0, temperature: float = 1.0) -> None:
