@@ -23,10 +23,12 @@ class Side:
     Args:
         outputs: of a dry pass in eval mode over a few inputs, with the term's taps.
         head: the network's last linear layer, where it ends in one.
+        network: itself, for a term that asks it about inputs of its own.
     """
 
     outputs: Outputs
     head: nn.Linear | None = None
+    network: Classifier | None = None
 
 
 class TransferTerm(nn.Module):
@@ -95,7 +97,7 @@ def side(network: Classifier, outputs: Outputs) -> Side:
     """A :class:`Side` of a network, with the live weights of its head."""
     path = named_taps(network.module).get("logits")
     head = network.module.get_submodule(path) if path else None
-    return Side(outputs, head if isinstance(head, nn.Linear) else None)
+    return Side(outputs, head if isinstance(head, nn.Linear) else None, network)
 
 
 def _pair(tap: str | Mapping[str, str]) -> tuple[str, str]:

@@ -1,0 +1,67 @@
+"""Features without networks, and the terms of three files on them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from data.spec import Batch
+from distillers.base import Side, TransferTerm
+from models.classifier import Outputs
+
+Term = TypeVar("Term", bound=TransferTerm)
+TAPS = ("a", "b", "c")
+
+
+def outputs(*features: Tensor) -> Outputs:
+    """Of a network with the taps a, b, c, as many as there are features."""
+    return Outputs(features[0].flatten(1), dict(zip(TAPS, features, strict=False)))
+
+
+def random(seed: int, *shapes: Sequence[int], dtype: torch.dtype = torch.float64) -> Outputs:
+    generator = torch.Generator().manual_seed(seed)
+    return outputs(*(torch.randn(*s, generator=generator, dtype=dtype) for s in shapes))
+
+
+def apply(term: TransferTerm, student: Outputs, teacher: Outputs) -> Tensor:
+    x = student.logits
+    value: Tensor = term(student, teacher, Batch(x, x))
+    return value
+
+
+def prepared(term: Term, student: Outputs, teacher: Outputs, seed: int = 0) -> Term:
+    """The term with its parameters, in the features' precision and in train mode."""
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        term.prepare(Side(student), Side(teacher))
+    return term.to(student.logits.dtype).train()
+
+
+def leaves(student: Outputs) -> list[Tensor]:
+    return [feature.requires_grad_() for feature in student.features.values()]
+
+
+def check_reference(name: str, term: TransferTerm, shared: Path) -> None:
+    """Value and gradients, those of the inputs that the reference has a gradient of."""
+    data: Any = np.load(shared / "fixtures" / "transfer_losses.npz")
+
+    def stages(role: str) -> list[Tensor]:
+        return [torch.from_numpy(data[f"features_{role}_{i}"]).double() for i in range(3)]
+
+    student = outputs(*stages("student"))
+    inputs = leaves(student)
+    value = apply(term, student, outputs(*stages("teacher")))
+    assert value.item() == pytest.approx(float(data[f"value/{name}"]), rel=1e-9)
+    value.backward()
+    keys = [key for key in data if key.startswith(f"grad/{name}/")]
+    assert keys
+    for key in keys:
+        gradient, expected = inputs[int(key[-1])].grad, torch.from_numpy(data[key]).double()
+        # The reference was rounded to float32, which is exact to 2^-24 of each entry.
+        torch.testing.assert_close(gradient, expected, rtol=6.1e-8, atol=1e-15)
