@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from data.spec import Batch
-from distillers.adapters import channels, comparable, pool_to
+from distillers.adapters import Adapter, channels, comparable, pool_to, to_map
 from distillers.base import STAGES, Side, Taps, TransferTerm
 from distillers.connector import Connector, maps, places
 from models.classifier import Outputs
@@ -83,7 +83,8 @@ class FSP(TransferTerm):
 
     def __init__(self, taps: Taps = STAGES) -> None:
         super().__init__(taps)
-        self.connectors = nn.ModuleList()
+        self.adapters = nn.ModuleList()
+        self.norms = nn.ModuleList()
 
     def prepare(self, student: Side, teacher: Side | None) -> None:
         assert teacher is not None
@@ -93,14 +94,18 @@ class FSP(TransferTerm):
                 f"FSP compares flows between stages, but it has one tap, {self.student_taps[0]}: "
                 "give taps=[...] two or more"
             )
-        self.connectors = nn.ModuleList(Connector(*maps(s, t), always=False) for s, t in pairs)
+        for s, t in pairs:
+            adapter = Adapter(to_map(s), to_map(t))
+            projects = not isinstance(adapter.projection, nn.Identity)
+            self.adapters.append(adapter)
+            self.norms.append(nn.BatchNorm2d(adapter.channels[1]) if projects else nn.Identity())
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
         assert teacher is not None
-        pairs = [maps(s, t) for s, t in self.pairs(student, teacher)]
-        if self.connectors:
-            both = zip(self.connectors, pairs, strict=True)
-            pairs = [(connector(s, t)[0].view_as(t), t) for connector, (s, t) in both]
+        pairs = [(to_map(s), to_map(t)) for s, t in self.pairs(student, teacher)]
+        if self.adapters:  # channels alone: a flow's size does not depend on the maps'
+            made = zip(self.adapters, self.norms, pairs, strict=True)
+            pairs = [(norm(adapter.projection(s)), t) for adapter, norm, (s, t) in made]  # type: ignore[operator]
         return torch.stack(
             [
                 F.mse_loss(_flow(s_in, s_out), _flow(t_in, t_out))

@@ -73,10 +73,15 @@ class ImageGenerator(GeneratorNetwork):
         conditional: whether images are generated for a class.
         conditioning: "concat", "add" or "norm", what is done with the class's embedding.
 
+    Attributes:
+        depths: the stages that end a resolution: a quarter, a half and the whole of the image's.
+
     Raises:
         ValueError: for a shape, a number of channels, an output or a conditioning that this
             network does not have.
     """
+
+    depths = (0, 3, 6)
 
     def __init__(
         self,
@@ -133,8 +138,11 @@ class ImageGenerator(GeneratorNetwork):
         z = self.latent(z, y)
         if self.embedding is not None and not self.added:
             z = torch.cat([z, self.embedding(y)], dim=1)
-        x = self.linear(z).view(-1, *self.stem_shape).permute(0, 3, 1, 2)
-        for layer in self.stages:
+        return self.finish(self.linear(z).view(-1, *self.stem_shape).permute(0, 3, 1, 2), y)
+
+    def finish(self, x: Tensor, y: Tensor | None = None, first: int = 0) -> Tensor:
+        """Images from what stage ``first`` takes: the rest of the network."""
+        for layer in list(self.stages)[first:]:
             x = layer(x, y) if isinstance(layer, ClassBatchNorm2d) else layer(x)
         x = full_precision(x)
         if self.last_norm is None:

@@ -87,6 +87,11 @@ class Observer:
             self.latest = _detached(synthesis)
         return losses  # type: ignore[no-any-return]
 
+    def counts(self) -> dict[str, int]:
+        """What the terms have read of a data set other than the teacher's, if they read any."""
+        read = self.objective.ask("out_of_domain_inputs_read")
+        return {"out_of_domain_inputs_read": sum(read)} if read else {}
+
     @torch.no_grad()
     def commit(self) -> None:
         """Let terms with a memory remember the latest batch, whose inputs are finished."""

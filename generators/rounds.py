@@ -17,6 +17,7 @@ from engine.schedules import Factor, Schedule, constant
 from generators.bank import Bank, Policy
 from generators.base import Queries
 from generators.observer import Observer
+from generators.spaceship import FeatureExchange
 from generators.variables import Variable
 from models.classifier import Classifier
 
@@ -57,6 +58,8 @@ class RoundSource:
         views: augmentations of the inputs, in order, before teacher and student see them.
         local_views: the same for the second view, where a term compares two.
         augment: likewise of the batches that the student gets.
+        exchange: makes some of the student's batches itself, of what the variable's generator has
+            made in earlier rounds, instead of drawing them from the bank.
 
     Raises:
         ValueError: for counts below 1, and a teacher that lacks what a term reads.
@@ -84,6 +87,7 @@ class RoundSource:
         views: Sequence[Augmentation] = (),
         local_views: Sequence[Augmentation] = (),
         augment: Sequence[Augmentation] = (),
+        exchange: FeatureExchange | None = None,
     ) -> None:
         if min(batch_size, synthesis_batch_size, iterations, student_steps) < 1:
             raise ValueError("batch sizes, iterations and student_steps must be at least 1")
@@ -103,6 +107,9 @@ class RoundSource:
         self.targets = targets
         self.views, self.local_views = tuple(views), tuple(local_views)
         self.augment = tuple(augment)
+        self.exchange = exchange
+        if exchange:
+            exchange.start(getattr(variable, "generator", None))
         self.batches = 0
         self.rounds = 0
         self.terms: dict[str, Tensor] = {}
@@ -111,7 +118,9 @@ class RoundSource:
         while self.rounds <= self.warmup_rounds + self.batches // self.student_steps:
             self._round()
         noise = self.runtime.noise("batch", self.batches)
-        images, label, index = self.bank.sample(self.batch_size, noise)
+        made = self.exchange.draw(self.batch_size, noise) if self.exchange else None
+        drawn = self.bank.sample(self.batch_size, noise) if made is None else (made, None, None)
+        images, label, index = drawn
         images = through(self.augment, images, noise)
         self.batches += 1
         return Batch(images, images, label, index)
@@ -128,10 +137,10 @@ class RoundSource:
         """An image counts once, a query of the teacher with every iteration that saw it."""
         images = self.rounds * self.synthesis_batch_size
         return {
-            "images_synthesized": images,
+            "images_synthesized": images + (self.exchange.images if self.exchange else 0),
             "teacher_queries": images * self.iterations * self.observe.queries_per_image,
             "real_training_inputs_read": 0,
-        }
+        } | self.observe.counts()
 
     def plan(self, steps: int) -> Queries:
         """Of the rounds; see :class:`~generators.base.Queries`."""
@@ -143,6 +152,7 @@ class RoundSource:
         return {
             **self._lasting(),
             "bank": self.bank.state_dict(),
+            "exchange": self.exchange.state_dict() if self.exchange else None,
             "batches": self.batches,
             "rounds": self.rounds,
             "terms": self.terms,
@@ -151,6 +161,8 @@ class RoundSource:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._restore(state)
         self.bank.load_state_dict(state["bank"])
+        if self.exchange:
+            self.exchange.load_state_dict(state["exchange"])
         self.batches = state["batches"]
         self.rounds = state["rounds"]
         self.terms = {k: v.to(self.runtime.device) for k, v in state["terms"].items()}
@@ -176,6 +188,8 @@ class RoundSource:
         self.variable.end()
         self.observe.commit()
         self.bank.add(images, label, self.rounds, noise)
+        if self.exchange:
+            self.exchange.add(label)
         self.rounds += 1
         self.terms = terms
 
@@ -203,7 +217,10 @@ class RoundSource:
             optimizer.step()
             self.variable.after_step()
             total, images = losses.total.detach(), images.detach()
-            best = images if best is None else torch.where(total < least, images, best)
+            better = total < least
+            best = images if best is None else torch.where(better, images, best)
+            if self.exchange:
+                self.exchange.keep(better)
             least = torch.minimum(total, least)
         assert best is not None
         return best, label, losses.terms
