@@ -80,7 +80,13 @@ class TransferTerm(nn.Module):
         return type(self).prepare is not TransferTerm.prepare
 
     def pairs(self, student: Outputs, teacher: Outputs) -> list[tuple[Tensor, Tensor]]:
-        """The student's and the teacher's feature at each tap."""
+        """The student's and the teacher's feature at each tap.
+
+        Raises:
+            ValueError: where there is no tap.
+        """
+        if not self.student_taps:
+            raise ValueError(f"{type(self).__name__} reads features: name some in its taps=[...]")
         names = zip(self.student_taps, self.teacher_taps, strict=True)
         return [(student.features[s], teacher.features[t]) for s, t in names]
 

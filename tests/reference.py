@@ -28,6 +28,7 @@ from distillers.factor import factor_distance
 from distillers.feature import FSP, NST, maps
 from distillers.relation import PKT, RKD, CorrelationCongruence, SimilarityPreserving
 from distillers.response import DIST, DKD, KD, StandardizedKD
+from distillers.review import hierarchical_context_loss
 from generators.base import Synthesis
 from generators.terms import BatchNormStatistics
 from models.classifier import Outputs, Statistics
@@ -92,8 +93,6 @@ def factor_transfer(inputs: Inputs) -> Tensor:
 
 
 def hcl_review(inputs: Inputs) -> Tensor:
-    from distillers.review import hierarchical_context_loss
-
     return hierarchical_context_loss(stages(inputs, "student"), stages(inputs, "teacher"))
 
 

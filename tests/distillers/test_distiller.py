@@ -81,7 +81,7 @@ def train(distiller: Distiller, steps: int, batch: Batch | None = None) -> list[
 
 def test_taps_are_the_union() -> None:
     objective = objective_of(
-        kd=KD(), at=AttentionTransfer(student_taps=["stage1"], teacher_taps=["x"]), hint=Hint()
+        kd=KD(), at=AttentionTransfer([{"student": "stage1", "teacher": "x"}]), hint=Hint()
     )
     assert student_taps(objective) == ("stage1", "stage2")
     assert teacher_taps(objective) == ("x", "stage2")

@@ -23,7 +23,7 @@ FIXTURES = {
     "kd_logit_standardised_t2": StandardizedKD(temperature=2),
     "dkd_alpha1_beta8_t4": DKD(alpha=1, beta=8, temperature=4),
     "dist_beta1_gamma1_tau1": DIST(beta=1, gamma=1, temperature=1),
-    "attention_transfer_p2": AttentionTransfer(),
+    "attention_transfer_p2": AttentionTransfer(STAGES),
 }
 LOGIT_TERMS: list[TransferTerm] = [
     CrossEntropy(),
@@ -249,7 +249,7 @@ def test_attention_is_finite_on_dead_features(p: float) -> None:
 
 
 def test_attention_pairs_taps_of_different_names() -> None:
-    term = AttentionTransfer(student_taps=["s"], teacher_taps=["t"])
+    term = AttentionTransfer([{"student": "s", "teacher": "t"}])
     assert (term.student_taps, term.teacher_taps) == (("s",), ("t",))
     x, s, t = torch.zeros(5, 1), feature(0), feature(1)
     value = term(Outputs(x, {"s": s}), Outputs(x, {"t": t}), Batch(x, x))
@@ -257,11 +257,10 @@ def test_attention_pairs_taps_of_different_names() -> None:
 
 
 def test_attention_errors() -> None:
-    with pytest.raises(ValueError, match="pairs one student tap"):
-        AttentionTransfer(student_taps=["a", "b"], teacher_taps=["a"])
-    with pytest.raises(ValueError, match="pairs one student tap"):
-        AttentionTransfer(taps=[])
+    x = torch.zeros(5, 1)
+    with pytest.raises(ValueError, match=r"AttentionTransfer .* taps=\["):
+        AttentionTransfer(taps=[])(Outputs(x), Outputs(x), Batch(x, x))
     with pytest.raises(ValueError, match="p must be"):
         AttentionTransfer(p=0.5)
-    with pytest.raises(ValueError, match="feature maps"):
+    with pytest.raises(ValueError, match="choose another"):
         attend(torch.zeros(5, 3), torch.zeros(5, 3))
