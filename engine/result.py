@@ -126,5 +126,7 @@ def table(result: dict[str, Any]) -> str:
         ("images synthesized", f"{cost['images_synthesized']:,}"),
         ("real training inputs read", f"{cost['real_training_inputs_read']:,}"),
     ]
+    if "out_of_domain_inputs_read" in cost:
+        rows.append(("inputs of another domain read", f"{cost['out_of_domain_inputs_read']:,}"))
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"  {name:<{width}}  {value}" for name, value in rows)

@@ -102,7 +102,10 @@ class Source(Protocol):
         """Weighted terms of the latest update (detached device scalars) and learning rates."""
 
     def counts(self) -> dict[str, int]:
-        """images_synthesized, teacher_queries, real_training_inputs_read, on this rank so far."""
+        """images_synthesized, teacher_queries, real_training_inputs_read, on this rank so far.
+
+        Where images of a data set other than the teacher's have a part, out_of_domain_inputs_read.
+        """
 
     def state_dict(self) -> dict[str, Any]:
         """All that resume needs: tensors, numbers, strings and containers of them."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -150,11 +151,14 @@ class GenerativeSource:
     def counts(self) -> dict[str, int]:
         """An image counts once, whoever saw it; a query of the teacher with every update."""
         queries = self.updates * self.synthesis_batch_size * self.observe.queries_per_image
-        return {
-            "images_synthesized": self.images_synthesized,
-            "teacher_queries": queries + (self.replay.teacher_queries if self.replay else 0),
-            "real_training_inputs_read": 0,
-        }
+        counts = Counter(
+            images_synthesized=self.images_synthesized,
+            teacher_queries=queries + (self.replay.teacher_queries if self.replay else 0),
+            real_training_inputs_read=0,
+        )
+        counts.update(self.observe.counts())
+        counts.update(self.replay.counts() if self.replay else {})
+        return dict(counts)
 
     def plan(self, steps: int) -> Queries:
         """Of the updates and the replay; see :class:`~generators.base.Queries`."""
@@ -228,6 +232,6 @@ class GenerativeSource:
             replay.learn(images, label, self.runtime.noise("replay_learn", self.batches))
         noise = self.runtime.noise("replay_draw", self.batches)
         earlier, known = replay.draw(self.replayed, noise)
-        self.images_synthesized += self.replayed
+        self.images_synthesized += self.replayed if replay.synthesizes else 0
         images = torch.cat([images, earlier])
         return images, None if label is None or known is None else torch.cat([label, known])

@@ -25,12 +25,15 @@ class Replay:
         fraction: of each batch, in (0, 1).
 
     Attributes:
+        synthesizes: whether its images are synthesized ones.
         terms: losses of the latest :meth:`learn`, detached device scalars.
         teacher_queries: inputs that the teacher has answered for it, on this rank.
 
     Raises:
         ValueError: for a fraction outside of (0, 1).
     """
+
+    synthesizes = True
 
     def __init__(self, fraction: float) -> None:
         if not 0 < fraction < 1:
@@ -55,6 +58,10 @@ class Replay:
     def learn(self, images: Tensor, label: Tensor | None, noise: torch.Generator) -> None:
         """Take in fresh images [B, *shape], without gradient, that follow a generator's update."""
         raise NotImplementedError
+
+    def counts(self) -> dict[str, int]:
+        """What the source is to count beside its own, on this rank so far: nothing by default."""
+        return {}
 
     def plan(self, images: int) -> Queries:
         """What one :meth:`learn` from so many images asks of the teacher: nothing by default."""

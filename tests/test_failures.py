@@ -155,6 +155,8 @@ def test_9_losses_and_gradients_are_finite_at_a_logit_gap_of_500(term: nn.Module
             pytest.skip("reads no logits")
         loss = term(Synthesis(images, teacher, student))
     else:
+        names = {name: name for name in features}
+        term.resolve(names, names)
         loss = term(student, teacher, Batch(images, images, torch.zeros(4, dtype=torch.long)))
     assert loss.isfinite()
     loss.backward()
