@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from data.spec import Batch
-from distillers.adapters import comparable, to_map
 from distillers.base import STAGES, Taps, TransferTerm
+from distillers.connector import maps
 from models.classifier import Outputs
 
 
@@ -18,13 +18,14 @@ class AttentionTransfer(TransferTerm):
     The paper's activation-based loss, as the mean square that the field computes rather than a
     norm. Q [B, H·W] has unit L2 norm per input, so neither a feature's scale nor its channel count
     matters. Where the two maps differ in size, the larger is average-pooled to the smaller.
+    Nothing is learned.
 
     Args:
-        taps: of maps [B, C, H, W], or of tokens.
+        taps: maps [B, C, H, W] or tokens.
         p: exponent, at least 1.
 
     Raises:
-        ValueError: for a smaller p, or where a feature is not a map.
+        ValueError: for an exponent below 1, or a feature that is not a map.
     """
 
     def __init__(self, taps: Taps = STAGES, p: float = 2.0) -> None:
@@ -35,8 +36,11 @@ class AttentionTransfer(TransferTerm):
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
         assert teacher is not None
-        pairs = [comparable(to_map(s), to_map(t)) for s, t in self.pairs(student, teacher)]
-        return torch.stack([F.mse_loss(self._map(s), self._map(t)) for s, t in pairs]).sum()
+        distances = []
+        for pair in self.pairs(student, teacher):
+            s, t = map(self._map, maps(*pair))
+            distances.append(F.mse_loss(s, t))
+        return torch.stack(distances).sum()
 
     def _map(self, feature: Tensor) -> Tensor:
         return F.normalize(feature.abs().pow(self.p).mean(dim=1).flatten(1), dim=1)

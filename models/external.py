@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import torchvision
 from torch import nn
+
+ATTENTION = r"^blocks\.\d+\.attn\.qkv$|^encoder\.layers\.encoder_layer_\d+\.ln_1$"
 
 
 def torchvision_model(name: str, in_channels: int, num_classes: int, **kwargs: Any) -> nn.Module:
@@ -76,7 +79,11 @@ def _build(builder: Callable[..., nn.Module], name: str, **kwargs: Any) -> nn.Mo
 
 
 def _with_taps(model: nn.Module, logits: str | None, pooled: str | None) -> nn.Module:
-    """Name the stages ``layer1`` to ``layer4``, or the children of ``stages``; and the two ends."""
+    """Name the stages ``layer1`` to ``layer4``, or the children of ``stages``; and the two ends.
+
+    A transformer's ``attention`` is what the last layer's queries, keys and values are, or, where
+    no module gives these, what they come from (``distillers.vit``).
+    """
     children = dict(model.named_children())
     stages = [n for n in children if n.startswith("layer") and n[5:].isdigit()]
     if not stages and "stages" in children:
@@ -86,6 +93,8 @@ def _with_taps(model: nn.Module, logits: str | None, pooled: str | None) -> nn.M
         taps["pooled"] = pooled
     if logits:
         taps["logits"] = logits
+    if layers := [n for n, _ in model.named_modules() if re.search(ATTENTION, n)]:
+        taps["attention"] = layers[-1]
     model.taps = taps  # type: ignore[assignment]
     return model
 

@@ -21,7 +21,7 @@ from models.wrn import WideResNet
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "model"
 NAMES = sorted(p.stem for p in CONFIGS.glob("*.yaml"))
-OURS = [name for name in NAMES if name not in ("torchvision", "timm")]
+OURS = [n for n in NAMES if "models.external" not in (CONFIGS / f"{n}.yaml").read_text()]
 # one of each family is enough where a test takes a forward pass in training at full size
 LIGHT = [*(n for n in OURS if n.startswith(("lenet", "digits"))), "resnet20", "resnet8x4"]
 LIGHT += ["resnet18", "wrn_16_2", "vgg8", "vgg11"]
