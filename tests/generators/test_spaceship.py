@@ -184,3 +184,17 @@ def test_what_cannot_be_exchanged() -> None:
     source = inversion(variable=meta, exchange=FeatureExchange(RUNTIME))
     with pytest.raises(ValueError, match=r"use generators\.variables\.Generated"):
         source.next()
+
+
+def test_a_worse_iteration_does_not_take_the_place_of_a_better_one() -> None:
+    exchange = FeatureExchange(RUNTIME, capacity=4)
+    generator = network()
+    exchange.start(generator)
+    kept = []
+    for seed, better in enumerate((True, False, True, False)):
+        generator(torch.randn(3, 5, generator=noise(seed)))
+        latest = [feature.detach().clone() for feature in exchange.latest.values()]
+        kept = latest if better else kept
+        exchange.keep(torch.tensor(better))
+        for held, expected in zip(exchange.best, kept, strict=True):
+            assert torch.equal(held, expected)
