@@ -117,7 +117,7 @@ def check_places(feature: Tensor, name: str) -> None:
 def check_head(side: Side, tap: str, role: str) -> None:
     """Refuse a network whose logits are not those of the average of the map at a tap."""
     feature = to_map(side.outputs.features[tap])
-    head, logits = side.head, side.outputs.logits
+    head, logits = side.head, side.outputs.logits.detach()
     if head is None:
         raise ValueError(f"CAT-KD needs networks that end in a linear layer, unlike the {role}")
     if head.in_features == channels(feature):

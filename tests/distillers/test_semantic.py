@@ -34,6 +34,7 @@ def softmax(values: list[float]) -> list[float]:
     return [e / sum(exponents) for e in exponents]
 
 
+@torch.no_grad()
 def test_semckd_by_hand() -> None:
     student, teacher = both()
     term = prepared(SemCKD(4, ALL, dim=3), student, teacher)
@@ -90,6 +91,7 @@ def test_semckd_takes_batches_of_any_size(size: int) -> None:
     )
 
 
+@torch.no_grad()
 def test_afd_by_hand() -> None:
     student, teacher = both()
     term = prepared(AFD(ALL, dim=4), student, teacher)

@@ -51,6 +51,7 @@ def flatten(state: dict) -> dict[str, Tensor]:
         f"{key}.{name}": torch.as_tensor(value).clone()
         for key, part in state.items()
         for name, value in (part.items() if isinstance(part, dict) else [("", part)])
+        if value is not None
     }
 
 
