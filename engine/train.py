@@ -37,8 +37,9 @@ def run(config: DictConfig, runtime: Runtime, wait: bool = False) -> dict[str, A
         teacher, origin = obtain_teacher(config, settings, dataset, runtime, run)
         parts = build_parts(settings, dataset, teacher, runtime)
         directory.begin()
-        if runtime.main and origin:
-            print(origin, flush=True)
+        lines = [origin, *(f"adapter: {line}" for line in parts.distiller.adaptations)]
+        for line in filter(None, lines if runtime.main else []):
+            print(line, flush=True)
         return Training(settings, parts, teacher, directory, runtime).run()
 
 

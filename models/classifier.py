@@ -138,7 +138,12 @@ class Classifier(nn.Module):
         return modules[path]
 
     def _feature_hook(self, tap: str) -> Any:
-        def hook(module: nn.Module, args: Any, output: Tensor) -> None:
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            if not isinstance(output, Tensor):
+                raise ValueError(
+                    f"the tap {tap!r} gives a {type(output).__name__}, not one tensor: "
+                    "name a module inside of it"
+                )
             self._features[tap] = full_precision(output)
 
         return hook

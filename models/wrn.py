@@ -36,6 +36,7 @@ class WideResNet(nn.Module):
         self.block2 = _stage(blocks, c1, c2, 2)
         self.block3 = _stage(blocks, c2, c3, 2)
         self.bn1 = nn.BatchNorm2d(c3)
+        self.relu = nn.ReLU()
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.flatten = nn.Flatten()
         self.fc = nn.Linear(c3, num_classes)
@@ -45,7 +46,7 @@ class WideResNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.block3(self.block2(self.block1(self.conv1(x))))
-        return self.fc(self.flatten(self.pool(F.relu(self.bn1(x)))))
+        return self.fc(self.flatten(self.pool(self.relu(self.bn1(x)))))
 
 
 class PreActivationBlock(nn.Module):

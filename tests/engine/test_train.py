@@ -105,3 +105,10 @@ def test_the_initial_weights_depend_on_the_seed_alone(tiny: list[str], tmp_path:
     three = student(tmp_path / "three", [*arguments, "seed=1"])
     assert not differing(one, two)
     assert not torch.equal(one["linear.weight"], three["linear.weight"])
+
+
+def test_what_joins_unequal_features_is_said(
+    tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    student(tmp_path / "run", [*tiny, *SHORT, "method=kd", "term=fitnet"])
+    assert "\nadapter: fitnet: student 4x4x4 to teacher 8x4x4" in capsys.readouterr().out

@@ -22,6 +22,15 @@ def module() -> nn.Module:
     return DigitsCNN(1, 10, width=4)
 
 
+class SelfAttention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.attention(x, x, x)[0].mean(1)
+
+
 def snapshot(module: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.clone() for name, tensor in module.state_dict().items()}
 
@@ -54,6 +63,12 @@ def test_unknown_tap_lists_the_known(module: nn.Module) -> None:
 def test_module_path_is_a_tap(module: nn.Module, x: Tensor) -> None:
     features = Classifier(module.eval(), SPEC, taps=["stage1.0"])(x).features
     torch.testing.assert_close(features["stage1.0"], module.stage1[0](SPEC.normalize(x)))
+
+
+def test_a_tap_on_what_is_no_tensor_says_so() -> None:
+    attention = nn.Sequential(nn.Flatten(), nn.Unflatten(1, (8, 8)), SelfAttention())
+    with pytest.raises(ValueError, match="the tap '2.attention' gives a tuple, not one tensor"):
+        Classifier(attention, SPEC, taps=["2.attention"])(torch.rand(2, 1, 8, 8))
 
 
 def test_outputs_are_float32_in_autocast(module: nn.Module, x: Tensor) -> None:
