@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from data.spec import Batch
-from distillers.adapters import Adapter, channels, pool_to, to_map
+from distillers.adapters import Adapter, channels, pool_to, to_map, to_vector
 from distillers.base import Side, Taps, TransferTerm
 from distillers.connector import maps
 from distillers.response import positive
@@ -86,8 +86,9 @@ class CATKD(TransferTerm):
     def prepare(self, student: Side, teacher: Side | None) -> None:
         assert teacher is not None
         for s, t in zip(self.student_taps, self.teacher_taps, strict=True):
-            check_head(student, s, "student")
-            check_head(teacher, t, "teacher")
+            for side, tap, role in ((student, s, "student"), (teacher, t, "teacher")):
+                to_map(side.outputs.features[tap])  # or it says that the tap gives no map
+                check_head(side, tap, role, "CAT-KD")
         self.heads = (student.head, teacher.head)  # a tuple: no part of the term's state
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
@@ -114,17 +115,27 @@ def check_places(feature: Tensor, name: str) -> None:
         )
 
 
-def check_head(side: Side, tap: str, role: str) -> None:
-    """Refuse a network whose logits are not those of the average of the map at a tap."""
-    feature = to_map(side.outputs.features[tap])
+def check_head(side: Side, tap: str, role: str, name: str) -> None:
+    """Refuse a network whose logits are not those of the average of the feature at a tap.
+
+    Args:
+        role: which network it is.
+        name: who reads it.
+    """
+    feature = grid(side.outputs.features[tap])
     head, logits = side.head, side.outputs.logits.detach()
     if head is None:
-        raise ValueError(f"CAT-KD needs networks that end in a linear layer, unlike the {role}")
+        raise ValueError(f"{name} needs networks that end in a linear layer, unlike the {role}")
     if head.in_features == channels(feature):
-        said = head(feature.mean(dim=(2, 3)))
+        said = F.linear(to_vector(feature), head.weight, head.bias)
         if torch.allclose(said, logits, rtol=0, atol=0.05 * float(logits.abs().max())):
             return
     raise ValueError(
-        f"CAT-KD reads the map that is averaged for the last linear layer, but the {role}'s tap "
-        f"{tap!r} is another: name the right one in taps=[{{student: PATH, teacher: PATH}}]"
+        f"{name} reads what the last linear layer reads, or averages, but the {role}'s tap {tap!r} "
+        "is another: name the right one in taps=[{student: PATH, teacher: PATH}]"
     )
+
+
+def grid(feature: Tensor) -> Tensor:
+    """A vector as it is; of tokens the map, which leaves out a class token."""
+    return feature if feature.dim() == 2 else to_map(feature)

@@ -69,6 +69,7 @@ def compose(arguments: Sequence[str]) -> DictConfig:
     for f in fields(Config):
         if f.name not in config and f.default is not MISSING:
             config[f.name] = f.default
+    own_recipe(config)
     for override in values:
         _set(config, override, mistakes)
     _fold_taps(config)
@@ -79,6 +80,13 @@ def compose(arguments: Sequence[str]) -> DictConfig:
         model = config[role].model
         config.choices[role] = model.get("_name_", config.choices[role]).format(**model)
     return config
+
+
+def own_recipe(config: DictConfig) -> None:
+    """A run on real data takes the student's own recipe, ``_training_``, before the data set's."""
+    settings = config.student.model.get("_training_")
+    if settings and not config.data_free:
+        config.update(settings)
 
 
 def _readable(choices: dict[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from data.dataset import Dataset
-from engine.config import compose
+from engine.config import compose, own_recipe
 from engine.parts import blank_teacher, build_parts, load_teacher
 from engine.run import RunDirectory
 from engine.runtime import Runtime
@@ -25,8 +25,8 @@ def obtain_teacher(
 ) -> tuple[Classifier | None, str]:
     """The teacher that the configuration names, and a line that says where it came from.
 
-    One that has no checkpoint is trained by ``method=scratch`` with the data set's own recipe
-    and this run's seed, under the same run root, whose training data stays closed.
+    One that has no checkpoint is trained by ``method=scratch`` with its own recipe, or the data
+    set's, and this run's seed, under the same run root, whose training data stays closed.
 
     Args:
         config: as composed.
@@ -72,6 +72,7 @@ def teacher_config(config: DictConfig) -> DictConfig:
     c = config.choices
     recipe = compose(["method=scratch", f"data={c.data}"])
     recipe.choices.student, recipe.student.model = c.teacher, config.teacher.model
+    own_recipe(recipe)
     recipe.data = {**config.data, "steps": recipe.data.steps}  # how long we run is not its business
     for key in ("seed", "device", "precision", "compile", "run_root"):
         recipe[key] = config[key]

@@ -54,7 +54,8 @@ class Classifier(nn.Module):
 
     Args:
         module: maps normalised inputs [B, *spec.shape] to logits [B, C]. An attribute
-            ``taps`` ({name: module path}) names its stages.
+            ``taps`` ({name: module path}) names its stages, and ``channels_last`` the paths
+            among them whose maps are [B, H, W, C]; as features these are [B, C, H, W].
         spec: what ``module`` expects.
         classes: class names in label order.
         taps: names or module paths whose outputs are returned as features.
@@ -138,13 +139,16 @@ class Classifier(nn.Module):
         return modules[path]
 
     def _feature_hook(self, tap: str) -> Any:
+        path = getattr(self.module, "taps", {}).get(tap, tap)
+        turned = path in getattr(self.module, "channels_last", ())
+
         def hook(module: nn.Module, args: Any, output: Any) -> None:
             if not isinstance(output, Tensor):
                 raise ValueError(
                     f"the tap {tap!r} gives a {type(output).__name__}, not one tensor: "
                     "name a module inside of it"
                 )
-            self._features[tap] = full_precision(output)
+            self._features[tap] = full_precision(output.movedim(-1, 1) if turned else output)
 
         return hook
 

@@ -10,6 +10,8 @@ from typing import Any
 import torchvision
 from torch import nn
 
+from models.stages import timm_stages, torchvision_stages
+
 ATTENTION = r"^blocks\.\d+\.attn\.qkv$|^encoder\.layers\.encoder_layer_\d+\.ln_1$"
 
 
@@ -32,14 +34,11 @@ def torchvision_model(name: str, in_channels: int, num_classes: int, **kwargs: A
     model = _build(
         torchvision.models.get_model, name, weights=None, num_classes=num_classes, **kwargs
     )
+    stages = torchvision_stages(model)
     head_name, head = list(model.named_children())[-1]
-    first = head[0] if isinstance(head, nn.Sequential) else head
-    if hasattr(model, "avgpool") and isinstance(first, (nn.Linear, nn.Dropout)):
-        # The model flattens here itself; done in a module, a hook can see it.
-        model.avgpool = nn.Sequential(model.get_submodule("avgpool"), nn.Flatten())
-        return _with_taps(model, head_name, "avgpool")
     ends_linear = isinstance([*head.modules()][-1], nn.Linear)
-    return _with_taps(model, head_name if ends_linear else None, None)
+    ends = {"pooled": _pooled(model, head_name), "logits": head_name if ends_linear else None}
+    return _with_taps(model, stages, ends)
 
 
 def timm_model(name: str, in_channels: int, num_classes: int, **kwargs: Any) -> nn.Module:
@@ -59,12 +58,15 @@ def timm_model(name: str, in_channels: int, num_classes: int, **kwargs: Any) -> 
     modules = dict(model.named_modules())
     classifier = model.get_classifier()  # type: ignore[operator]
     head_name = next((n for n, m in modules.items() if n and m is classifier), None)
+    if isinstance(classifier, nn.Conv2d):  # whose output is not flat yet
+        head_name = None
     # timm's own names for what the classifier reads, the one nearest to it first
     pools = ("head_drop", "head.drop", "flatten", "global_pool")
     pooled = next((n for n in pools if n in modules), None)
     if pooled is not None and isinstance(modules[pooled], nn.Identity):
         pooled = None
-    return _with_taps(model, head_name, pooled)
+    stages = timm_stages(model, in_channels)
+    return _with_taps(model, stages, {"pooled": pooled, "logits": head_name})
 
 
 def _build(builder: Callable[..., nn.Module], name: str, **kwargs: Any) -> nn.Module:
@@ -78,24 +80,38 @@ def _build(builder: Callable[..., nn.Module], name: str, **kwargs: Any) -> nn.Mo
     return model
 
 
-def _with_taps(model: nn.Module, logits: str | None, pooled: str | None) -> nn.Module:
-    """Name the stages ``layer1`` to ``layer4``, or the children of ``stages``; and the two ends.
+def _pooled(model: nn.Module, head_name: str) -> str | None:
+    """Where a network of torchvision has its average over places, as [B, D].
+
+    Many flatten it themselves. Done in a module that has no weights, a hook can see it.
+    """
+    head = model.get_submodule(head_name)
+    inside = [*head] if isinstance(head, nn.Sequential) else [head]
+    if hasattr(model, "avgpool") and isinstance(inside[0], (nn.Linear, nn.Dropout)):
+        model.avgpool = nn.Sequential(model.get_submodule("avgpool"), nn.Flatten())
+        return "avgpool"
+    flat = next((i for i, m in enumerate(inside[:-1]) if isinstance(m, nn.Flatten)), None)
+    if flat is not None:
+        return f"{head_name}.{flat}"
+    if isinstance(head, nn.Sequential) and [type(m) for m in head] == [nn.Dropout, nn.Linear]:
+        head[0] = nn.Sequential(nn.Flatten(), head[0])
+        return f"{head_name}.0.0"
+    return None
+
+
+def _with_taps(
+    model: nn.Module, stages: tuple[dict[str, str], frozenset[str]], ends: dict[str, str | None]
+) -> nn.Module:
+    """Name the stages and the two ends, ``pooled`` and ``logits``, as far as they are known.
 
     A transformer's ``attention`` is what the last layer's queries, keys and values are, or, where
     no module gives these, what they come from (``distillers.vit``).
     """
-    children = dict(model.named_children())
-    stages = [n for n in children if n.startswith("layer") and n[5:].isdigit()]
-    if not stages and "stages" in children:
-        stages = [f"stages.{n}" for n, _ in children["stages"].named_children()]
-    taps = {f"stage{i + 1}": path for i, path in enumerate(stages)}
-    if pooled:
-        taps["pooled"] = pooled
-    if logits:
-        taps["logits"] = logits
+    taps, last = stages
+    taps |= {name: path for name, path in ends.items() if path}
     if layers := [n for n, _ in model.named_modules() if re.search(ATTENTION, n)]:
         taps["attention"] = layers[-1]
-    model.taps = taps  # type: ignore[assignment]
+    model.taps, model.channels_last = taps, last  # type: ignore[assignment]
     return model
 
 

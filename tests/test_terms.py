@@ -27,6 +27,10 @@ from models.teacher import freeze
 
 TERMS = sorted(p.stem for p in (ROOT / "term").glob("*.yaml"))
 SPECIAL = {  # what a term needs beside its name
+    "simkd": [
+        *("student=simkd", "teacher.model.width=6", "student.model.backbone.width=4"),
+        "student.model.features=12",
+    ],
     "minilm": ["teacher=vit_digits", "student=vit_digits", "student.model.embed_dim=32"],
 }
 ON_MAPS = ["teacher.model.width=6", "student.model.width=4"]

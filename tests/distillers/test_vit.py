@@ -34,9 +34,11 @@ def of_torchvision(width: int, heads: int = 2) -> nn.Module:
     from torchvision.models import VisionTransformer
 
     from models.external import _with_taps
+    from models.stages import torchvision_stages
 
     torch.manual_seed(0)
-    return _with_taps(VisionTransformer(**settings, **sizes, num_classes=5), "heads.head", None)
+    network = VisionTransformer(**settings, **sizes, num_classes=5)
+    return _with_taps(network, torchvision_stages(network), {"logits": "heads.head"})
 
 
 def distiller(student: nn.Module, teacher: nn.Module, **settings: Any) -> Distiller:

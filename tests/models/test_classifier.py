@@ -67,7 +67,7 @@ def test_module_path_is_a_tap(module: nn.Module, x: Tensor) -> None:
 
 def test_a_tap_on_what_is_no_tensor_says_so() -> None:
     attention = nn.Sequential(nn.Flatten(), nn.Unflatten(1, (8, 8)), SelfAttention())
-    with pytest.raises(ValueError, match="the tap '2.attention' gives a tuple, not one tensor"):
+    with pytest.raises(ValueError, match=r"the tap '2\.attention' gives a tuple, not one tensor"):
         Classifier(attention, SPEC, taps=["2.attention"])(torch.rand(2, 1, 8, 8))
 
 
