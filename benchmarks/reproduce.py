@@ -178,10 +178,10 @@ def cells_of(row: dict[str, Any], results: list[dict[str, Any]]) -> dict[str, st
     memory = statistics.mean(c["peak_memory_bytes"] for c in cost)
     return {
         "seeds": str(len(results)),
-        "teacher": spread([r["teacher"]["accuracy"] for r in results]),
+        "teacher": spread([r["teacher"]["accuracy"] for r in results if r["teacher"]]),
         "student": spread([r["student"]["accuracy"] for r in results]),
         "lowest": f"{min(r['student']['accuracy'] for r in results):.2%}",
-        "agreement": spread([r["student"]["agreement"] for r in results]),
+        "agreement": spread([r["student"]["agreement"] for r in results if r["teacher"]]),
         "published": f"{row['published']:.2%}" if "published" in row else "",
         "steps": f"{cost[0]['steps']:,}",
         "images": f"{cost[0]['images_synthesized']:,}",
@@ -193,6 +193,9 @@ def cells_of(row: dict[str, Any], results: list[dict[str, Any]]) -> dict[str, st
 
 
 def spread(values: list[float]) -> str:
+    """Mean ± standard deviation; nothing where nothing was measured, as without a teacher."""
+    if not values:
+        return ""
     mean = statistics.mean(values)
     deviation = statistics.stdev(values) if len(values) > 1 else math.nan
     return f"{mean:.2%}" + ("" if math.isnan(deviation) else f" ± {100 * deviation:.2f}")

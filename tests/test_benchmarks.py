@@ -50,6 +50,12 @@ def test_columns_are_computed() -> None:
         assert set(table["columns"]) <= set(cells)
 
 
+def test_a_run_without_a_teacher_has_empty_columns() -> None:
+    alone = result(0.9) | {"teacher": None}
+    cells = cells_of({}, [alone])
+    assert (cells["teacher"], cells["agreement"], cells["student"]) == ("", "", "90.00%")
+
+
 def test_the_page_holds_what_was_run_and_says_what_was_not(tmp_path: Path) -> None:
     file = tmp_path / "digits" / "seed1" / "result.json"
     file.parent.mkdir(parents=True)
