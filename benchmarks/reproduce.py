@@ -4,10 +4,12 @@
     python benchmarks/reproduce.py                     all of them, into runs/results/
     python benchmarks/reproduce.py digits mnist-dafl -- data.root=datasets
     python benchmarks/reproduce.py cifar10-public-teacher -- data.path=F teacher.checkpoint=F
-    python benchmarks/reproduce.py --table             docs/results.md from the result.json files
+    python benchmarks/reproduce.py --table             docs/results.md from benchmarks/results/
 
 A row that is finished is not run again; one that was interrupted goes on. A row with a budget of
-seconds is timed first, and keeps the steps that it found beside its runs.
+seconds is timed first, and keeps the steps that it found beside its runs. What a run leaves in its
+result.json goes into benchmarks/results/, a file a row, which is kept with the code: a row that was
+run again shows as a change there.
 """
 
 from __future__ import annotations
@@ -25,10 +27,18 @@ from typing import Any
 import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from engine.files import write_whole
+
+RECORDS = ROOT / "benchmarks" / "results"
 PROBES = (200, 600)  # steps
+# What changes where a row runs and not what it is; the result tells device and precision.
+ELSEWHERE = {"data.root", "data.path", "teacher.checkpoint", "device", "precision", "run_root"}
 HEAD = """# Results
 
-Made by `python benchmarks/reproduce.py --table` from the `result.json` of each run; never edited.
+Made by `python benchmarks/reproduce.py --table` from the `result.json` of each run, which
+`benchmarks/results/` keeps; never edited. A row whose command has changed since counts as not run.
 `python benchmarks/reproduce.py --list` prints the command of every row.
 
 Accuracy is that of the last step, on the whole test split. With several seeds: mean ± standard
@@ -39,7 +49,7 @@ teacher's training not.
 STEPS = """
 ## Time of a step
 
-`python benchmarks/step_time.py --json runs/results/step_time_fp32.json`, and with `precision=bf16`:
+`python benchmarks/step_time.py --json benchmarks/results/step_time_fp32.json`, and with `precision=bf16`:
 one cycle is a generator step and five student steps. Median, minimum and maximum.
 
 | cycle | generator step | student step | images/s | peak memory | where and what |
@@ -66,7 +76,7 @@ def main() -> int:
     if unknown := [n for n in names if not any(k.startswith(n) for k in known)]:
         parser.error(f"no row {', '.join(unknown)}; there is: {', '.join(known)}")
     if options.table:
-        (ROOT / "docs" / "results.md").write_text(page(tables, options.runs))
+        (ROOT / "docs" / "results.md").write_text(page(tables, RECORDS))
         return 0
     given = {override.split("=")[0] for override in extra}
     for row in rows:
@@ -75,10 +85,16 @@ def main() -> int:
         if missing := [key for key in row.get("needs", []) if key not in given]:
             print(f"{row['name']} is left out: it needs {', '.join(missing)}")
             continue
-        for command in commands(row, options.runs, extra, options.list):
+        settings = commands(row, options.runs, extra, options.list)
+        for seed, command in zip(row["seeds"], settings, strict=True):
             print("python", *command, flush=True)
-            if not options.list:
-                subprocess.run([sys.executable, *command], cwd=ROOT, check=True)
+            if options.list:
+                continue
+            subprocess.run([sys.executable, *command], cwd=ROOT, check=True)
+            if given <= ELSEWHERE:
+                record(row, seed, options.runs / row["name"] / f"seed{seed}", RECORDS)
+            else:
+                print(f"not kept in {RECORDS}: with {' '.join(extra)} it is another run")
     return 0
 
 
@@ -137,18 +153,37 @@ def steps_within(seconds: float, row: dict[str, Any], runs: Path, extra: list[st
     return int(found)
 
 
-def page(tables: list[dict[str, Any]], runs: Path) -> str:
+def record(row: dict[str, Any], seed: int, run: Path, records: Path) -> None:
+    """Keep a finished run's result, with what computed it and the row's command."""
+    file = records / f"{row['name']}.json"
+    kept = {"overrides": row["overrides"], "runs": recorded(row, records)}
+    names = ("result.json", "versions.json")
+    result, versions = (json.loads((run / name).read_text()) for name in names)
+    kept["runs"][str(seed)] = {**result, "versions": versions}
+    kept["runs"] = dict(sorted(kept["runs"].items()))
+    records.mkdir(exist_ok=True)
+    write_whole(file, json.dumps(kept, indent=1) + "\n")
+
+
+def recorded(row: dict[str, Any], records: Path) -> dict[str, Any]:
+    """The kept results of a row by seed; none where its command was another."""
+    file = records / f"{row['name']}.json"
+    kept = json.loads(file.read_text()) if file.exists() else {}
+    return kept["runs"] if kept.get("overrides") == row["overrides"] else {}  # type: ignore[no-any-return]
+
+
+def page(tables: list[dict[str, Any]], records: Path) -> str:
     """The whole of docs/results.md; a row without a finished run says so."""
-    figures = [json.loads(path.read_text()) for path in sorted(runs.glob("step_time*.json"))]
+    figures = [json.loads(path.read_text()) for path in sorted(records.glob("step_time*.json"))]
     steps = "".join(step_line(f) for f in figures) or "| not run yet | | | | | |\n"
-    return HEAD + "".join(section(table, runs) for table in tables) + STEPS + steps
+    return HEAD + "".join(section(table, records) for table in tables) + STEPS + steps
 
 
-def section(table: dict[str, Any], runs: Path) -> str:
+def section(table: dict[str, Any], records: Path) -> str:
     columns = table["columns"]
     head = f"\n## {table['title']}\n\n{table['text']}\n\n| run | {' | '.join(columns)} |\n"
     rule = "| --- |" + " --- |" * len(columns) + "\n"
-    body = "".join(line(row, columns, runs) for row in table["rows"])
+    body = "".join(line(row, columns, records) for row in table["rows"])
     notes = [f"- {row['title']}: {row['note']}\n" for row in table["rows"] if "note" in row]
     return head + rule + body + ("\n" + "".join(notes) if notes else "")
 
@@ -162,10 +197,10 @@ def step_line(figure: dict[str, Any]) -> str:
     return f"| {' | '.join(cells)} | {device}: {figure['overrides']} |\n"
 
 
-def line(row: dict[str, Any], columns: list[str], runs: Path) -> str:
-    paths = [runs / row["name"] / f"seed{seed}" / "result.json" for seed in row["seeds"]]
-    results = [json.loads(p.read_text()) for p in paths if p.exists()]
-    cells = cells_of(row, results) if results else {"seeds": f"0 of {len(paths)}"}
+def line(row: dict[str, Any], columns: list[str], records: Path) -> str:
+    kept = recorded(row, records)
+    results = [kept[str(seed)] for seed in row["seeds"] if str(seed) in kept]
+    cells = cells_of(row, results) if results else {"seeds": f"0 of {len(row['seeds'])}"}
     values = [cells.get(column, "") for column in columns]
     if not results:
         values[-1] = "not run yet"
@@ -188,8 +223,13 @@ def cells_of(row: dict[str, Any], results: list[dict[str, Any]]) -> dict[str, st
         "queries": f"{cost[0]['teacher_queries']:,}",
         "memory": f"{memory / 2**20:.0f} MiB",
         "time": f"{statistics.mean(c['wall_seconds'] for c in cost):.0f} s",
-        "device": f"{cost[0]['device']}, {cost[0]['precision']}",
+        "device": f"{device(results[0])}, {cost[0]['precision']}",
     }
+
+
+def device(result: dict[str, Any]) -> str:
+    name, threads = result["cost"]["device"], result["versions"]["threads"]
+    return f"{name}, {threads} thread{'s' * (threads > 1)}" if name == "cpu" else name
 
 
 def spread(values: list[float]) -> str:

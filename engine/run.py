@@ -136,7 +136,7 @@ class RunDirectory:
             )
 
     def begin(self) -> None:
-        """Record the configuration and the versions, before the first step.
+        """Record the configuration and what computes it, before the first step.
 
         An earlier run gives way to ``overwrite`` only here, when all parts of the new one stand.
         """
@@ -148,7 +148,11 @@ class RunDirectory:
             if self.overwrite or not config.exists():
                 write_whole(config, OmegaConf.to_yaml(OmegaConf.create(self.config)))
             if not versions.exists():
-                used = {"torch": torch.__version__, "python": platform.python_version()}
+                used = {
+                    "torch": torch.__version__,
+                    "python": platform.python_version(),
+                    "threads": torch.get_num_threads(),  # the bits of a run depend on it
+                }
                 write_whole(versions, json.dumps(used))
         self.runtime.barrier()
 
