@@ -73,14 +73,14 @@ def main() -> int:
     tables = read(ROOT / "benchmarks" / "tables.yaml")
     rows = [row for table in tables for row in table["rows"]]
     known = [row["name"] for row in rows]
-    if unknown := [n for n in names if not any(k.startswith(n) for k in known)]:
+    if unknown := [n for n in names if not any(meant(n, k, known) for k in known)]:
         parser.error(f"no row {', '.join(unknown)}; there is: {', '.join(known)}")
     if options.table:
         (ROOT / "docs" / "results.md").write_text(page(tables, RECORDS))
         return 0
     given = {override.split("=")[0] for override in extra}
     for row in rows:
-        if names and not any(row["name"].startswith(n) for n in names):
+        if names and not any(meant(n, row["name"], known) for n in names):
             continue
         if missing := [key for key in row.get("needs", []) if key not in given]:
             print(f"{row['name']} is left out: it needs {', '.join(missing)}")
@@ -96,6 +96,11 @@ def main() -> int:
             else:
                 print(f"not kept in {RECORDS}: with {' '.join(extra)} it is another run")
     return 0
+
+
+def meant(given: str, name: str, known: list[str]) -> bool:
+    """A row's whole name is that row, and a beginning all the rows that begin so."""
+    return name == given if given in known else name.startswith(given)
 
 
 def read(path: Path) -> list[dict[str, Any]]:
