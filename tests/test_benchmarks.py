@@ -8,7 +8,17 @@ from typing import Any
 import pytest
 
 from benchmarks import reproduce
-from benchmarks.reproduce import cells_of, commands, page, read, steps_within, written_out
+from benchmarks.reproduce import (
+    cells_of,
+    commands,
+    device,
+    page,
+    read,
+    record,
+    recorded,
+    steps_within,
+    written_out,
+)
 from engine.config import compose
 
 TABLES = read(reproduce.ROOT / "benchmarks" / "tables.yaml")
@@ -20,7 +30,17 @@ def result(accuracy: float, seconds: float = 10.0) -> dict[str, Any]:
     cost = {"steps": 100, "images_synthesized": 1000, "teacher_queries": 2000}
     cost |= {"peak_memory_bytes": 2**30, "wall_seconds": seconds}
     more = {"device": "cpu", "precision": "fp32"}
-    return {"teacher": {"accuracy": 0.99}, "student": student, "cost": cost | more}
+    parts = {"teacher": {"accuracy": 0.99}, "student": student, "cost": cost | more}
+    return parts | {"versions": {"torch": "2.14.1", "threads": 2}}
+
+
+def left_in(run: Path, what: dict[str, Any]) -> Path:
+    """A run directory as a finished run leaves it."""
+    run.mkdir(parents=True)
+    versions = what.pop("versions")
+    (run / "result.json").write_text(json.dumps(what))
+    (run / "versions.json").write_text(json.dumps(versions))
+    return run
 
 
 @pytest.mark.parametrize("name", ROWS)
@@ -57,13 +77,50 @@ def test_a_run_without_a_teacher_has_empty_columns() -> None:
 
 
 def test_the_page_holds_what_was_run_and_says_what_was_not(tmp_path: Path) -> None:
-    file = tmp_path / "digits" / "seed1" / "result.json"
-    file.parent.mkdir(parents=True)
-    file.write_text(json.dumps(result(0.9)))
-    text = page(TABLES, tmp_path)
+    record(ROWS["digits"], 1, left_in(tmp_path / "run", result(0.9)), tmp_path / "results")
+    text = page(TABLES, tmp_path / "results")
     [line] = [x for x in text.splitlines() if "the default command" in x]
     assert "| 1 | 99.00% | 90.00% |" in line
     assert text.count("not run yet") == len(ROWS) - 1 + 1  # and the time of a step
+
+
+def test_results_are_kept_until_the_command_changes(tmp_path: Path) -> None:
+    row = {"name": "x", "overrides": ["method=dfq"]}
+    for seed, accuracy in ((2, 0.7), (0, 0.8), (2, 0.9)):
+        record(row, seed, left_in(tmp_path / f"{seed}-{accuracy}", result(accuracy)), tmp_path)
+    kept = recorded(row, tmp_path)
+    assert {seed: r["student"]["accuracy"] for seed, r in kept.items()} == {"0": 0.8, "2": 0.9}
+    assert kept["2"]["versions"] == {"torch": "2.14.1", "threads": 2}
+    assert recorded({**row, "overrides": ["method=dafl"]}, tmp_path) == {}
+
+
+def test_a_run_of_other_settings_is_not_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reproduce, "RECORDS", tmp_path / "results")
+    monkeypatch.setattr(reproduce.subprocess, "run", lambda *_, **__: None)
+    for seed in ROWS["digits"]["seeds"]:
+        left_in(tmp_path / "digits" / f"seed{seed}", result(0.9))
+    arguments = ["reproduce.py", "digits", "--runs", str(tmp_path), "--"]
+    monkeypatch.setattr(sys, "argv", [*arguments, "steps=5"])
+    assert reproduce.main() == 0
+    assert not (tmp_path / "results").exists()
+    monkeypatch.setattr(sys, "argv", [*arguments, "device=cpu"])
+    assert reproduce.main() == 0
+    assert [p.name for p in (tmp_path / "results").iterdir()] == ["digits.json"]  # and no more
+
+
+def test_a_device_is_named_with_its_threads_where_they_matter() -> None:
+    on_gpu = result(0.9)
+    on_gpu["cost"]["device"] = "NVIDIA H100"
+    assert (device(result(0.9)), device(on_gpu)) == ("cpu, 2 threads", "NVIDIA H100")
+
+
+def test_the_kept_results_belong_to_rows() -> None:
+    kept = {p.stem for p in reproduce.RECORDS.glob("*.json") if "step_time" not in p.stem}
+    assert kept <= set(ROWS), "a row was renamed or removed: its results go too"
+    stale = [name for name in kept if not recorded(ROWS[name], reproduce.RECORDS)]
+    assert not stale, "their commands have changed: run them again, or remove them"
 
 
 def test_a_budget_of_seconds_is_filled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,9 +128,7 @@ def test_a_budget_of_seconds_is_filled(tmp_path: Path, monkeypatch: pytest.Monke
 
     def run(command: list[str], **settings: Any) -> None:
         given = dict(c.split("=", 1) for c in command if "=" in c)
-        file = Path(given["run_dir"]) / "result.json"
-        file.parent.mkdir(parents=True)
-        file.write_text(json.dumps(result(0.5, 4 + int(given["steps"]) / 100)))
+        left_in(Path(given["run_dir"]), result(0.5, 4 + int(given["steps"]) / 100))
 
     monkeypatch.setattr(reproduce.subprocess, "run", run)
     row = {"name": "x", "overrides": ["method=dfq"], "seeds": [0, 1], "seconds": 120}
