@@ -26,11 +26,11 @@ from typing import Any
 
 import yaml
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from engine.files import write_whole
 
+ROOT = Path(__file__).resolve().parents[1]
 RECORDS = ROOT / "benchmarks" / "results"
 PROBES = (200, 600)  # steps
 # What changes where a row runs and not what it is; the result tells device and precision.
@@ -49,8 +49,8 @@ teacher's training not.
 STEPS = """
 ## Time of a step
 
-`python benchmarks/step_time.py --json benchmarks/results/step_time_fp32.json`, and with `precision=bf16`:
-one cycle is a generator step and five student steps. Median, minimum and maximum.
+`python benchmarks/step_time.py --json benchmarks/results/step_time_fp32.json`, and with
+`precision=bf16`: one cycle is a generator step and five student steps. Median, minimum and maximum.
 
 | cycle | generator step | student step | images/s | peak memory | where and what |
 | --- | --- | --- | --- | --- | --- |
@@ -127,13 +127,16 @@ def written_out(entry: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def commands(row: dict[str, Any], runs: Path, extra: list[str], dry: bool) -> list[list[str]]:
-    """What runs a row, one command a seed."""
+    """What runs a row, a command a seed; {runs} and {seed} lead to what earlier rows left."""
     overrides = [*row["overrides"], *extra]
     if seconds := row.get("seconds"):
         overrides.append(f"steps={'TIMED' if dry else steps_within(seconds, row, runs, extra)}")
-    place = [f"run_dir={runs / row['name'] / f'seed{seed}'}" for seed in row["seeds"]]
-    seeds = [f"seed={seed}" for seed in row["seeds"]]
-    return [["train.py", *overrides, *pair] for pair in zip(seeds, place, strict=True)]
+    found = []
+    for seed in row["seeds"]:
+        own = [o.replace("{runs}", str(runs)).replace("{seed}", str(seed)) for o in overrides]
+        place = runs / row["name"] / f"seed{seed}"
+        found.append(["train.py", *own, f"seed={seed}", f"run_dir={place}"])
+    return found
 
 
 def steps_within(seconds: float, row: dict[str, Any], runs: Path, extra: list[str]) -> int:

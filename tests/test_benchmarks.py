@@ -1,6 +1,7 @@
 """The rows of docs/results.md are commands that compose, and the page is made of what they left."""
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -136,6 +137,22 @@ def test_a_budget_of_seconds_is_filled(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(reproduce.subprocess, "run", None)  # it is kept
     for command in commands(row, tmp_path, ["a=b"], dry=False):
         assert command[:4] == ["train.py", "method=dfq", "a=b", "steps=11600"]
+
+
+def test_a_row_goes_on_from_an_earlier_one(tmp_path: Path) -> None:
+    """A chain of assistants: each seed's teacher is what the row before left at that seed."""
+    row = {
+        "name": "b",
+        "overrides": ["teacher.checkpoint='{runs}/a/seed{seed}/s'"],
+        "seeds": [0, 3],
+    }
+    for seed, command in zip((0, 3), commands(row, tmp_path, [], dry=False), strict=True):
+        assert command[1] == f"teacher.checkpoint='{tmp_path}/a/seed{seed}/s'"
+    names = list(ROWS)
+    for name in names:
+        for earlier in re.findall(r"{runs}/([^/]+)/", " ".join(ROWS[name]["overrides"])):
+            assert names.index(earlier) < names.index(name)
+            assert ROWS[earlier]["seeds"] == ROWS[name]["seeds"]
 
 
 def test_an_unknown_row_is_named(capsys: pytest.CaptureFixture[str]) -> None:
