@@ -56,6 +56,15 @@ STEPS = """
 | --- | --- | --- | --- | --- | --- |
 """
 
+TERMS = """
+## What a term adds to a step
+
+`python benchmarks/term_time.py --json benchmarks/results/term_time_fp32.json`: a student step of
+plain KD and one with the term beside it, in turn. Ratio of the two: median, minimum and maximum.
+"""
+
+TERM_COLUMNS = "| term | KD alone | with the term | ratio |\n| --- | --- | --- | --- |\n"
+
 
 def main() -> int:
     parser = argparse.ArgumentParser(
@@ -184,7 +193,10 @@ def page(tables: list[dict[str, Any]], records: Path) -> str:
     """The whole of docs/results.md; a row without a finished run says so."""
     figures = [json.loads(path.read_text()) for path in sorted(records.glob("step_time*.json"))]
     steps = "".join(step_line(f) for f in figures) or "| not run yet | | | | | |\n"
-    return HEAD + "".join(section(table, records) for table in tables) + STEPS + steps
+    figures = [json.loads(path.read_text()) for path in sorted(records.glob("term_time*.json"))]
+    added = "".join(term_table(f) for f in figures) or "\nNot run yet.\n"
+    tested = "".join(section(table, records) for table in tables)
+    return HEAD + tested + STEPS + steps + TERMS + added
 
 
 def section(table: dict[str, Any], records: Path) -> str:
@@ -201,8 +213,22 @@ def step_line(figure: dict[str, Any]) -> str:
     seconds = [figure[f"{k}_seconds"] for k in ("cycle", "generator_step", "student_step")]
     cells = [f"{s['median']:.3f} s ({s['min']:.3f}-{s['max']:.3f})" for s in seconds]
     cells += [str(figure["images_per_second"]), f"{figure['peak_memory_bytes'] / 2**20:.0f} MiB"]
+    return f"| {' | '.join(cells)} | {where(figure)} |\n"
+
+
+def term_table(figure: dict[str, Any]) -> str:
+    """One file of benchmarks/term_time.py."""
+    body = ""
+    for name, term in figure["terms"].items():
+        ratio = "{median:.2f} ({min:.2f}-{max:.2f})".format(**term["ratio"])
+        times = [f"{1000 * term[key]:.0f} ms" for key in ("kd_seconds", "seconds")]
+        body += f"| `{name}` | {' | '.join(times)} | {ratio} |\n"
+    return f"\n{where(figure)}\n\n{TERM_COLUMNS}{body}"
+
+
+def where(figure: dict[str, Any]) -> str:
     device = f"{figure['device']}, {figure['threads']} threads, torch {figure['torch']}"
-    return f"| {' | '.join(cells)} | {device}: {figure['overrides']} |\n"
+    return f"{device}: {figure['overrides']}"
 
 
 def line(row: dict[str, Any], columns: list[str], records: Path) -> str:

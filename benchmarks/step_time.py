@@ -22,6 +22,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from data.dataset import Dataset
 from data.spec import InputSpec
 from engine.config import compose
 from engine.parts import Parts, build_network, build_parts, plain
@@ -59,7 +60,8 @@ def measure(overrides: list[str], repeat: int) -> dict[str, Any]:
     """Seconds of each part over ``repeat`` cycles, after those that warm up."""
     config = compose(overrides)
     runtime = Runtime(config.device, config.precision, config.compile, config.seed)
-    parts = prepare(plain(config), runtime)
+    stand_in: Any = SimpleNamespace(spec=SPEC, classes=CLASSES)
+    parts = prepare(plain(config), runtime, stand_in)
     per_cycle = config.source.student_steps
     for _ in range(WARM_UP):
         cycle(parts, runtime, per_cycle)
@@ -68,9 +70,9 @@ def measure(overrides: list[str], repeat: int) -> dict[str, Any]:
     later = [seconds for drawing, _ in cycles for seconds in drawing[1:]]
     draw = statistics.median(later) if later else 0.0  # a batch's, where nothing is updated
     return {
-        "cycle_seconds": _spread(totals),
-        "generator_step_seconds": _spread([drawing[0] - draw for drawing, _ in cycles]),
-        "student_step_seconds": _spread([s + draw for _, learning in cycles for s in learning]),
+        "cycle_seconds": spread(totals),
+        "generator_step_seconds": spread([drawing[0] - draw for drawing, _ in cycles]),
+        "student_step_seconds": spread([s + draw for _, learning in cycles for s in learning]),
         "images_per_second": round(config.batch_size * per_cycle / statistics.median(totals), 1),
         "peak_memory_bytes": runtime.peak_memory(),
         "device": runtime.device_name,
@@ -80,12 +82,12 @@ def measure(overrides: list[str], repeat: int) -> dict[str, Any]:
     }
 
 
-def prepare(settings: dict[str, Any], runtime: Runtime) -> Parts:
-    """The parts of a run with an untrained teacher, and without data."""
-    module = build_network(settings["teacher"]["model"], SPEC.shape, CLASSES)
-    teacher = freeze(Classifier(module, SPEC, CLASSES))
+def prepare(settings: dict[str, Any], runtime: Runtime, dataset: Dataset) -> Parts:
+    """The parts of a run with an untrained teacher."""
+    spec, classes = dataset.spec, tuple(dataset.classes)
+    module = build_network(settings["teacher"]["model"], spec.shape, classes)
+    teacher = freeze(Classifier(module, spec, classes))
     runtime.prepare(teacher)
-    dataset: Any = SimpleNamespace(spec=SPEC, classes=CLASSES)
     parts = build_parts(settings, dataset, teacher, runtime)
     runtime.compile(parts.student.module)
     return parts
@@ -95,29 +97,29 @@ def cycle(parts: Parts, runtime: Runtime, steps: int) -> tuple[list[float], list
     """Seconds of each step for its batch, the first with a generator step, and for the student."""
     drawing, learning = [], []
     for _ in range(steps):
-        began = _now(runtime)
+        began = now(runtime)
         batch = parts.source.next()
-        drawn = _now(runtime)
+        drawn = now(runtime)
         parts.distiller(batch).total.backward()
         parts.optimizer.step()
         parts.optimizer.zero_grad()
         drawing.append(drawn - began)
-        learning.append(_now(runtime) - drawn)
+        learning.append(now(runtime) - drawn)
     return drawing, learning
 
 
-def _now(runtime: Runtime) -> float:
+def now(runtime: Runtime) -> float:
     """Once the device has done all that it was given."""
     if runtime.device.type == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter()
 
 
-def _spread(seconds: list[float]) -> dict[str, float]:
+def spread(values: list[float]) -> dict[str, float]:
     return {
-        "median": round(statistics.median(seconds), 4),
-        "min": round(min(seconds), 4),
-        "max": round(max(seconds), 4),
+        "median": round(statistics.median(values), 4),
+        "min": round(min(values), 4),
+        "max": round(max(values), 4),
     }
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import reproduce
+from benchmarks import reproduce, term_time
 from benchmarks.reproduce import (
     cells_of,
     commands,
@@ -20,7 +20,9 @@ from benchmarks.reproduce import (
     steps_within,
     written_out,
 )
-from engine.config import compose
+from engine.build import build
+from engine.config import compose, groups
+from engine.parts import plain
 
 TABLES = read(reproduce.ROOT / "benchmarks" / "tables.yaml")
 ROWS = {row["name"]: row for table in TABLES for row in table["rows"]}
@@ -118,7 +120,7 @@ def test_a_device_is_named_with_its_threads_where_they_matter() -> None:
 
 
 def test_the_kept_results_belong_to_rows() -> None:
-    kept = {p.stem for p in reproduce.RECORDS.glob("*.json") if "step_time" not in p.stem}
+    kept = {p.stem for p in reproduce.RECORDS.glob("*.json") if "_time_" not in p.stem}
     assert kept <= set(ROWS), "a row was renamed or removed: its results go too"
     stale = [name for name in kept if not recorded(ROWS[name], reproduce.RECORDS)]
     assert not stale, "their commands have changed: run them again, or remove them"
@@ -153,6 +155,32 @@ def test_a_row_goes_on_from_an_earlier_one(tmp_path: Path) -> None:
         for earlier in re.findall(r"{runs}/([^/]+)/", " ".join(ROWS[name]["overrides"])):
             assert names.index(earlier) < names.index(name)
             assert ROWS[earlier]["seeds"] == ROWS[name]["seeds"]
+
+
+def test_what_a_term_adds_is_measured_in_pairs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Terms of each kind: plain, with a schedule, with labels and indices, with other networks."""
+    monkeypatch.setattr(term_time, "COUNT", 40)
+    monkeypatch.setattr(term_time, "WARM_UP", 1)
+    small = ["batch_size=4", "device=cpu", "teacher.model.width=1"]
+    figures = term_time.measure(["at", "ab", "crd", "simkd"], small, 2)
+    assert list(figures["terms"]) == ["at", "ab", "crd", "simkd"]
+    for term in figures["terms"].values():
+        assert 0 < term["ratio"]["min"] <= term["ratio"]["median"] <= term["ratio"]["max"]
+    (tmp_path / "term_time_fp32.json").write_text(json.dumps(figures))
+    text = page(TABLES, tmp_path)
+    assert "Not run yet." not in text
+    assert re.search(r"\| `ab` \| \d+ ms \| \d+ ms \| \d+\.\d\d \(", text)
+
+
+def test_every_term_can_be_measured() -> None:
+    """A schedule switches none off at both moments, and every command composes."""
+    for term in groups()["term"]:
+        overrides = [*term_time.DEFAULTS, *term_time.NETWORKS.get(term, []), f"term={term}"]
+        entries = plain(compose(overrides))["distiller"]["terms"].values()
+        schedules = [build(e["schedule"]) for e in entries if e.get("schedule")]
+        assert any(all(factor(at) for factor in schedules) for at in (0.5, 0.1)), term
 
 
 def test_an_unknown_row_is_named(capsys: pytest.CaptureFixture[str]) -> None:
