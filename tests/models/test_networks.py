@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+import torchvision
 from hydra.utils import get_object
 from omegaconf import OmegaConf
 from torch import nn
@@ -14,8 +15,10 @@ from data.spec import InputSpec
 from engine.check import SPECIAL
 from models.classifier import Classifier
 from models.lenet import LeNet5
+from models.mobilenet import InvertedResidual, MobileNetV2
 from models.resnet import ZeroPadShortcut, resnet
 from models.resnet_cifar import resnet_cifar
+from models.shufflenet import GroupUnit, SplitUnit, shuffled, shufflenet_v2
 from models.vgg import VGG
 from models.wrn import WideResNet
 
@@ -26,6 +29,7 @@ OURS = [n for n in NAMES if not any(o in (CONFIGS / f"{n}.yaml").read_text() for
 # one of each family is enough where a test takes a forward pass in training at full size
 LIGHT = [*(n for n in OURS if n.startswith(("lenet", "digits"))), "resnet20", "resnet8x4"]
 LIGHT += ["resnet18", "wrn_16_2", "vgg8", "vgg11"]
+LIGHT += ["mobilenetv2_half", "shufflenetv1", "shufflenetv2"]
 
 
 def build(name: str, in_channels: int = 3, num_classes: int = 10) -> nn.Module:
@@ -88,7 +92,8 @@ def test_taps_are_what_they_say(name: str) -> None:
 
 
 # Published or widely reported: He et al. (0.27, 0.46, 0.66, 0.85, 1.7 M), kuangliu's ResNets,
-# WRN (2.2, 0.6, 0.2, 0.7 M), and CRD's for 100 classes (resnet8x4 1.23 M, vgg8 3.97 M, ...).
+# WRN (2.2, 0.6, 0.2, 0.7 M), and CRD's for 100 classes (resnet8x4 1.23 M, vgg8 3.97 M,
+# MobileNetV2 0.81 M, ShuffleNet 0.95 M, ShuffleNetV2 1.36 M, ...).
 @pytest.mark.parametrize(
     ("name", "classes", "count"),
     [
@@ -110,10 +115,22 @@ def test_taps_are_what_they_say(name: str) -> None:
         ("vgg8", 100, 3965028),
         ("vgg11", 100, 9277284),
         ("vgg13", 100, 9462180),
+        ("mobilenetv2_half", 100, 812836),
+        ("shufflenetv1", 100, 949258),
+        ("shufflenetv2", 100, 1355528),
     ],
 )
 def test_parameter_counts(name: str, classes: int, count: int) -> None:
     assert parameters(build(name, num_classes=classes)) == count
+
+
+def test_counts_of_other_widths() -> None:
+    """torchvision's MobileNetV2 lacks the first block's 1×1 up, 32·32 weights and a BatchNorm."""
+    torchvisions = torchvision.models.mobilenet_v2(num_classes=10)
+    assert parameters(MobileNetV2(3, 10)) == parameters(torchvisions) + 32 * 32 + 2 * 32
+    theirs = torchvision.models.shufflenet_v2_x0_5(num_classes=10)
+    stems = 24 * 3 * 9 - 24 * 3  # 3×3 where ours is 1×1
+    assert parameters(shufflenet_v2(3, 10, 0.5)) == parameters(theirs) - stems
 
 
 def test_lenet_counts() -> None:
@@ -162,6 +179,38 @@ def test_wrn_blocks_are_preactivated() -> None:
     torch.testing.assert_close(second(y), expected)
 
 
+def test_inverted_residuals_end_linear_and_add_what_they_can() -> None:
+    x = torch.randn(2, 8, 6, 6)
+    same, wider, halved = (
+        InvertedResidual(8, out, stride, 3).eval() for out, stride in ((8, 1), (12, 1), (8, 2))
+    )
+    torch.testing.assert_close(same(x), x + same.layers(x))
+    assert torch.equal(wider(x), wider.layers(x))
+    assert halved(x).shape == (2, 8, 3, 3)
+    assert (wider(x) < 0).any()
+    assert [m.groups for m in wider.layers if isinstance(m, nn.Conv2d)] == [1, 24, 1]
+
+
+def test_channels_are_shuffled_across_groups() -> None:
+    x = torch.arange(6.0).view(1, 6, 1, 1)
+    assert shuffled(x, 2).flatten().tolist() == [0, 3, 1, 4, 2, 5]
+    assert shuffled(x, 3).flatten().tolist() == [0, 2, 4, 1, 3, 5]
+    assert torch.equal(shuffled(shuffled(x, 2), 3), x)
+
+
+def test_shuffle_units_pass_on_what_they_do_not_convolve() -> None:
+    x = torch.randn(2, 24, 6, 6).relu()
+    y = SplitUnit(24).eval()(x)
+    assert torch.equal(y[:, ::2], x[:, :12])
+    joined = GroupUnit(24, 60, stride=2).eval()(x)
+    assert torch.equal(joined[:, 36:], F.avg_pool2d(x, 3, 2, 1))
+    unit = GroupUnit(60, 60).eval()
+    x = torch.randn(2, 60, 3, 3)
+    made = unit.leave(shuffled(unit.enter(x), 3))
+    torch.testing.assert_close(unit(x), (x + made).relu())
+    assert [m.groups for m in unit.modules() if isinstance(m, nn.Conv2d)] == [3, 15, 3]
+
+
 def test_zero_pad_shortcut() -> None:
     x = torch.randn(2, 16, 7, 7)
     y = ZeroPadShortcut(2, 16)(x)
@@ -196,6 +245,9 @@ def test_initialization() -> None:
         (lambda: WideResNet(3, 10, 4, 2), r"6n \+ 4.*not 4"),
         (lambda: resnet(3, 10, 101), "18, 34 or 50"),
         (lambda: VGG(3, 10, 16), "8, 11 or 13"),
+        (lambda: MobileNetV2(3, 10, width=0.05), "at least 1/16.*0.05"),
+        (lambda: MobileNetV2(3, 10, expansion=0), "at least 1, not 1.0 and 0"),
+        (lambda: shufflenet_v2(3, 10, size=3), "0.5 or 1, not 3"),
     ],
 )
 def test_impossible_networks(make: Any, says: str) -> None:
