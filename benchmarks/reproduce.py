@@ -15,6 +15,7 @@ run again shows as a change there.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import statistics
@@ -121,18 +122,35 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def written_out(entry: dict[str, Any]) -> list[dict[str, Any]]:
-    """One row for each choice; a mapping of choices adds to each what belongs to it alone."""
-    choices = entry.get("each", {"": {}})
-    if not isinstance(choices, dict):
-        choices = {choice: {} for choice in choices}
+    """One row for each combination of the entry's choices, with the keys that these bring."""
+    shared = {key: value for key, value in entry.items() if key != "each"}
+    kinds = entry.get("each", {})
     rows = []
-    for choice, more in choices.items():
-        row = {**entry, **more}
-        row["name"], row["title"] = (entry[k].format(choice=choice) for k in ("name", "title"))
-        overrides = [o.replace("{choice}", choice) for o in entry["overrides"]]
-        row["overrides"] = overrides + more.get("overrides", [])
-        rows.append(row)
+    for choice in itertools.product(*kinds.values()):
+        row = shared | dict(zip(kinds, choice, strict=True))
+        for kind, name in zip(kinds, choice, strict=True):
+            more = kinds[kind][name] if isinstance(kinds[kind], dict) else {}
+            row |= more | {"overrides": row["overrides"] + flat(more.get("overrides", []))}
+        for key in [key for key in row if isinstance(row[key], dict)]:
+            by_choice = row.pop(key)
+            for name in set(by_choice) & set(choice):
+                row[key] = by_choice[name]
+        row["overrides"] = [filled(o, row) for o in row["overrides"]]
+        rows.append(row | {key: filled(row[key], row) for key in ("name", "title")})
     return rows
+
+
+def flat(overrides: list[Any]) -> list[str]:
+    """Of a list that may hold lists, as YAML's aliases do."""
+    lists = [o if isinstance(o, list) else [o] for o in overrides]
+    return list(itertools.chain(*lists))
+
+
+def filled(text: str, row: dict[str, Any]) -> str:
+    """The text with {KEY} replaced by the row's value."""
+    for key, value in row.items():
+        text = text.replace(f"{{{key}}}", str(value))
+    return text
 
 
 def commands(row: dict[str, Any], runs: Path, extra: list[str], dry: bool) -> list[list[str]]:

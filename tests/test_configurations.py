@@ -132,3 +132,13 @@ def test_experiment(name: str) -> None:
     if "lenet" not in config.student.model._target_:  # which takes 32 x 32 only
         config.data.size = 16
     two_steps(config)
+
+
+@pytest.mark.parametrize("student", ["mobilenetv2_half", "shufflenetv1", "shufflenetv2"])
+def test_light_students_take_every_term_of_the_tables(student: str) -> None:
+    """Whose stages differ from their teachers' in number, size and channels."""
+    terms = "term=[at,rkd,crd,dkd,reviewkd]"
+    pair = ["teacher=resnet8x4", f"student={student}", "optimizer.lr=0.01"]
+    config = small("experiment=cifar100_crd", *pair, terms)
+    config.data.size = 16
+    two_steps(config)
