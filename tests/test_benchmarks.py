@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+import train
 from benchmarks import reproduce, term_time
 from benchmarks.reproduce import (
     cells_of,
@@ -215,6 +216,21 @@ def test_every_term_can_be_measured() -> None:
         entries = plain(compose(overrides))["distiller"]["terms"].values()
         schedules = [build(e["schedule"]) for e in entries if e.get("schedule")]
         assert any(all(factor(at) for factor in schedules) for at in (0.5, 0.1)), term
+
+
+def test_a_chain_of_assistants_runs(tmp_path: Path) -> None:
+    """TAKD, whose teacher the assistant is, and DGKD, which it guides beside the first teacher."""
+    short = ["data.training.steps=3", "device=cpu", "evaluations=1", "checkpoints=1"]
+    results = {}
+    for name in ("digits-few-assistant", "digits-few-takd", "digits-few-dgkd"):
+        command = commands(ROWS[name], tmp_path, [*short, f"run_root={tmp_path}"], dry=False)[0]
+        assert train.main(command[1:]) == 0
+        results[name] = json.loads((tmp_path / name / "seed0" / "result.json").read_text())
+    assistant, takd, dgkd = results.values()
+    assert takd["teacher"]["parameters"] == assistant["student"]["parameters"]
+    assert takd["teacher"]["accuracy"] == assistant["student"]["accuracy"]
+    assert dgkd["teacher"] == assistant["teacher"]
+    assert takd["student"]["parameters"] == dgkd["student"]["parameters"]
 
 
 def test_an_unknown_row_is_named(capsys: pytest.CaptureFixture[str]) -> None:
