@@ -6,9 +6,13 @@ A feature is a map [B, C, H, W], tokens [B, N, D] or a vector [B, D].
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from distillers.base import TransferTerm
+from models.classifier import Outputs
 
 PREFIXES = (0, 1, 2, 4, 5)  # class, distillation and register tokens before the grid
 
@@ -49,8 +53,30 @@ class Adapter(nn.Module):
 
     def describe(self) -> str:
         """A line for the log."""
-        student, teacher = ("x".join(map(str, shape)) for shape in self.shapes)
-        return f"student {student} to teacher {teacher} by {self.projection}"
+        return describe(*self.shapes, by=str(self.projection))
+
+
+def describe(student: Sequence[int], teacher: Sequence[int], by: str) -> str:
+    """What joins two features of these shapes, without the batch."""
+    a, b = ("x".join(map(str, shape)) for shape in (student, teacher))
+    return f"student {a} to teacher {b} by {by}"
+
+
+def adaptations(term: TransferTerm, student: Outputs, teacher: Outputs) -> list[str]:
+    """A line for each pair of features of different shapes that a term's layers join.
+
+    Args:
+        term: prepared.
+        student: outputs with the term's taps.
+        teacher: likewise.
+    """
+    adapters = [module for module in term.modules() if isinstance(module, Adapter)]
+    if adapters:
+        return [adapter.describe() for adapter in adapters]
+    if not term.teacher_taps or not any(True for _ in term.parameters()):
+        return []
+    pairs = [(s.shape[1:], t.shape[1:]) for s, t in term.pairs(student, teacher)]
+    return [describe(s, t, by="the term's own layers") for s, t in pairs if s != t]
 
 
 def comparable(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:

@@ -138,9 +138,10 @@ def _stages(taps: Mapping[str, str], role: str) -> list[str]:
 
 def _stage(name: str, taps: Mapping[str, str], role: str) -> str:
     """``stage-k`` counts from the last; anything else is a name already."""
-    if not name.startswith("stage-"):
+    count = name.removeprefix("stage-")
+    if count == name or not count.isdecimal():
         return name
-    stages, back = _stages(taps, role), int(name.removeprefix("stage-"))
+    stages, back = _stages(taps, role), int(count)
     if not 1 <= back <= len(stages):
-        raise ValueError(f"no tap {name!r}: the {role} has {len(stages)} stages")
+        raise ValueError(f"no tap {name!r}: the {role}'s stages are {', '.join(stages)}")
     return stages[-back]

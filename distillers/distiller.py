@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from data.spec import Batch
-from distillers.adapters import Adapter
+from distillers.adapters import adaptations
 from distillers.base import TransferTerm, named_taps, side
 from engine.objective import Losses, Objective
 from engine.runtime import Runtime
@@ -106,11 +106,10 @@ class Distiller(nn.Module):
                 )
             view = teacher.frozen(taps=teacher_taps(objective))
         object.__setattr__(self, "teacher", view)  # past nn.Module, which would register it
+        self.adaptations: list[str] = []
         self._prepare(runtime)
         if view is not None:
             runtime.compile(view.module)
-        joined = {n: m for n, m in objective.named_modules() if isinstance(m, Adapter)}
-        self.adaptations = [f"{n.split('.')[1]}: {m.describe()}" for n, m in joined.items()]
 
     def forward(self, batch: Batch) -> Losses:
         """Both networks on one batch, then the objective in float32.
@@ -143,7 +142,8 @@ class Distiller(nn.Module):
     @torch.no_grad()
     def _prepare(self, runtime: Runtime) -> None:
         """One pass over two inputs of noise in eval mode, which changes neither network."""
-        terms = [t for t in transfer_terms(self.objective) if t.wants_shapes]
+        named = {name: weighted.term for name, weighted in self.objective.terms.items()}
+        terms = {n: t for n, t in named.items() if isinstance(t, TransferTerm) and t.wants_shapes}
         if not terms:
             return
         spec = self.student.spec
@@ -154,8 +154,11 @@ class Distiller(nn.Module):
         dry = side(self.student, self.student.eval()(x))
         self.student.train(mode)
         guide = side(self.teacher, self.teacher(x)) if self.teacher is not None else None
-        for term in terms:
+        for name, term in terms.items():
             term.prepare(dry, guide)
+            if guide is not None:
+                lines = adaptations(term, dry.outputs, guide.outputs)
+                self.adaptations += [f"{name}: {line}" for line in lines]
 
     @torch.no_grad()
     def _ask_teacher(self, batch: Batch) -> Outputs | None:

@@ -45,7 +45,8 @@ def test_explicit_taps_need_no_resolving() -> None:
 @pytest.mark.parametrize(
     ("taps", "message"),
     [
-        (("stage-3",), "no tap 'stage-3': the student has 2 stages"),
+        (("stage-3",), "no tap 'stage-3': the student's stages are stage1, stage2"),
+        ([{"student": "stage1", "teacher": "stage-0"}], "the teacher's stages are .*, stage4"),
         ([{"student": "stage1"}], "{student: name, teacher: name}"),
     ],
 )
@@ -105,6 +106,18 @@ def test_conversions_keep_the_order_of_places() -> None:
     for odd in (torch.randn(2, 15, 4), torch.randn(2, 4)):
         with pytest.raises(ValueError, match="choose another"):
             to_map(odd)
+
+
+@pytest.mark.parametrize("tap", ["stage9", "stage-last", "layer1.0"])
+def test_a_tap_that_does_not_exist_lists_those_that_do(tap: str) -> None:
+    teacher, student = DigitsCNN(1, 10, width=6), DigitsCNN(1, 10, width=4)
+    objective = Objective({"hint": Weighted(Projected([tap]))})
+    resolve_taps(objective, student, Classifier(teacher, SPEC))
+    known = f"no tap '{tap}' in DigitsCNN; it has: stage1, stage2, pooled, logits, .*stage2.0"
+    with pytest.raises(ValueError, match=known):
+        Classifier(student, SPEC, taps=student_taps(objective))
+    with pytest.raises(ValueError, match=known):
+        Classifier(teacher, SPEC).frozen(taps=[tap])
 
 
 class Projected(TransferTerm):
