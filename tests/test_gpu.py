@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine.parts import build_dataset, build_parts, plain
+from engine.parts import Parts, build_dataset, build_parts, plain
 from engine.run import RunDirectory
 from engine.runtime import Runtime, Stopped
 from engine.train import Training, run
 from models.teacher import load_weights, save_network
 from tests.test_contracts import METHODS, small, teacher_for
+from tests.test_terms import TERMS, make
 
 pytestmark = [
     pytest.mark.gpu,
@@ -29,7 +30,11 @@ def test_no_step_makes_the_device_wait(method: str, precision: str) -> None:
     teacher = teacher_for(config, dataset) if config["needs_teacher"] else None
     if teacher:
         runtime.prepare(teacher)
-    parts = build_parts(config, dataset, teacher, runtime)
+    _step_without_waiting(build_parts(config, dataset, teacher, runtime))
+
+
+def _step_without_waiting(parts: Parts) -> None:
+    """The second step, for the first may set things up."""
 
     def step() -> None:
         parts.distiller(parts.source.next()).total.backward()
@@ -42,6 +47,12 @@ def test_no_step_makes_the_device_wait(method: str, precision: str) -> None:
         step()
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("term", TERMS)
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_no_term_makes_the_device_wait(term: str, precision: str) -> None:
+    _step_without_waiting(make(term, "device=cuda", f"precision={precision}"))
 
 
 @pytest.mark.parametrize("method", ["reverie", "deep_inversion"])

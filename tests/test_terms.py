@@ -6,17 +6,13 @@ Each is built by the engine as a user would, between networks whose features dif
 from __future__ import annotations
 
 import copy
-import datetime
-import multiprocessing
-import traceback
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from data.spec import Batch, InputSpec
 from engine.config import ROOT, compose
@@ -36,13 +32,17 @@ SPECIAL = {  # what a term needs beside its name
 ON_MAPS = ["teacher.model.width=6", "student.model.width=4"]
 
 
-def make(term: str, *overrides: str, kind: str = "kd", seed: int = 0) -> Parts:
+def make(
+    term: str, *overrides: str, kind: str = "kd", seed: int = 0, pair: list[str] | None = None
+) -> Parts:
     arguments = [f"method={kind}", f"term={term}", "batch_size=8", "device=cpu", f"seed={seed}"]
     arguments.append("optimizer.lr=0.01")  # without the warm-up that a run has
     if kind != "kd":
         arguments += ["generator.channels=8"]
-    config = plain(compose([*arguments, *SPECIAL.get(term, ON_MAPS), *overrides]))
-    runtime = Runtime("cpu", config["precision"], config["compile"], config["seed"])
+    networks = SPECIAL.get(term, ON_MAPS) if pair is None else pair
+    config = plain(compose([*arguments, *networks, *overrides]))
+    device, precision, compiled = (config[key] for key in ("device", "precision", "compile"))
+    runtime = Runtime(device, precision, compiled, config["seed"])
     dataset = build_dataset(config, runtime)
     torch.manual_seed(7)
     module = build_network(config["teacher"]["model"], dataset.shape, dataset.classes)
@@ -176,52 +176,66 @@ def test_extreme_and_uniform_batches(term: str) -> None:
         assert p.grad is None or p.grad.isfinite().all()
 
 
-def test_two_processes_give_one_processs_gradients(tmp_path: Path) -> None:
-    """All terms in one pair of processes, which both see the batch that one process sees."""
-    context = multiprocessing.get_context("spawn")
-    reports = context.SimpleQueue()
-    arguments = [(rank, str(tmp_path / "store"), reports) for rank in (0, 1)]
-    processes = [context.Process(target=_rank, args=a) for a in arguments]
-    for process in processes:
-        process.start()
-    found = [reports.get() for _ in processes]
-    for process in processes:
-        process.join(60)
-    for report in found:
-        assert report == [], "\n".join(report)
+def test_what_joins_two_shapes_is_said(term: str) -> None:
+    """Wherever a term has something to learn between features of different shapes."""
+    parts = make(term)
+    told = parts.distiller.adaptations
+    for name, weighted in parts.distiller.objective.terms.items():
+        lines = [line for line in told if line.startswith(f"{name}: student ")]
+        learns = weighted.term.wants_shapes and weighted.term.teacher_taps and own(parts)
+        assert bool(lines) == bool(learns), told
 
 
-def _rank(rank: int, store: str, reports: Any) -> None:
-    torch.set_num_threads(1)
-    limit = datetime.timedelta(seconds=60)
-    dist.init_process_group("gloo", f"file://{store}", limit, 2, rank)
-    wrong = []
-    for term in TERMS:
-        try:
-            wrong += [f"{term}: {name}" for name in _differing(term)]
-        except Exception:
-            wrong.append(f"{term}: {traceback.format_exc()}")
-            break  # the other process may be a collective ahead
-    reports.put(wrong)
-    dist.destroy_process_group()
+TOKENS = {"vit": ["teacher=vit_digits", "student=digits_cnn_small"]}
+TOKENS["cnn"] = ["teacher=digits_cnn", "student=vit_digits"]
+APART = {  # what is no question of shapes
+    "catkd": "name the right one in taps",  # the ViT's classifier reads its class token
+    "minilm": "no tap 'attention'",
+    "simkd": "pass student=simkd",
+}
 
 
-def _differing(term: str) -> list[str]:
-    """Names of parameters whose gradient under DDP is not that of this process alone."""
-    alone, both = make(term), make(term)
-    batch = alone.source.next()
-    for parts in (alone, both):
-        parts.distiller.objective.at(0.05)
-    alone.distiller(batch).total.backward()
-    wrapped = DistributedDataParallel(both.distiller)
-    wrapped(batch).total.backward()
-    named = dict(alone.distiller.named_parameters())
-    differing = []
-    for name, p in both.distiller.named_parameters():
-        expected = named[name].grad
-        if p.grad is None or expected is None:
-            if p.grad is not expected:
-                differing.append(f"{name} has a gradient in one alone")
-        elif not torch.allclose(p.grad, expected, rtol=1e-4, atol=1e-6):
-            differing.append(name)
-    return differing
+@pytest.mark.parametrize("teacher", TOKENS)
+def test_between_a_cnn_and_a_vit(term: str, teacher: str) -> None:
+    """Maps beside tokens, either way: a step is taken, or the error says what to do."""
+    if term in APART:
+        with pytest.raises(ValueError, match=APART[term]):
+            make(term, pair=TOKENS[teacher])
+        return
+    parts = make(term, pair=TOKENS[teacher])
+    parts.distiller.objective.at(0.05)
+    losses = parts.distiller(parts.source.next())
+    losses.total.backward()
+    gradients = [p.grad for p in parts.distiller.parameters() if p.grad is not None]
+    assert all(g.isfinite().all() for g in [losses.total, *gradients])
+    assert any(g.any() for g in gradients)
+
+
+class NeverWaiting(TorchDispatchMode):
+    """Refuses the operations whose result a program on CUDA has to wait for."""
+
+    WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "_unique2", "unique_dim")
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func._schema.name.removeprefix("aten::")
+        indices = args[1] if name in ("index", "index_put", "index_put_") else ()
+        masks = [i for i in indices if isinstance(i, Tensor) and i.dtype == torch.bool]
+        if name in self.WAITS or masks:
+            raise AssertionError(f"{name} makes the device wait")
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("progress", [0.05, 0.5])
+def test_no_term_makes_the_device_wait(term: str, progress: float) -> None:
+    """As far as a CPU can tell; test_gpu.py has CUDA say it."""
+    parts = make(term)
+    parts.distiller.objective.at(progress)
+    batch = parts.source.next()
+    with NeverWaiting():
+        parts.distiller(batch).total.backward()
+
+
+@pytest.mark.parametrize("wait", [Tensor.item, lambda x: x[x > 0], Tensor.nonzero, Tensor.unique])
+def test_waiting_is_found_out(wait: Callable[[Tensor], Any]) -> None:
+    with NeverWaiting(), pytest.raises(AssertionError, match="makes the device wait"):
+        wait(torch.ones(1))
