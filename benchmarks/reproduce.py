@@ -1,7 +1,7 @@
 """Run the rows of docs/results.md as `train.py` would, and make the page from what they leave.
 
     python benchmarks/reproduce.py --list              rows and their commands
-    python benchmarks/reproduce.py                     all of them, into runs/results/
+    python benchmarks/reproduce.py                     all but optional ones, into runs/results/
     python benchmarks/reproduce.py digits mnist-dafl -- data.root=datasets
     python benchmarks/reproduce.py cifar10-public-teacher -- data.path=F teacher.checkpoint=F
     python benchmarks/reproduce.py --table             docs/results.md from benchmarks/results/
@@ -80,8 +80,9 @@ def main() -> int:
         return 0
     given = {override.split("=")[0] for override in extra}
     for row in rows:
-        if names and not any(meant(n, row["name"], known) for n in names):
-            continue
+        if not any(meant(n, row["name"], known) for n in names):
+            if names or row.get("optional"):
+                continue
         if missing := [key for key in row.get("needs", []) if key not in given]:
             print(f"{row['name']} is left out: it needs {', '.join(missing)}")
             continue
@@ -119,7 +120,7 @@ def written_out(entry: dict[str, Any]) -> list[dict[str, Any]]:
     rows = []
     for choice, more in choices.items():
         row = {**entry, **more}
-        row["name"], row["title"] = (entry[k].format(choice=choice) for k in ("name", "title"))
+        row["name"], row["title"] = (row[k].format(choice=choice) for k in ("name", "title"))
         overrides = [o.replace("{choice}", choice) for o in entry["overrides"]]
         row["overrides"] = overrides + more.get("overrides", [])
         rows.append(row)
@@ -188,9 +189,14 @@ def section(table: dict[str, Any], records: Path) -> str:
     columns = table["columns"]
     head = f"\n## {table['title']}\n\n{table['text']}\n\n| run | {' | '.join(columns)} |\n"
     rule = "| --- |" + " --- |" * len(columns) + "\n"
-    body = "".join(line(row, columns, records) for row in table["rows"])
-    notes = [f"- {row['title']}: {row['note']}\n" for row in table["rows"] if "note" in row]
+    rows = [r for r in table["rows"] if not r.get("optional") or recorded(r, records)]
+    body = "".join(line(row, columns, records) for row in rows) or none_of(columns)
+    notes = [f"- {row['title']}: {row['note']}\n" for row in rows if "note" in row]
     return head + rule + body + ("\n" + "".join(notes) if notes else "")
+
+
+def none_of(columns: list[str]) -> str:
+    return f"| not run yet |{' |' * len(columns)}\n"
 
 
 def step_line(figure: dict[str, Any]) -> str:

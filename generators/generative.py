@@ -53,7 +53,10 @@ class GenerativeSource:
         replay: supplies its ``fraction`` of each batch; it learns from the fresh images of the
             first batch after an update.
         experience: supplies the last batches before each update, after which come the fresh ones.
-        augment: augmentations, in order, of the fresh and replayed images that the student gets.
+        views: augmentations of the generator's images, in order, before teacher and student see
+            them in an update.
+        local_views: the same for the second view, where a term compares two.
+        augment: likewise of the fresh and replayed images that the student gets.
 
     Raises:
         ValueError: for ``reuse`` where not every batch has an update of its size, counts
@@ -80,6 +83,8 @@ class GenerativeSource:
         reuse: bool = False,
         replay: Replay | None = None,
         experience: Experience | None = None,
+        views: Sequence[Augmentation] = (),
+        local_views: Sequence[Augmentation] = (),
         augment: Sequence[Augmentation] = (),
     ) -> None:
         if min(batch_size, synthesis_batch_size or 1, generator_steps, student_steps) < 1:
@@ -98,7 +103,7 @@ class GenerativeSource:
         self.augment = tuple(augment)
         self.replayed = replay.share(batch_size) if replay else 0
         self.fresh = batch_size - self.replayed
-        self.observe = Observer(teacher, student, objective, runtime)
+        self.observe = Observer(teacher, student, objective, runtime, views, local_views)
         self.generator: GeneratorNetwork = runtime.prepare(generator).train()  # type: ignore[assignment]
         self.replay = replay
         if replay:
@@ -207,7 +212,8 @@ class GenerativeSource:
         z, label = self._draw(self.synthesis_batch_size, noise)
         with self.runtime.autocast():
             images = self.parallel(z, label)
-        losses = self.observe(images, label, self.generator.latent(z, label))
+        seen, local = self.observe.look(images, self.updates)
+        losses = self.observe(seen, label, self.generator.latent(z, label), local=local)
         losses.total.backward()
         self.observe.average_gradients()
         if self.clip is not None:

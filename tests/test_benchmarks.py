@@ -16,6 +16,7 @@ from benchmarks.reproduce import (
     read,
     record,
     recorded,
+    section,
     steps_within,
     written_out,
 )
@@ -81,7 +82,23 @@ def test_the_page_holds_what_was_run_and_says_what_was_not(tmp_path: Path) -> No
     text = page(TABLES, tmp_path / "results")
     [line] = [x for x in text.splitlines() if "the default command" in x]
     assert "| 1 | 99.00% | 90.00% |" in line
-    assert text.count("not run yet") == len(ROWS) - 1 + 1  # and the time of a step
+    wanted = sum(not row.get("optional") for row in ROWS.values())
+    empty = sum(all(row.get("optional") for row in table["rows"]) for table in TABLES)
+    assert text.count("not run yet") == wanted - 1 + empty + 1  # and the time of a step
+
+
+def test_an_optional_row_is_run_where_it_is_named_and_shown_once_it_has_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for names, listed in (([], False), (["mnist-10min-dfq"], True), (["mnist-10min"], True)):
+        monkeypatch.setattr(sys, "argv", ["reproduce.py", "--list", *names])
+        assert reproduce.main() == 0
+        assert ("mnist-10min-dfq" in capsys.readouterr().out) == listed
+    [table] = [t for t in TABLES if any(r["name"] == "mnist-10min-dfq" for r in t["rows"])]
+    assert "`dfq`" not in section(table, tmp_path)
+    record(ROWS["mnist-10min-dfq"], 0, left_in(tmp_path / "run", result(0.9)), tmp_path)
+    assert "| `dfq` | 1 | 90.00%" in section(table, tmp_path)
+    assert "`dafl`" not in section(table, tmp_path)
 
 
 def test_results_are_kept_until_the_command_changes(tmp_path: Path) -> None:
