@@ -80,9 +80,9 @@ def main() -> int:
         return 0
     given = {override.split("=")[0] for override in extra}
     for row in rows:
-        if not any(meant(n, row["name"], known) for n in names):
-            if names or row.get("optional"):
-                continue
+        named = any(meant(n, row["name"], known) for n in names)
+        if not named and (names or row.get("optional")):
+            continue
         if missing := [key for key in row.get("needs", []) if key not in given]:
             print(f"{row['name']} is left out: it needs {', '.join(missing)}")
             continue

@@ -21,7 +21,7 @@ def check_statistics(teacher: Classifier, objective: Objective) -> None:
         raise ValueError(
             f"the teacher {type(teacher.module).__name__} has no BatchNorm layers, whose "
             "statistics this method inverts; methods that work without: "
-            "dafl, zskt, dfad, zskd, dfme, maze"
+            "dafl, zskt, dfad, pre_dfkd, zskd, mosaickd, psaq_vit, dfme, maze"
         )
 
 

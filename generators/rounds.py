@@ -15,13 +15,11 @@ from engine.objective import Losses, Objective
 from engine.runtime import Runtime, Stopped
 from engine.schedules import Factor, Schedule, constant
 from generators.bank import Bank, Policy
-from generators.base import Queries
+from generators.base import Queries, Targets
 from generators.observer import Observer
 from generators.spaceship import FeatureExchange
 from generators.variables import Variable
 from models.classifier import Classifier
-
-Targets = Callable[[Tensor, torch.Generator], Tensor]
 
 
 class RoundSource:

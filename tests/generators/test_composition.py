@@ -1,14 +1,16 @@
-"""The pieces of different papers in one run: each does its part, and the run resumes to its bits."""
+"""The pieces of several papers in one run: each does its part, and it resumes to its bits."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 
 from engine.parts import Parts
+from engine.runtime import Stopped
 from generators.variables import one_hot
 from tests.test_contracts import learn, make, same, snapshot
 
@@ -77,6 +79,29 @@ def test_it_runs_and_resumes_to_the_same_bits(made: Callable[[], Parts]) -> None
     assert same(first.source.state_dict(), second.source.state_dict())
     assert same(snapshot(first.distiller), snapshot(second.distiller))
     assert first.source.counts() == second.source.counts()
+
+
+@pytest.mark.parametrize("recipe", ["meta", "exchange"])
+def test_a_stop_within_a_round_leaves_what_it_trained_as_it_was(recipe: str) -> None:
+    method, overrides = RECIPES[recipe]
+    undisturbed, stopped = (make(method, *overrides)[0].source for _ in range(2))
+    for source in (undisturbed, stopped):
+        source.next(), source.next()
+    before = copy.deepcopy(stopped.state_dict())
+    runtime: Any = stopped.runtime  # type: ignore[attr-defined]
+    calls = iter([False, False, True])
+    runtime.raise_if_stopped = lambda: next(calls) and stop()
+    with pytest.raises(Stopped):
+        stopped.next()
+    assert same(stopped.state_dict(), before)
+    del runtime.raise_if_stopped
+    a, b = undisturbed.next(), stopped.next()
+    assert torch.equal(a.student_input, b.student_input)
+    assert same(undisturbed.state_dict(), stopped.state_dict())
+
+
+def stop() -> None:
+    raise Stopped
 
 
 def test_every_term_is_computed_and_the_student_is_left_alone(made: Callable[[], Parts]) -> None:
