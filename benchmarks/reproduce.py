@@ -1,7 +1,7 @@
 """Run the rows of docs/results.md as `train.py` would, and make the page from what they leave.
 
     python benchmarks/reproduce.py --list              rows and their commands
-    python benchmarks/reproduce.py                     all of them, into runs/results/
+    python benchmarks/reproduce.py                     all but optional ones, into runs/results/
     python benchmarks/reproduce.py digits mnist-dafl -- data.root=datasets
     python benchmarks/reproduce.py cifar10-public-teacher -- data.path=F teacher.checkpoint=F
     python benchmarks/reproduce.py --table             docs/results.md from benchmarks/results/
@@ -90,7 +90,8 @@ def main() -> int:
         return 0
     given = {override.split("=")[0] for override in extra}
     for row in rows:
-        if names and not any(meant(n, row["name"], known) for n in names):
+        named = any(meant(n, row["name"], known) for n in names)
+        if not named and (names or row.get("optional")):
             continue
         if missing := [key for key in row.get("needs", []) if key not in given]:
             print(f"{row['name']} is left out: it needs {', '.join(missing)}")
@@ -218,12 +219,19 @@ def page(tables: list[dict[str, Any]], records: Path) -> str:
 
 
 def section(table: dict[str, Any], records: Path) -> str:
+    """One table of the rows that have run, and the names of those that have not."""
     columns = table["columns"]
-    head = f"\n## {table['title']}\n\n{table['text']}\n\n| run | {' | '.join(columns)} |\n"
-    rule = "| --- |" + " --- |" * len(columns) + "\n"
-    body = "".join(line(row, columns, records) for row in table["rows"])
-    notes = [f"- {row['title']}: {row['note']}\n" for row in table["rows"] if "note" in row]
-    return head + rule + body + ("\n" + "".join(notes) if notes else "")
+    run = [row for row in table["rows"] if recorded(row, records)]
+    body = "".join(line(row, columns, records) for row in run)
+    notes = "".join(f"- {row['title']}: {row['note']}\n" for row in run if "note" in row)
+    rest = ", ".join(f"`{row['name']}`" for row in table["rows"] if row not in run)
+    parts = [f"## {table['title']}\n\n{table['text']}\n"]
+    if run:
+        rule = "| --- |" + " --- |" * len(columns)
+        parts.append(f"| run | {' | '.join(columns)} |\n{rule}\n{body}")
+    parts += [notes] if notes else []
+    parts += [f"Not run yet: {rest}.\n"] if rest else []
+    return "\n" + "\n".join(parts)
 
 
 def step_line(figure: dict[str, Any]) -> str:
@@ -251,12 +259,8 @@ def where(figure: dict[str, Any]) -> str:
 
 def line(row: dict[str, Any], columns: list[str], records: Path) -> str:
     kept = recorded(row, records)
-    results = [kept[str(seed)] for seed in row["seeds"] if str(seed) in kept]
-    cells = cells_of(row, results) if results else {"seeds": f"0 of {len(row['seeds'])}"}
-    values = [cells.get(column, "") for column in columns]
-    if not results:
-        values[-1] = "not run yet"
-    return f"| {row['title']} | {' | '.join(values)} |\n"
+    cells = cells_of(row, [kept[str(seed)] for seed in row["seeds"] if str(seed) in kept])
+    return f"| {row['title']} | {' | '.join(cells[column] for column in columns)} |\n"
 
 
 def cells_of(row: dict[str, Any], results: list[dict[str, Any]]) -> dict[str, str]:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor, nn
 
 from data.spec import Batch
 from engine.objective import Losses
 from models.classifier import Outputs
+
+Targets = Callable[[Tensor, torch.Generator], Tensor]
+"""Classes [B] and a generator to soft targets [B, C]."""
 
 
 @dataclass

@@ -14,7 +14,7 @@ from data.spec import Batch
 from engine.objective import Losses, Objective
 from engine.runtime import Runtime
 from engine.schedules import Factor, Schedule, constant
-from generators.base import Queries
+from generators.base import Queries, Targets
 from generators.experience import Experience
 from generators.networks import GeneratorNetwork, draw_latent
 from generators.observer import Observer
@@ -39,8 +39,8 @@ class GenerativeSource:
         optimizer: called with the parameters of the generator and those that terms own, gives
             their optimizer.
         runtime: device, precision and noise.
-        num_classes: classes are drawn uniformly from so many, if the generator or a term
-            wants them.
+        num_classes: classes are drawn uniformly from so many, if the generator, a term or the
+            targets want them.
         steps: batches in the whole run.
         batch_size: of the student's batches, on each rank.
         synthesis_batch_size: of the generator's updates; ``batch_size`` if None.
@@ -53,7 +53,11 @@ class GenerativeSource:
         replay: supplies its ``fraction`` of each batch; it learns from the fresh images of the
             first batch after an update.
         experience: supplies the last batches before each update, after which come the fresh ones.
-        augment: augmentations, in order, of the fresh and replayed images that the student gets.
+        targets: gives soft targets for the classes drawn, where a term wants them.
+        views: augmentations of the generator's images, in order, before teacher and student see
+            them in an update.
+        local_views: the same for the second view, where a term compares two.
+        augment: likewise of the fresh and replayed images that the student gets.
 
     Raises:
         ValueError: for ``reuse`` where not every batch has an update of its size, counts
@@ -80,6 +84,9 @@ class GenerativeSource:
         reuse: bool = False,
         replay: Replay | None = None,
         experience: Experience | None = None,
+        targets: Targets | None = None,
+        views: Sequence[Augmentation] = (),
+        local_views: Sequence[Augmentation] = (),
         augment: Sequence[Augmentation] = (),
     ) -> None:
         if min(batch_size, synthesis_batch_size or 1, generator_steps, student_steps) < 1:
@@ -98,7 +105,7 @@ class GenerativeSource:
         self.augment = tuple(augment)
         self.replayed = replay.share(batch_size) if replay else 0
         self.fresh = batch_size - self.replayed
-        self.observe = Observer(teacher, student, objective, runtime)
+        self.observe = Observer(teacher, student, objective, runtime, views, local_views)
         self.generator: GeneratorNetwork = runtime.prepare(generator).train()  # type: ignore[assignment]
         self.replay = replay
         if replay:
@@ -108,8 +115,9 @@ class GenerativeSource:
         self.parameters = [*self.generator.parameters(), *self.observe.parameters]
         self.optimizer = optimizer(self.parameters)
         self.schedule = Schedule(self.optimizer, schedule or constant())
-        labelled = generator.conditional or any(objective.ask("needs_label"))
+        labelled = generator.conditional or any(objective.ask("needs_label")) or targets
         self.num_classes = num_classes if labelled else None
+        self.targets = targets
         self.runtime, self.steps = runtime, steps
         self.batch_size, self.synthesis_batch_size = batch_size, synthesis_batch_size or batch_size
         self.generator_steps, self.student_steps = generator_steps, student_steps
@@ -207,7 +215,10 @@ class GenerativeSource:
         z, label = self._draw(self.synthesis_batch_size, noise)
         with self.runtime.autocast():
             images = self.parallel(z, label)
-        losses = self.observe(images, label, self.generator.latent(z, label))
+        seen, local = self.observe.look(images, self.updates)
+        target = self.targets(label, noise) if self.targets and label is not None else None
+        latent = self.generator.latent(z, label)
+        losses = self.observe(seen, label, latent, target, local)
         losses.total.backward()
         self.observe.average_gradients()
         if self.clip is not None:

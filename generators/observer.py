@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
+from data.augment import Augmentation, through
 from engine.objective import Losses, Objective
 from engine.runtime import Runtime
 from generators.base import Synthesis, SynthesisTerm
@@ -19,7 +21,7 @@ def check_statistics(teacher: Classifier, objective: Objective) -> None:
         raise ValueError(
             f"the teacher {type(teacher.module).__name__} has no BatchNorm layers, whose "
             "statistics this method inverts; methods that work without: "
-            "dafl, zskt, dfad, zskd, dfme, maze"
+            "dafl, zskt, dfad, pre_dfkd, zskd, mosaickd, psaq_vit, dfme, maze"
         )
 
 
@@ -30,16 +32,30 @@ class Observer:
     both are frozen views, whose parameters take none, with the taps that the terms ask for. The
     student runs only where a term reads its outputs, in eval mode as in the papers' code.
 
+    Args:
+        teacher: what the images are synthesized from.
+        student: read where a term asks for it.
+        objective: called with a :class:`~generators.base.Synthesis`.
+        runtime: device, precision and noise.
+        views: augmentations, in order, of what :meth:`look` shows to both networks.
+        local_views: the same for the second view, where a term compares two.
+
     Attributes:
         parameters: what the terms own and want to see trained beside the images' maker.
         queries_per_image: how often the teacher sees an image of one call.
 
     Raises:
-        ValueError: where the teacher lacks what a term reads.
+        ValueError: where the teacher lacks what a term reads, or a second view is not named.
     """
 
     def __init__(
-        self, teacher: Classifier, student: Classifier, objective: Objective, runtime: Runtime
+        self,
+        teacher: Classifier,
+        student: Classifier,
+        objective: Objective,
+        runtime: Runtime,
+        views: Sequence[Augmentation] = (),
+        local_views: Sequence[Augmentation] = (),
     ) -> None:
         check_statistics(teacher, objective)
         taps = [tap for taps in objective.ask("taps") for tap in taps]
@@ -49,6 +65,9 @@ class Observer:
         self.objective: Objective = runtime.prepare(objective)  # type: ignore[assignment]
         self.runtime = runtime
         self.needs_local = any(objective.ask("needs_local"))
+        if self.needs_local and not local_views:
+            raise ValueError("a term compares two views of an input: name source.local_views")
+        self.views, self.local_views = tuple(views), tuple(local_views)
         self.queries_per_image = 2 if self.needs_local else 1
         self.parameters: list[nn.Parameter] = [p for p in objective.parameters() if p.requires_grad]
         self.remembering = [term for term in _terms(objective) if _remembers(term)]
@@ -56,6 +75,13 @@ class Observer:
         runtime.compile(self.teacher.module)
         if self.student is not None:
             runtime.compile(self.student.module)
+
+    def look(self, images: Tensor, index: int) -> tuple[Tensor, Tensor | None]:
+        """The images through the views of look number ``index``, and their second view or None."""
+        seen = through(self.views, images, self.runtime.noise("view", index))
+        if not self.needs_local:
+            return seen, None
+        return seen, through(self.local_views, images, self.runtime.noise("local view", index))
 
     def __call__(
         self,

@@ -15,13 +15,11 @@ from engine.objective import Losses, Objective
 from engine.runtime import Runtime, Stopped
 from engine.schedules import Factor, Schedule, constant
 from generators.bank import Bank, Policy
-from generators.base import Queries
+from generators.base import Queries, Targets
 from generators.observer import Observer
 from generators.spaceship import FeatureExchange
 from generators.variables import Variable
 from models.classifier import Classifier
-
-Targets = Callable[[Tensor, torch.Generator], Tensor]
 
 
 class RoundSource:
@@ -93,9 +91,7 @@ class RoundSource:
             raise ValueError("batch sizes, iterations and student_steps must be at least 1")
         if warmup_rounds < 0:
             raise ValueError(f"warmup_rounds must be at least 0, not {warmup_rounds}")
-        self.observe = Observer(teacher, student, objective, runtime)
-        if self.observe.needs_local and not local_views:
-            raise ValueError("a term compares two views of an input: name source.local_views")
+        self.observe = Observer(teacher, student, objective, runtime, views, local_views)
         self.variable: Variable = runtime.prepare(variable)  # type: ignore[assignment]
         self.bank = Bank(teacher.spec, capacity, runtime.device, policy)
         self.optimizer = optimizer
@@ -105,7 +101,6 @@ class RoundSource:
         self.iterations, self.student_steps = iterations, student_steps
         self.warmup_rounds, self.schedule = warmup_rounds, schedule or constant()
         self.targets = targets
-        self.views, self.local_views = tuple(views), tuple(local_views)
         self.augment = tuple(augment)
         self.exchange = exchange
         if exchange:
@@ -234,11 +229,7 @@ class RoundSource:
         iteration: int,
     ) -> Losses:
         """The losses of the images, seen through this iteration's views."""
-        step = self.rounds * self.iterations + iteration
-        seen = through(self.views, images, self.runtime.noise("view", step))
-        local = None
-        if self.observe.needs_local:
-            local = through(self.local_views, images, self.runtime.noise("local view", step))
+        seen, local = self.observe.look(images, self.rounds * self.iterations + iteration)
         knows = self.rounds >= self.warmup_rounds
         return self.observe(seen, label, latent, target, local, student_knows=knows)
 

@@ -16,6 +16,7 @@ import torchvision
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
+from benchmarks.reproduce import read
 from engine.config import ROOT, compose
 from engine.parts import blank_teacher, build_dataset, build_parts, plain
 from engine.runtime import Runtime
@@ -141,4 +142,17 @@ def test_light_students_take_every_term_of_the_tables(student: str) -> None:
     pair = ["teacher=resnet8x4", f"student={student}", "optimizer.lr=0.01"]
     config = small("experiment=cifar100_crd", *pair, terms)
     config.data.size = 16
+    two_steps(config)
+
+
+@pytest.mark.parametrize("method", ["nayer", "zskd", "spaceshipnet", "mosaickd", "cpsc"])
+def test_cifar_experiments_fit_a_hundred_classes(method: str) -> None:
+    """Those whose parts know the classes or the data, as the row of docs/results.md has them."""
+    rows = [
+        row for table in read(ROOT.parent / "benchmarks" / "tables.yaml") for row in table["rows"]
+    ]
+    [row] = [r for r in rows if r["name"] == f"gpu-cifar100-wrn_40_2-wrn_16_1-{method}"]
+    config = narrow(small(*row["overrides"]))
+    config.data.size = 16
+    assert len(config.data.dataset.classes) == 100
     two_steps(config)

@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import nn
 
+from generators.base import Synthesis
 from generators.dirichlet import DirichletTargets, SoftTarget, class_similarity
 from generators.rounds import draw_classes
-from models.classifier import Classifier
+from models.classifier import Classifier, Outputs
 from tests.generators.small import CLASSES, SPEC, inversion, objective, teacher
 
 
@@ -73,3 +74,11 @@ def test_what_is_missing_is_said() -> None:
         DirichletTargets(teacher(), CLASSES, scales=(0.0,))
     with pytest.raises(ValueError, match="above 0"):
         SoftTarget(0.0)
+
+
+def test_the_answer_is_softened_and_the_target_is_not() -> None:
+    torch.manual_seed(0)
+    logits, target = 5 * torch.randn(6, CLASSES), torch.rand(6, CLASSES).softmax(1)
+    seen = Synthesis(torch.zeros(6, *SPEC.shape), Outputs(logits), target=target)
+    by_hand = -(target * (logits / 20).softmax(1).log()).sum(1).mean()
+    torch.testing.assert_close(SoftTarget(20.0)(seen), by_hand)

@@ -240,6 +240,38 @@ def test_the_student_gets_augmented_images_and_the_generator_is_none_the_wiser()
     assert same(snapshot(plain.generator), snapshot(augmented.generator))
 
 
+def test_an_update_looks_through_views_and_the_student_gets_the_images_themselves() -> None:
+    memory, second = Memory(), Memory()
+    second.needs_local = True
+    source = generative(
+        objective=objective(memory=memory, second=second),
+        views=[RandomAffine(SPEC, 20.0)],
+        local_views=[RandomAffine(SPEC, 5.0)],
+    )
+    still = copy.deepcopy(source.generator)
+    source.next()
+    [shown], images = memory.shown, still(memory.shown[0].latent)
+    turned = RandomAffine(SPEC, 20.0)(images, source.runtime.noise("view", 0))
+    torch.testing.assert_close(shown.images, turned)
+    local = RandomAffine(SPEC, 5.0)(images, source.runtime.noise("local view", 0))
+    assert shown.local is not None
+    torch.testing.assert_close(shown.local.logits, teacher()(local).logits)
+    assert source.counts()["teacher_queries"] == 2 * 8
+
+
+def test_soft_targets_are_drawn_for_the_classes() -> None:
+    memory = Memory()
+    hard = functools.partial(nn.functional.one_hot, num_classes=CLASSES)
+    source = generative(objective=objective(memory=memory), targets=lambda y, _: hard(y).float())
+    batch = source.next()
+    [shown] = memory.shown
+    assert batch.label is not None
+    assert shown.label is not None
+    assert shown.target is not None
+    assert torch.equal(shown.target.argmax(1), shown.label)
+    assert generative(objective=objective(memory=memory)).next().label is None
+
+
 def test_terms_see_the_latent_and_remember_each_update_once() -> None:
     memory = Memory()
     source = generative(objective=objective(memory=memory), generator_steps=2)
@@ -270,7 +302,7 @@ def test_settings_that_do_not_fit(options: dict, message: str) -> None:
 
 def test_teacher_without_batchnorm() -> None:
     bare = teacher(norm=False)
-    with pytest.raises(ValueError, match=r"no BatchNorm layers.*dafl, zskt, dfad"):
+    with pytest.raises(ValueError, match=r"no BatchNorm layers.*dafl, zskt, dfad.*psaq_vit"):
         generative(teacher=bare)
     without = objective(one_hot=OneHot(), adversarial=Adversarial())
     check_statistics(bare, without)
