@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import datetime
 import multiprocessing
@@ -55,11 +56,16 @@ def _differing(term: str) -> list[str]:
     That is what one process finds that goes through both halves of the batch. (Terms that relate
     the inputs of a batch relate those of one rank.)
     """
-    both = make(term)
-    batch = both.source.next()
+    parts = make(term)
+    batch = parts.source.next()
     halves = [_half(batch, rank) for rank in (0, 1)]
-    alone = [_gradients(make(term), half) for half in halves]
-    found = _gradients(both, halves[dist.get_rank()], wrapped=True)
+    fresh = copy.deepcopy(parts.distiller.state_dict())
+    alone = []
+    for half in halves:
+        alone.append(_gradients(parts, half))
+        parts.distiller.load_state_dict(copy.deepcopy(fresh))
+        parts.distiller.zero_grad()
+    found = _gradients(parts, halves[dist.get_rank()], wrapped=True)
     differing = []
     for name, gradient in found.items():
         expected = [gradients[name] for gradients in alone]
