@@ -29,7 +29,7 @@ import yaml
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from engine.files import write_whole
+from engine.files import write_whole  # noqa: E402
 
 RECORDS = ROOT / "benchmarks" / "results"
 PROBES = (200, 600)  # steps
@@ -49,8 +49,8 @@ teacher's training not.
 STEPS = """
 ## Time of a step
 
-`python benchmarks/step_time.py --json benchmarks/results/step_time_fp32.json`, and with `precision=bf16`:
-one cycle is a generator step and five student steps. Median, minimum and maximum.
+`python benchmarks/step_time.py --json benchmarks/results/step_time_fp32.json`, and with
+`precision=bf16`: one cycle is a generator step and five student steps. Median, minimum and maximum.
 
 | cycle | generator step | student step | images/s | peak memory | where and what |
 | --- | --- | --- | --- | --- | --- |

@@ -89,29 +89,20 @@ class RoundSource:
         augment: Sequence[Augmentation] = (),
         exchange: FeatureExchange | None = None,
     ) -> None:
-        if min(batch_size, synthesis_batch_size, iterations, student_steps) < 1:
-            raise ValueError("batch sizes, iterations and student_steps must be at least 1")
-        if warmup_rounds < 0:
-            raise ValueError(f"warmup_rounds must be at least 0, not {warmup_rounds}")
         self.observe = Observer(teacher, student, objective, runtime)
-        if self.observe.needs_local and not local_views:
-            raise ValueError("a term compares two views of an input: name source.local_views")
+        counts = (batch_size, synthesis_batch_size, iterations, student_steps)
+        _check(counts, warmup_rounds, self.observe.needs_local and not local_views)
         self.variable: Variable = runtime.prepare(variable)  # type: ignore[assignment]
         self.bank = Bank(teacher.spec, capacity, runtime.device, policy)
-        self.optimizer = optimizer
-        self.runtime, self.num_classes = runtime, num_classes
+        self.optimizer, self.schedule = optimizer, schedule or constant()
+        self.runtime, self.num_classes, self.targets = runtime, num_classes, targets
         self.batch_size, self.synthesis_batch_size = batch_size, synthesis_batch_size
-        self.steps = steps
-        self.iterations, self.student_steps = iterations, student_steps
-        self.warmup_rounds, self.schedule = warmup_rounds, schedule or constant()
-        self.targets = targets
-        self.views, self.local_views = tuple(views), tuple(local_views)
-        self.augment = tuple(augment)
-        self.exchange = exchange
+        self.steps, self.iterations, self.student_steps = steps, iterations, student_steps
+        self.views, self.local_views, self.augment = map(tuple, (views, local_views, augment))
+        self.warmup_rounds, self.exchange = warmup_rounds, exchange
         if exchange:
             exchange.start(getattr(variable, "generator", None))
-        self.batches = 0
-        self.rounds = 0
+        self.batches = self.rounds = 0
         self.terms: dict[str, Tensor] = {}
 
     def next(self) -> Batch:
@@ -241,6 +232,16 @@ class RoundSource:
             local = through(self.local_views, images, self.runtime.noise("local view", step))
         knows = self.rounds >= self.warmup_rounds
         return self.observe(seen, label, latent, target, local, student_knows=knows)
+
+
+def _check(counts: tuple[int, ...], warmup_rounds: int, lacks_view: bool) -> None:
+    """Raise a ValueError for settings of :class:`RoundSource` that do not fit together."""
+    if min(counts) < 1:
+        raise ValueError("batch sizes, iterations and student_steps must be at least 1")
+    if warmup_rounds < 0:
+        raise ValueError(f"warmup_rounds must be at least 0, not {warmup_rounds}")
+    if lacks_view:
+        raise ValueError("a term compares two views of an input: name source.local_views")
 
 
 def draw_classes(size: int, num_classes: int, noise: torch.Generator) -> Tensor:
