@@ -1,6 +1,7 @@
 """A full disk while saving: one message, and what was there before is whole."""
 
 import errno
+import os
 import resource
 import signal
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+import train
 from engine.run import RunDirectory
 from tests.engine.runs import Run, contents
 
@@ -66,3 +68,26 @@ def test_a_run_on_a_disk_that_is_full(size: int, tiny: list[str], tmp_path: Path
     assert "the same command again" in error or size == 1_000
     again = Run(arguments, tmp_path / "log")
     assert again.wait() == 0, again.output
+
+
+def test_a_picture_that_does_not_fit(
+    tiny: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """It is written whole or not at all, as every other file."""
+    replace = os.replace
+
+    def full(source: Any, target: Any) -> None:
+        if Path(target).name == "inputs.png":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", full)
+    path = tmp_path / "run"
+    assert train.main([*tiny, "steps=1", f"run_dir={path}"]) == 1
+    assert f"cannot write {path / 'inputs.png'}: No space left" in capsys.readouterr().err
+    assert not [p for p in path.iterdir() if p.name.startswith(("inputs", "result"))]
+    monkeypatch.setattr(os, "replace", replace)
+    assert train.main([*tiny, "steps=1", f"run_dir={path}"]) == 0
