@@ -127,7 +127,7 @@ class Dataset:
         std: likewise; both are given or none.
 
     Raises:
-        ValueError: for a fraction out of range, or a mean without std.
+        ValueError: for a fraction or a size out of range, or a mean without std.
     """
 
     def __init__(
@@ -143,6 +143,8 @@ class Dataset:
     ) -> None:
         if not 0 <= val_fraction < 1:
             raise ValueError(f"data.val_fraction must be in [0, 1), but is {val_fraction}")
+        if size is not None and size < 1:
+            raise ValueError(f"data.size must be at least 1 (null: the images' own), not {size}")
         if (mean is None) != (std is None):
             raise ValueError(
                 "give both data.dataset.mean and data.dataset.std, or neither to have them computed"
@@ -242,6 +244,11 @@ class Dataset:
         images, labels = self._readers["train"]()
         order = np.random.default_rng(HOLD_OUT_SEED).permutation(len(labels))
         held_out = round(self.val_fraction * len(labels))
+        if not 0 < held_out < len(labels):
+            raise ValueError(
+                f"data.val_fraction={self.val_fraction} holds out {held_out} of {len(labels)} "
+                "training inputs: training and validation need at least one each"
+            )
         rows = np.sort(order[:held_out] if which == "val" else order[held_out:])
         return images[rows], labels[rows]
 

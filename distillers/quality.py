@@ -69,24 +69,14 @@ def quality(features: Tensor, labels: Tensor, population: int) -> Quality:
     classes = [labels == c for c in labels.unique()]
     if len(classes) < 2 or min(int(c.sum()) for c in classes) < 2:
         raise ValueError("a layer's quality takes two classes and two inputs of each: give more")
-    norms = x.norm(dim=1)
-    unit = x / norms.clamp_min(torch.finfo(x.dtype).tiny).unsqueeze(1)
-    cosines, distances = (unit @ unit.T).abs(), torch.cdist(x, x)
-    within, smallest, between, nearest = [], [], [], []
-    for mine in classes:
-        block = cosines[mine][:, mine]
-        i, j = torch.triu_indices(len(block), len(block), 1)
-        within.append(block[i, j].mean())
-        smallest.append(block[i, j].min())
-        between += [cosines[mine][:, c].mean() for c in classes if c is not mine]
-        nearest.append(distances[mine][:, ~mine].min())
+    within, smallest, between, nearest = _compare(x, classes)
     entropy = _mean([_entropy(x[mine]) for mine in classes])
-    norm = _mean([norms[mine].mean() for mine in classes])
+    norm = _mean([x[mine].norm(dim=1).mean() for mine in classes])
     spread = (population / math.pi) ** (1 / min(x.shape))
     return Quality(
-        separation=_mean(within) - _mean(between),
-        information=(1 - _mean(smallest)) * entropy / math.log(5),
-        efficiency=2 * _mean(nearest) / max(norm, sys.float_info.min) * spread,
+        separation=within - between,
+        information=(1 - smallest) * entropy / math.log(5),
+        efficiency=2 * nearest / max(norm, sys.float_info.min) * spread,
     )
 
 
@@ -136,6 +126,26 @@ def main(arguments: list[str]) -> int:
         numbers = q.total, q.separation, q.information, q.efficiency
         print(f"{name:<24} " + " ".join(f"{value:8.3f}" for value in numbers))
     return 0
+
+
+def _compare(x: Tensor, classes: Sequence[Tensor]) -> tuple[float, float, float, float]:
+    """Means over classes: c within a class, the smallest there, c between two, the nearest other.
+
+    Args:
+        x: [N, D].
+        classes: masks [N] of the inputs of each class.
+    """
+    unit = x / x.norm(dim=1).clamp_min(torch.finfo(x.dtype).tiny).unsqueeze(1)
+    cosines, distances = (unit @ unit.T).abs(), torch.cdist(x, x)
+    within, smallest, between, nearest = [], [], [], []
+    for mine in classes:
+        block = cosines[mine][:, mine]
+        i, j = torch.triu_indices(len(block), len(block), 1)
+        within.append(block[i, j].mean())
+        smallest.append(block[i, j].min())
+        between += [cosines[mine][:, c].mean() for c in classes if c is not mine]
+        nearest.append(distances[mine][:, ~mine].min())
+    return _mean(within), _mean(smallest), _mean(between), _mean(nearest)
 
 
 def _sample(dataset: Dataset, inputs: int) -> tuple[Tensor, Tensor]:

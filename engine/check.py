@@ -12,7 +12,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-SPECIAL = {"_target_", "_partial_", "_name_", "_training_"}  # never arguments of the target
+SPECIAL = {"_target_", "_partial_", "_training_"}  # never arguments of the target
 
 # What the engine hands to any target whose signature names it (see engine.build).
 AVAILABLE = {

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import functools
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
@@ -56,9 +58,7 @@ def compose(arguments: Sequence[str]) -> DictConfig:
     mistakes: list[str] = []
     chosen, values = _sort_overrides(arguments, mistakes)
     try:
-        GlobalHydra.instance().clear()
-        with initialize_config_dir(str(ROOT), version_base="1.3", job_name="train"):
-            config = hydra_compose("train", overrides=chosen, return_hydra_config=True)
+        config = _hydra("train", overrides=chosen, return_hydra_config=True)
     except (HydraException, OmegaConfBaseException, YAMLError) as error:
         raise ConfigError([*mistakes, _one_line(error)]) from error
     choices = OmegaConf.to_container(config.hydra.runtime.choices)
@@ -76,10 +76,39 @@ def compose(arguments: Sequence[str]) -> DictConfig:
     _check(config, mistakes)
     if mistakes:
         raise ConfigError(mistakes)
-    for role in ALIASES:  # a file for many networks, such as wrn, says how to name the one
-        model = config[role].model
-        config.choices[role] = model.get("_name_", config.choices[role]).format(**model)
+    for role in ALIASES:
+        config.choices[role] = _name(config.choices[role], config[role].model)
     return config
+
+
+def _hydra(file: str, **options: Any) -> DictConfig:
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(ROOT), version_base="1.3", job_name="train"):
+        return hydra_compose(file, **options)
+
+
+def _name(choice: str, model: DictConfig) -> str:
+    """The choice, with what differs from its file: ``wrn(depth=22, width=2)``."""
+    written, ours = _written(ROOT, choice), _leaves(model)
+    changed = [f"{key}={value}" for key, value in ours.items() if written.get(key) != value]
+    changed += [f"~{key}" for key in written if key not in ours]
+    return f"{choice}({', '.join(changed)})" if changed else choice
+
+
+@functools.cache  # composing is slow
+def _written(root: Path, choice: str) -> dict[str, Any]:
+    """The leaves of a model's file under ``root``, with those that it starts from."""
+    return _leaves(_hydra(f"model/{choice}").model)
+
+
+def _leaves(node: DictConfig) -> dict[str, Any]:
+    """What a network is built from, by dotted key; how it is trained is no part of it."""
+    found: dict[str, Any] = {}
+    for path in _paths(node):
+        value = OmegaConf.select(node, path)
+        if not OmegaConf.is_dict(value) and not path.startswith("_training_."):
+            found[path] = value
+    return found
 
 
 def own_recipe(config: DictConfig) -> None:
@@ -114,6 +143,11 @@ def _sort_overrides(
                 chosen.append(choice)
         else:
             values.append(override)
+    added = {name for c in chosen if c.startswith("term=") for name in re.findall(r"\w+", c[5:])}
+    for override in values:  # keys are set once the groups are composed, whatever the order
+        name = override.key_or_group.removeprefix("distiller.terms.")
+        if override.is_delete() and name in added:
+            mistakes.append(f"~{override.key_or_group} takes away what term={name} adds: leave one")
     return chosen, values
 
 

@@ -123,6 +123,21 @@ def offered(
     }
 
 
+def build_distiller(config: dict[str, Any], available: dict[str, Any]) -> Distiller:
+    """The student, whose taps its terms decide, and the distiller around it, on the device."""
+    teacher, runtime = available["teacher"], available["runtime"]
+    spec, classes = available["spec"], available["classes"]
+    objective = build_objective(config["distiller"], **available)
+    module = build_network(config["student"]["model"], spec.shape, classes)
+    resolve_taps(objective, module, teacher)
+    student = Classifier(module, spec, classes, taps=student_taps(objective))
+    check_network(student, len(classes))
+    runtime.prepare(student)
+    distiller = Distiller(student, objective, teacher, runtime, config["distiller"]["labels"])
+    runtime.prepare(distiller)
+    return distiller
+
+
 def build_parts(
     config: dict[str, Any], dataset: Dataset, teacher: Classifier | None, runtime: Runtime
 ) -> Parts:
@@ -135,16 +150,8 @@ def build_parts(
     if teacher and config["teacher"]["black_box"]:
         teacher = build(config["teacher"]["black_box"], teacher=teacher, runtime=runtime)
     available = offered(config, dataset, teacher, runtime)
-    objective = build_objective(config["distiller"], **available)
-    spec, classes = available["spec"], dataset.classes
-    module = build_network(config["student"]["model"], spec.shape, classes)
-    resolve_taps(objective, module, teacher)
-    student = Classifier(module, spec, classes, taps=student_taps(objective))
-    check_network(student, len(classes))
-    runtime.prepare(student)
-    distiller = Distiller(student, objective, teacher, runtime, config["distiller"]["labels"])
-    runtime.prepare(distiller)
-    available["student"] = student
+    distiller = build_distiller(config, available)
+    available["student"] = student = distiller.student
     if config["synthesis"]:
         available["objective"] = build_objective(config["synthesis"], **available)
     source = build(config["source"], **available)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from io import BytesIO
 from typing import Any
 
 import torch
@@ -94,7 +95,8 @@ def finish(
     student = parts.result
     path = directory.path / "student.safetensors"
     save_network(path, student, {"architecture": config["choices"]["student"]})
-    save_image(picture(images, student.spec), directory.path / "inputs.png")
+    save_image(picture(images, student.spec), png := BytesIO(), format="png")
+    write_whole(directory.path / "inputs.png", png.getvalue())
     final = {f"final/{k}": v for k, v in result["student"].items() if isinstance(v, float)}
     final["final/wall_seconds"] = result["cost"]["wall_seconds"]
     settings = {k: v for k, v in config.items() if isinstance(v, (str, int, float, bool))}

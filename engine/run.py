@@ -8,9 +8,10 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from engine.runtime import Runtime, Stopped
 # Where a run and its data lie, and how it is watched, does not change what it computes.
 NOT_IDENTITY = ["run_root", "run_dir", "overwrite", "device", "log_every", "checkpoints"]
 NOT_IDENTITY += ["data.root", "data.dataset.root"]
+LONGEST = 200  # characters of a directory's name, less seed and hash; systems take 255
 POLL = 0.5  # seconds between looks at a lock that another process holds
 # What overwrite=true takes away; config.yaml is replaced in one go, so that a kill strands nothing.
 OURS = ("result.json", "checkpoints", "student.safetensors", "inputs.png", "versions.json")
@@ -53,8 +55,9 @@ class RunDirectory:
     def _default_path(self, config: DictConfig) -> Path:
         c = config.choices
         digest = hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()
-        name = f"{c.data}-{c.method}-{c.teacher}-{c.student}-seed{config.seed}-{digest[:8]}"
-        return Path(config.run_root) / name.replace("/", "-")
+        chosen = f"{c.data}-{c.method}-{c.teacher}-{c.student}"
+        plain = re.sub(r"[^\w.]+", "-", chosen)[:LONGEST].strip("-")  # nothing that a shell reads
+        return Path(config.run_root) / f"{plain}-seed{config.seed}-{digest[:8]}"
 
     @contextmanager
     def claimed(self) -> Iterator[RunDirectory]:
@@ -127,9 +130,11 @@ class RunDirectory:
                     f"{self.path} holds files but is no run directory: give another run_dir=..."
                 )
             return
-        before = _identity(OmegaConf.to_container(OmegaConf.load(recorded)))
+        if self.overwrite:
+            return
+        before = _read(recorded, lambda p: _identity(OmegaConf.to_container(OmegaConf.load(p))))
         changed = _differences({k: before.get(k) for k in self.identity}, self.identity)
-        if changed and not self.overwrite:
+        if changed:
             raise ValueError(
                 f"{self.path} holds a run of another configuration; changed: {', '.join(changed)}. "
                 "Give another run_dir=..., or overwrite=true to start again there"
@@ -200,7 +205,8 @@ class RunDirectory:
         """This rank's state in the last whole checkpoint, or None at the start of a run.
 
         Raises:
-            ValueError: where the run was started with another number of processes.
+            ValueError: where the run was started with another number of processes, or the
+                checkpoint is damaged.
         """
         if self.runtime.main:
             for partial in (self.path / "checkpoints").glob("partial-*"):
@@ -214,16 +220,39 @@ class RunDirectory:
                 f"{self.path} was started with {ranks} process(es), not {self.runtime.world_size}: "
                 f"use --nproc-per-node={ranks}, or overwrite=true to start again"
             )
-        return torch.load(
-            found[-1] / f"rank{self.runtime.rank}.pt",
-            map_location="cpu",
-            weights_only=True,
-        )
+        return _read(found[-1] / f"rank{self.runtime.rank}.pt", _state)  # type: ignore[no-any-return]
 
     def result(self) -> dict[str, Any] | None:
         """The result of a finished run, unless it is to be run again."""
         path = self.path / "result.json"
-        return json.loads(path.read_text()) if path.exists() and not self.overwrite else None
+        if self.overwrite or not path.exists():
+            return None
+        return _read(path, lambda p: dict(json.loads(p.read_text())))  # type: ignore[no-any-return]
+
+
+def _read(path: Path, parse: Callable[[Path], Any]) -> Any:
+    """What a file of a run holds; we write it whole, but disks and other programs may not.
+
+    Raises:
+        ValueError: where it is damaged.
+    """
+    try:
+        return parse(path)
+    except OSError:
+        raise
+    except Exception as error:  # a damaged file can raise nearly anything
+        reason = str(error).split("\n")[0][:100] or type(error).__name__
+        raise ValueError(
+            f"{path} is damaged ({reason}): put a good copy there, or start again with another "
+            "run_dir=... or overwrite=true"
+        ) from error
+
+
+def _state(path: Path) -> dict[str, Any]:
+    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    if "step" not in state or "distiller" not in state:
+        raise ValueError("not the state of a run")
+    return state
 
 
 def _identity(config: Any) -> dict[str, Any]:

@@ -40,8 +40,7 @@ def obtain_teacher(
     """
     if not settings["needs_teacher"]:
         return None, ""
-    path = settings["teacher"]["checkpoint"]
-    if path:
+    if path := settings["teacher"]["checkpoint"]:
         return load_teacher(settings, path, dataset, runtime), f"teacher: loaded from {path}"
     recipe = teacher_config(config)
     directory = RunDirectory(recipe, runtime)
@@ -49,9 +48,8 @@ def obtain_teacher(
     if not kept:
         rehearse(settings, dataset, runtime)
         if runtime.main:
-            print(
-                f"teacher: training {config.choices.teacher} on {config.choices.data}", flush=True
-            )
+            chosen = config.choices
+            print(f"teacher: training {chosen.teacher} on {chosen.data}", flush=True)
     train(recipe, runtime, wait=True)
     checkpoint = directory.path / "student.safetensors"
     teacher = load_teacher(settings, str(checkpoint), dataset, runtime)

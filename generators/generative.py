@@ -89,39 +89,23 @@ class GenerativeSource:
         local_views: Sequence[Augmentation] = (),
         augment: Sequence[Augmentation] = (),
     ) -> None:
-        if min(batch_size, synthesis_batch_size or 1, generator_steps, student_steps) < 1:
-            raise ValueError("batch sizes, generator_steps and student_steps must be at least 1")
-        if reuse and (student_steps != 1 or synthesis_batch_size not in (None, batch_size)):
-            raise ValueError(
-                "reuse=true hands the images of each update to the student: it needs "
-                "student_steps=1 and synthesis_batch_size equal to batch_size"
-            )
-        if experience and experience.batches >= student_steps:
-            raise ValueError(
-                f"source.experience replays {experience.batches} of the source.student_steps="
-                f"{student_steps} batches between two updates: at least one has to be fresh"
-            )
-        self.experience = experience
-        self.augment = tuple(augment)
+        _check(batch_size, synthesis_batch_size, generator_steps, student_steps, reuse, experience)
+        self.replay, self.experience, self.clip, self.reuse = replay, experience, clip, reuse
         self.replayed = replay.share(batch_size) if replay else 0
-        self.fresh = batch_size - self.replayed
+        self.runtime, self.augment, self.fresh = runtime, tuple(augment), batch_size - self.replayed
         self.observe = Observer(teacher, student, objective, runtime, views, local_views)
         self.generator: GeneratorNetwork = runtime.prepare(generator).train()  # type: ignore[assignment]
-        self.replay = replay
         if replay:
             replay.start(self.generator)
-        runtime.compile(self.generator)
-        self.parallel = runtime.parallel(self.generator)
+        self.parallel = runtime.parallel(runtime.compile(self.generator))
         self.parameters = [*self.generator.parameters(), *self.observe.parameters]
         self.optimizer = optimizer(self.parameters)
         self.schedule = Schedule(self.optimizer, schedule or constant())
         labelled = generator.conditional or any(objective.ask("needs_label")) or targets
         self.num_classes = num_classes if labelled else None
         self.targets = targets
-        self.runtime, self.steps = runtime, steps
-        self.batch_size, self.synthesis_batch_size = batch_size, synthesis_batch_size or batch_size
-        self.generator_steps, self.student_steps = generator_steps, student_steps
-        self.clip, self.reuse = clip, reuse
+        self.steps, self.generator_steps, self.student_steps = steps, generator_steps, student_steps
+        self.synthesis_batch_size = synthesis_batch_size or batch_size
         self.batches = self.updates = self.images_synthesized = 0
         self.terms: dict[str, Tensor] = {}
 
@@ -246,3 +230,27 @@ class GenerativeSource:
         self.images_synthesized += self.replayed if replay.synthesizes else 0
         images = torch.cat([images, earlier])
         return images, None if label is None or known is None else torch.cat([label, known])
+
+
+def _check(
+    batch_size: int,
+    synthesis_batch_size: int | None,
+    generator_steps: int,
+    student_steps: int,
+    reuse: bool,
+    experience: Experience | None,
+) -> None:
+    """Raise a ValueError for settings of :class:`GenerativeSource` that do not fit together."""
+    size = batch_size if synthesis_batch_size is None else synthesis_batch_size
+    if min(batch_size, size, generator_steps, student_steps) < 1:
+        raise ValueError("batch sizes, generator_steps and student_steps must be at least 1")
+    if reuse and (student_steps != 1 or size != batch_size):
+        raise ValueError(
+            "reuse=true hands the images of each update to the student: it needs "
+            "student_steps=1 and synthesis_batch_size equal to batch_size"
+        )
+    if experience and experience.batches >= student_steps:
+        raise ValueError(
+            f"source.experience replays {experience.batches} of the source.student_steps="
+            f"{student_steps} batches between two updates: at least one has to be fresh"
+        )

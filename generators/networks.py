@@ -94,18 +94,7 @@ class ImageGenerator(GeneratorNetwork):
         conditioning: str = "concat",
     ) -> None:
         super().__init__()
-        if len(spec.shape) != 3 or spec.shape[1] % 4 or spec.shape[2] % 4:
-            raise ValueError(
-                f"ImageGenerator makes images [C, H, W] with H and W divisible by 4, but the "
-                f"teacher takes {list(spec.shape)}: use another generator or a teacher of that size"
-            )
-        if output not in OUTPUTS:
-            raise ValueError(f"generator output {output!r} is none of: {', '.join(OUTPUTS)}")
-        if conditioning not in CONDITIONINGS:
-            known = ", ".join(CONDITIONINGS)
-            raise ValueError(f"generator conditioning {conditioning!r} is none of: {known}")
-        if channels < 2 or channels % 2:
-            raise ValueError(f"the generator's channels must be even, not {channels}")
+        _check(spec, channels, output, conditioning)
         self.spec = spec
         self.latent_size = latent_size
         self.conditional = conditional
@@ -158,6 +147,22 @@ class ImageGenerator(GeneratorNetwork):
             return z
         assert y is not None, "a conditional generator needs the classes to generate"
         return z + self.embedding(y)
+
+
+def _check(spec: InputSpec, channels: int, output: str, conditioning: str) -> None:
+    """Raise a ValueError for what :class:`ImageGenerator` does not have."""
+    if len(spec.shape) != 3 or spec.shape[1] % 4 or spec.shape[2] % 4:
+        raise ValueError(
+            f"ImageGenerator makes images [C, H, W] with H and W divisible by 4, but the "
+            f"teacher takes {list(spec.shape)}: use another generator or a teacher of that size"
+        )
+    if output not in OUTPUTS:
+        raise ValueError(f"generator output {output!r} is none of: {', '.join(OUTPUTS)}")
+    if conditioning not in CONDITIONINGS:
+        known = ", ".join(CONDITIONINGS)
+        raise ValueError(f"generator conditioning {conditioning!r} is none of: {known}")
+    if channels < 2 or channels % 2:
+        raise ValueError(f"the generator's channels must be even, not {channels}")
 
 
 class GeneratorEnsemble(GeneratorNetwork):

@@ -87,26 +87,18 @@ class RoundSource:
         augment: Sequence[Augmentation] = (),
         exchange: FeatureExchange | None = None,
     ) -> None:
-        if min(batch_size, synthesis_batch_size, iterations, student_steps) < 1:
-            raise ValueError("batch sizes, iterations and student_steps must be at least 1")
-        if warmup_rounds < 0:
-            raise ValueError(f"warmup_rounds must be at least 0, not {warmup_rounds}")
+        _check((batch_size, synthesis_batch_size, iterations, student_steps), warmup_rounds)
         self.observe = Observer(teacher, student, objective, runtime, views, local_views)
         self.variable: Variable = runtime.prepare(variable)  # type: ignore[assignment]
         self.bank = Bank(teacher.spec, capacity, runtime.device, policy)
-        self.optimizer = optimizer
-        self.runtime, self.num_classes = runtime, num_classes
+        self.optimizer, self.schedule = optimizer, schedule or constant()
+        self.runtime, self.num_classes, self.targets = runtime, num_classes, targets
         self.batch_size, self.synthesis_batch_size = batch_size, synthesis_batch_size
-        self.steps = steps
-        self.iterations, self.student_steps = iterations, student_steps
-        self.warmup_rounds, self.schedule = warmup_rounds, schedule or constant()
-        self.targets = targets
-        self.augment = tuple(augment)
-        self.exchange = exchange
+        self.steps, self.iterations, self.student_steps = steps, iterations, student_steps
+        self.warmup_rounds, self.augment, self.exchange = warmup_rounds, tuple(augment), exchange
         if exchange:
             exchange.start(getattr(variable, "generator", None))
-        self.batches = 0
-        self.rounds = 0
+        self.batches = self.rounds = 0
         self.terms: dict[str, Tensor] = {}
 
     def next(self) -> Batch:
@@ -232,6 +224,14 @@ class RoundSource:
         seen, local = self.observe.look(images, self.rounds * self.iterations + iteration)
         knows = self.rounds >= self.warmup_rounds
         return self.observe(seen, label, latent, target, local, student_knows=knows)
+
+
+def _check(counts: tuple[int, ...], warmup_rounds: int) -> None:
+    """Raise a ValueError for settings of :class:`RoundSource` that do not fit together."""
+    if min(counts) < 1:
+        raise ValueError("batch sizes, iterations and student_steps must be at least 1")
+    if warmup_rounds < 0:
+        raise ValueError(f"warmup_rounds must be at least 0, not {warmup_rounds}")
 
 
 def draw_classes(size: int, num_classes: int, noise: torch.Generator) -> Tensor:

@@ -198,11 +198,11 @@ def _specification(
             f"{path} takes inputs of shape {_dims(base.shape)}, "
             f"but the data has {_dims(default.shape)}: {hint}, or another teacher"
         )
-    return replace(
-        base,
-        mean=base.mean if mean is None else tuple(mean),
-        std=base.std if std is None else tuple(std),
-    )
+    given = {k: tuple(v) for k, v in (("mean", mean), ("std", std)) if v is not None}
+    try:
+        return replace(base, **given)  # type: ignore[arg-type]
+    except ValueError as error:
+        raise ValueError(f"teacher.mean and teacher.std do not fit the data: {error}") from None
 
 
 def _load_state(
@@ -259,7 +259,8 @@ def check_network(classifier: Classifier, num_classes: int) -> None:
     except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
         reason = str(error).split("\n")[0]
         raise ValueError(
-            f"{name} cannot take inputs of shape {_dims(shape)} for {num_classes} classes: {reason}"
+            f"{name} cannot take inputs of shape {_dims(shape)} for {num_classes} classes "
+            f"({reason}): set data.size=..., or choose another network"
         ) from error
     finally:
         for module, mode in modes.items():

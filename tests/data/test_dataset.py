@@ -83,6 +83,20 @@ def test_no_validation_split_without_a_fraction(runtime: Runtime) -> None:
         dataset(runtime, val_fraction=1.0)
 
 
+@pytest.mark.parametrize("fraction", [0.001, 0.999])
+def test_both_sides_of_the_hold_out_have_inputs(runtime: Runtime, fraction: float) -> None:
+    data = dataset(runtime, val_fraction=fraction)
+    for which in ("train", "val"):
+        with pytest.raises(ValueError, match=r"holds out \d+ of 100 training inputs"):
+            data.open(which)
+
+
+@pytest.mark.parametrize("size", [0, -4])
+def test_images_have_a_size(runtime: Runtime, size: int) -> None:
+    with pytest.raises(ValueError, match=r"data\.size must be at least 1"):
+        dataset(runtime, size=size)
+
+
 @pytest.mark.parametrize("which", ["train", "val"])
 def test_closed_training_data_cannot_be_opened(runtime: Runtime, which: str) -> None:
     data = dataset(runtime, val_fraction=0.5)

@@ -147,7 +147,7 @@ def check_result(result: dict[str, Any]) -> None:
         assert list(result[part] if part else result) == keys.split(), part
     assert (result["schema"], result["status"]) == (1, "finished")
     assert (result["method"], result["data"], result["seed"]) == ("dfq", "digits", 0)
-    assert result["teacher"]["name"] == "digits_cnn"
+    assert result["teacher"]["name"] == "digits_cnn(width=8)"
     student, cost = result["student"], result["cost"]
     for value in (result["teacher"]["accuracy"], student["accuracy"], student["agreement"]):
         assert 0 <= value <= 1

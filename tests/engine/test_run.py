@@ -1,14 +1,10 @@
 """A run directory belongs to one configuration and one process; checkpoints are whole or absent."""
 
-import errno
 import fcntl
 import json
 import os
-import resource
-import signal
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -29,7 +25,7 @@ def test_the_path_is_a_function_of_the_configuration() -> None:
     path = path_of()
     assert path == path_of()
     assert path.parent == Path("runs")
-    assert path.name.startswith("digits-reverie-digits_cnn-digits_cnn_small-seed0-")
+    assert path.name.startswith("digits-reverie-digits_cnn-width-8-digits_cnn_small-width-4-seed0-")
     for override in ("device=auto", "log_every=7", "checkpoints=2", "overwrite=true"):
         assert path_of(override) == path, override
     others = ["seed=1", "steps=9", "optimizer.lr=0.5", "method=dafl", "precision=bf16", "ema=0.9"]
@@ -51,19 +47,37 @@ def test_where_the_data_lies_is_no_part_of_the_configuration(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("overrides", "name"),
+    ("overrides", "name", "folder"),
     [
-        (["student=wrn", "student.model.depth=40", "student.model.width=2"], "wrn_40_2"),
-        (["student=wrn_40_2"], "wrn_40_2"),
-        (["student=timm", "student.model.name=resnet18"], "timm_resnet18"),
-        (["student=torchvision", "student.model.name=vgg11"], "torchvision_vgg11"),
+        (
+            ["student=wrn", "student.model.depth=22", "student.model.width=2"],
+            "wrn(depth=22, width=2)",
+            "wrn-depth-22-width-2",
+        ),
+        (["student=wrn_40_2"], "wrn_40_2", "wrn_40_2"),
+        (
+            ["student=timm", "student.model.name=resnet18", "student.model.act_layer=gelu"],
+            "timm(name=resnet18, act_layer=gelu)",
+            "timm-name-resnet18-act_layer-gelu",
+        ),
+        (["student=resnet20", "student.model.depth=14"], "resnet20(depth=14)", "resnet20-depth-14"),
+        (["student=lenet5_half", "~student.model.width"], "lenet5_half(~width)", "lenet5_half"),
+        (
+            ["student=simkd", "student.model.backbone.width=8"],
+            "simkd(backbone.width=8)",
+            "simkd-backbone.width-8",
+        ),
+        (["experiment=cifar10_maze"], "wrn(depth=22, width=2)", "wrn-depth-22-width-2"),
+        (["student=vit_digits"], "vit_digits", "vit_digits"),
     ],
 )
-def test_a_generic_choice_is_named_by_its_arguments(overrides: list[str], name: str) -> None:
+def test_a_network_is_named_with_what_was_changed(
+    overrides: list[str], name: str, folder: str
+) -> None:
     config = compose(overrides)
     assert config.choices.student == name
-    assert f"-digits_cnn-{name}-seed0-" in RunDirectory(config, Runtime("cpu")).path.name
-    assert teacher_config(config).choices.student == "digits_cnn"
+    assert f"-{folder}-" in RunDirectory(config, Runtime("cpu")).path.name
+    assert teacher_config(config).choices.student == config.choices.teacher
 
 
 def begun(path: Path, *overrides: str) -> RunDirectory:
@@ -206,7 +220,7 @@ def test_a_lock_on_a_directory_removed_meanwhile_is_none(
 def test_checkpoints_replace_one_another(directory: RunDirectory) -> None:
     assert directory.load() is None
     for step in (3, 999_999_999):
-        directory.save(step, {"step": step, "x": torch.arange(3)})
+        directory.save(step, {"step": step, "distiller": {"x": torch.arange(3)}})
         assert [p.name for p in directory.checkpoints()] == [f"step-{step:09d}"]
         state = directory.load()
         assert state is not None
@@ -219,7 +233,7 @@ def test_checkpoints_replace_one_another(directory: RunDirectory) -> None:
 
 
 def test_what_a_kill_leaves_is_no_checkpoint(directory: RunDirectory) -> None:
-    directory.save(3, {"step": 3})
+    directory.save(3, {"step": 3, "distiller": {}})
     folder = directory.path / "checkpoints"
     for name in ("partial-000000006", "step-000000009"):  # half written; half removed
         (folder / name).mkdir()
@@ -228,61 +242,6 @@ def test_what_a_kill_leaves_is_no_checkpoint(directory: RunDirectory) -> None:
     assert state is not None
     assert state["step"] == 3
     assert not (folder / "partial-000000006").exists()
-
-
-@pytest.mark.parametrize("kind", [OSError(errno.ENOSPC, "No space left"), RuntimeError("writer")])
-def test_a_failed_write_leaves_the_previous_checkpoint(
-    kind: Exception, directory: RunDirectory, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    directory.save(3, {"step": 3})
-    before = contents(directory.path)
-
-    def half(state: Any, file: Any) -> None:
-        file.write(b"half")
-        raise kind
-
-    monkeypatch.setattr(torch, "save", half)
-    with pytest.raises(ValueError, match=r"step 6 .*step-000000003, is intact") as caught:
-        directory.save(6, {"step": 6})
-    assert "same command again" in str(caught.value)
-    assert contents(directory.path) == before
-
-
-def limit_files(size: int) -> int:
-    """No file of this process may grow beyond the size; gives the former limit."""
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    return soft
-
-
-def test_a_disk_that_is_full(directory: RunDirectory) -> None:
-    """The operating system itself refuses the bytes."""
-    directory.save(3, {"step": 3})
-    before = contents(directory.path)
-    former = limit_files(4096)
-    try:
-        with pytest.raises(ValueError, match="could not save the checkpoint of step 6"):
-            directory.save(6, {"x": torch.zeros(100_000)})
-    finally:
-        limit_files(former)
-    assert contents(directory.path) == before
-    directory.save(6, {"step": 6})
-
-
-@pytest.mark.parametrize("size", [1_000, 4_000, 20_000, 60_000])
-def test_a_run_on_a_disk_that_is_full(size: int, tiny: list[str], tmp_path: Path) -> None:
-    """Whichever file is the first that does not fit: one message, and later the run goes on."""
-    arguments = [*tiny, f"run_dir={tmp_path / 'run'}", "evaluations=12", "checkpoints=1"]
-    full = Run(arguments, tmp_path / "log", ("on_a_full_disk", size))
-    assert full.wait() == 1, full.output
-    assert "Traceback" not in full.output, full.output
-    error = full.output[full.output.index("error:") :]
-    assert len(error.splitlines()) <= 2, error
-    assert str(tmp_path / "run") in error
-    assert "the same command again" in error or size == 1_000
-    again = Run(arguments, tmp_path / "log")
-    assert again.wait() == 0, again.output
 
 
 def test_another_number_of_processes_is_refused(directory: RunDirectory) -> None:

@@ -2,13 +2,11 @@
 
 import io
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from engine.objective import Losses
 from engine.runtime import Runtime, Stopped
 from generators.rounds import draw_classes
 from generators.terms import L2, Adversarial, BatchNormStatistics, OneHot, TotalVariation
@@ -200,55 +198,6 @@ def test_jitter_shifts_and_mirrors_the_whole_batch_alike() -> None:
     assert len(seen[True]) == 50
 
 
-def test_views_are_seen_but_not_kept() -> None:
-    def dark(x: Tensor, noise: torch.Generator) -> Tensor:
-        return 0.0 * x
-
-    looked: list[Tensor] = []
-    source = inversion(views=[dark], objective=objective(one_hot=OneHot()))
-    source.observe.teacher.register_forward_pre_hook(lambda _, args: looked.append(args[0]))
-    source.next()
-    assert not any(x.any() for x in looked)
-    assert source.bank.images[:8].any()
-
-
-def test_the_best_images_of_a_round_are_kept() -> None:
-    """Where the second half of the round goes uphill, the last images are not the best."""
-    totals: list[float] = []
-    source = inversion(
-        objective=objective(one_hot=OneHot()),
-        iterations=12,
-        views=[],
-        schedule=lambda p: 10.0 if p < 0.5 else -10.0,
-    )
-
-    def record(images: Tensor, *args: Any, **kwargs: Any) -> Any:
-        losses = observe(images, *args, **kwargs)
-        totals.append(losses.total.item())
-        return losses
-
-    observe = source._look
-    source._look = record
-    source.next()
-    images, label = source.bank.images[:8] / 255, source.bank.labels[:8]
-    kept = observe(images, label, None, None, 0).total.item()
-    assert kept == pytest.approx(min(totals), abs=0.05)
-    assert totals[-1] > min(totals) + 0.2
-
-
-def test_warm_up_rounds_come_first_and_leave_the_student_out() -> None:
-    source = inversion(warmup_rounds=2, student_steps=3, capacity=100)
-    ran: list[int] = []
-    source.observe.student.register_forward_hook(lambda *_: ran.append(source.rounds))
-    source.next()
-    assert source.rounds == 3
-    assert len(source.bank) == 24
-    assert set(ran) == {2}
-    for _ in range(3):
-        source.next()
-    assert source.rounds == 4
-
-
 def test_classes_are_drawn_in_balance() -> None:
     drawn = draw_classes(10, 4, torch.Generator().manual_seed(0))
     assert drawn.shape == (10,)
@@ -258,31 +207,6 @@ def test_classes_are_drawn_in_balance() -> None:
         tuple(draw_classes(4, 4, torch.Generator().manual_seed(i)).tolist()) for i in range(200)
     }
     assert len(orders) == 24
-
-
-def test_augmentations_are_applied_in_order() -> None:
-    def double(x: Tensor, noise: torch.Generator) -> Tensor:
-        return 2 * x
-
-    def shift(x: Tensor, noise: torch.Generator) -> Tensor:
-        return x + torch.rand((), generator=noise) + 1
-
-    plain = inversion().next()
-    augmented = inversion(augment=[double, shift]).next()
-    offset = (augmented.student_input - 2 * plain.student_input).flatten()
-    assert 1 <= offset[0] <= 2
-    torch.testing.assert_close(offset, offset[:1].expand_as(offset))
-
-
-def test_schedule_ends_the_round_gently() -> None:
-    factors: list[float] = []
-    source = inversion(schedule=lambda progress: factors.append(progress) or 0.0, iterations=4)
-    source.next()
-    assert factors == [0.0, 0.25, 0.5, 0.75]
-    # A rate of 0 leaves the noise as it was.
-    still = inversion(iterations=1, schedule=lambda progress: 0.0)
-    still.next()
-    assert torch.equal(still.bank.images[:8], source.bank.images[:8])
 
 
 def test_teacher_without_batchnorm() -> None:
@@ -300,16 +224,3 @@ def test_bf16_runs() -> None:
     source = inversion(Runtime(device="cpu", precision="bf16"))
     assert source.next().student_input.isfinite().all()
     assert all(v.isfinite() and v.dtype == torch.float32 for v in source.terms.values())
-
-
-def test_what_the_student_finds_hard_is_drawn_more_often() -> None:
-    source = inversion(policy="priority", batch_size=400, student_steps=100, capacity=8)
-    batch = source.next()
-    hard = batch.index == 3
-    source.learned(batch, Losses(torch.zeros(()), {}, torch.where(hard, 10.0, 0.1)))
-    again = source.next().index
-    assert (again == 3).float().mean() > 0.8
-    plain = inversion(batch_size=400, student_steps=100, capacity=8)
-    batch = plain.next()
-    plain.learned(batch, Losses(torch.zeros(()), {}, torch.where(batch.index == 3, 10.0, 0.1)))
-    assert (plain.next().index == 3).float().mean() < 0.3

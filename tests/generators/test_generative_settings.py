@@ -1,0 +1,68 @@
+"""A generative source: settings and teachers that do not fit, bf16, and compiled networks."""
+
+import pytest
+import torch
+from torch import nn
+
+from engine.runtime import Runtime
+from generators.observer import check_statistics
+from generators.terms import Adversarial, OneHot
+from tests.generators.small import generative, objective, teacher
+
+
+class EagerRuntime(Runtime):
+    """Traces with torch.compile but leaves out code generation, which takes long."""
+
+    def compile(self, module: nn.Module) -> nn.Module:
+        module.compile(backend="eager", fullgraph=False)
+        return module
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"reuse": True, "student_steps": 2, "synthesis_batch_size": None}, "student_steps=1"),
+        ({"reuse": True, "student_steps": 1, "synthesis_batch_size": 8}, "equal to batch_size"),
+        ({"student_steps": 0}, "at least 1"),
+        ({"batch_size": 0}, "at least 1"),
+        ({"synthesis_batch_size": 0}, "at least 1"),
+    ],
+)
+def test_settings_that_do_not_fit(options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        generative(**options)
+
+
+def test_teacher_without_batchnorm() -> None:
+    bare = teacher(norm=False)
+    with pytest.raises(ValueError, match=r"no BatchNorm layers.*dafl, zskt, dfad.*psaq_vit"):
+        generative(teacher=bare)
+    without = objective(one_hot=OneHot(), adversarial=Adversarial())
+    check_statistics(bare, without)
+    assert generative(teacher=bare, objective=without).next().student_input.isfinite().all()
+
+
+def test_bf16_runs() -> None:
+    """Failure 7: a mixed-precision flag that nothing ever ran."""
+    source = generative(Runtime(device="cpu", precision="bf16"))
+    computed = set()
+    networks = (source.generator.stages[-1], source.observe.teacher.module.conv1)
+    for layer in networks:
+        layer.register_forward_hook(lambda layer, args, y: computed.add((layer, y.dtype)))
+    for _ in range(3):
+        batch = source.next()
+    assert computed == {(layer, torch.bfloat16) for layer in networks}
+    assert batch.student_input.dtype == torch.float32
+    for value in source.report().values():
+        assert torch.as_tensor(value).isfinite()
+    assert all(v.dtype == torch.float32 for k, v in source.terms.items())
+
+
+def test_hooks_fire_in_compiled_networks() -> None:
+    """Failure 12: taps and statistics of a compiled teacher, first call and later ones."""
+    plain, compiled = generative(), generative(EagerRuntime(device="cpu"))
+    for _ in range(4):
+        a, b = plain.next(), compiled.next()
+        torch.testing.assert_close(a.student_input, b.student_input)
+    torch.testing.assert_close(plain.terms, compiled.terms)
+    assert compiled.observe.teacher.module._compiled_call_impl is not None
