@@ -10,17 +10,8 @@ import pytest
 
 import train
 from benchmarks import reproduce, term_time
-from benchmarks.reproduce import (
-    cells_of,
-    commands,
-    device,
-    page,
-    read,
-    record,
-    recorded,
-    steps_within,
-    written_out,
-)
+from benchmarks.page import cells_of, device, page, recorded
+from benchmarks.reproduce import commands, read, record, steps_within, written_out
 from engine.build import build
 from engine.config import compose, groups
 from engine.parts import plain

@@ -30,13 +30,13 @@ def sources() -> Iterator[Path]:
 
 
 def test_files_and_functions_are_short() -> None:
-    """Under 300 lines, and under 40 (CONTRIBUTING.md), the tests as well."""
+    """Under 300 lines, and under 40 after the signature (CONTRIBUTING.md), the tests as well."""
     long = []
     for path in sources():
         text, name = path.read_text(), path.relative_to(ROOT)
         long += [f"{name}: {n} lines"] if (n := len(text.splitlines())) >= 300 else []
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
-                lines = (node.end_lineno or 0) - node.lineno + 1
+                lines = (node.end_lineno or 0) - node.body[0].lineno + 1
                 long += [f"{name}: {node.name} has {lines} lines"] if lines >= 40 else []
     assert not long

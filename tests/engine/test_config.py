@@ -181,9 +181,9 @@ def test_terms_join_a_methods_own() -> None:
     assert "l1" in compose(["method=dfq", "term=l1"]).distiller.terms
     with pytest.raises(ConfigError, match="term=l3: no 'l3'") as caught:
         compose(["term=[l3,l1]"])
+    assert len(caught.value.mistakes) == 1
     with pytest.raises(ConfigError, match=r"~distiller.terms.kd takes away what term=kd adds"):
         compose(["method=kd", "~distiller.terms.kd", "term=[at,kd]"])
-    assert len(caught.value.mistakes) == 1
 
 
 def test_an_entrys_taps_are_its_terms() -> None:

@@ -1,0 +1,135 @@
+"""The page docs/results.md, from the results that benchmarks/results/ keeps."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from pathlib import Path
+from typing import Any
+
+HEAD = """# Results
+
+Made by `python benchmarks/reproduce.py --table` from the `result.json` of each run, which
+`benchmarks/results/` keeps; never edited. A row whose command has changed since counts as not run.
+`python benchmarks/reproduce.py --list` prints the command of every row.
+
+Accuracy is that of the last step, on the whole test split. With several seeds: mean ± standard
+deviation, and the lowest. Time is the student's run, synthesis and evaluation included and the
+teacher's training not.
+"""
+
+STEPS = """
+## Time of a step
+
+`python benchmarks/step_time.py --json benchmarks/results/step_time_fp32.json`, and with
+`precision=bf16`: one cycle is a generator step and five student steps. Median, minimum and maximum.
+
+| cycle | generator step | student step | images/s | peak memory | where and what |
+| --- | --- | --- | --- | --- | --- |
+"""
+
+TERMS = """
+## What a term adds to a step
+
+`python benchmarks/term_time.py --json benchmarks/results/term_time_fp32.json`: a student step of
+plain KD and one with the term beside it, in turn. Ratio of the two: median, minimum and maximum.
+"""
+
+TERM_COLUMNS = "| term | KD alone | with the term | ratio |\n| --- | --- | --- | --- |\n"
+
+
+def recorded(row: dict[str, Any], records: Path) -> dict[str, Any]:
+    """The kept results of a row by seed; none where its command was another."""
+    file = records / f"{row['name']}.json"
+    kept = json.loads(file.read_text()) if file.exists() else {}
+    return kept["runs"] if kept.get("overrides") == row["overrides"] else {}  # type: ignore[no-any-return]
+
+
+def page(tables: list[dict[str, Any]], records: Path) -> str:
+    """The whole of docs/results.md; a row without a finished run says so."""
+    figures = [json.loads(path.read_text()) for path in sorted(records.glob("step_time*.json"))]
+    steps = "".join(step_line(f) for f in figures) or "| not run yet | | | | | |\n"
+    figures = [json.loads(path.read_text()) for path in sorted(records.glob("term_time*.json"))]
+    added = "".join(term_table(f) for f in figures) or "\nNot run yet.\n"
+    tested = "".join(section(table, records) for table in tables)
+    return HEAD + tested + STEPS + steps + TERMS + added
+
+
+def section(table: dict[str, Any], records: Path) -> str:
+    """One table of the rows that have run, and the names of those that have not."""
+    columns = table["columns"]
+    run = [row for row in table["rows"] if recorded(row, records)]
+    body = "".join(line(row, columns, records) for row in run)
+    notes = "".join(f"- {row['title']}: {row['note']}\n" for row in run if "note" in row)
+    rest = ", ".join(f"`{row['name']}`" for row in table["rows"] if row not in run)
+    parts = [f"## {table['title']}\n\n{table['text']}\n"]
+    if run:
+        rule = "| --- |" + " --- |" * len(columns)
+        parts.append(f"| run | {' | '.join(columns)} |\n{rule}\n{body}")
+    parts += [notes] if notes else []
+    parts += [f"Not run yet: {rest}.\n"] if rest else []
+    return "\n" + "\n".join(parts)
+
+
+def step_line(figure: dict[str, Any]) -> str:
+    """One file of benchmarks/step_time.py."""
+    seconds = [figure[f"{k}_seconds"] for k in ("cycle", "generator_step", "student_step")]
+    cells = [f"{s['median']:.3f} s ({s['min']:.3f}-{s['max']:.3f})" for s in seconds]
+    cells += [str(figure["images_per_second"]), f"{figure['peak_memory_bytes'] / 2**20:.0f} MiB"]
+    return f"| {' | '.join(cells)} | {where(figure)} |\n"
+
+
+def term_table(figure: dict[str, Any]) -> str:
+    """One file of benchmarks/term_time.py."""
+    body = ""
+    for name, term in figure["terms"].items():
+        ratio = "{median:.2f} ({min:.2f}-{max:.2f})".format(**term["ratio"])
+        times = [f"{1000 * term[key]:.0f} ms" for key in ("kd_seconds", "seconds")]
+        body += f"| `{name}` | {' | '.join(times)} | {ratio} |\n"
+    return f"\n{where(figure)}\n\n{TERM_COLUMNS}{body}"
+
+
+def where(figure: dict[str, Any]) -> str:
+    device = f"{figure['device']}, {figure['threads']} threads, torch {figure['torch']}"
+    return f"{device}: {figure['overrides']}"
+
+
+def line(row: dict[str, Any], columns: list[str], records: Path) -> str:
+    kept = recorded(row, records)
+    cells = cells_of(row, [kept[str(seed)] for seed in row["seeds"] if str(seed) in kept])
+    return f"| {row['title']} | {' | '.join(cells[column] for column in columns)} |\n"
+
+
+def cells_of(row: dict[str, Any], results: list[dict[str, Any]]) -> dict[str, str]:
+    """Every column that a table may ask for."""
+    cost = [r["cost"] for r in results]
+    memory = statistics.mean(c["peak_memory_bytes"] for c in cost)
+    return {
+        "seeds": str(len(results)),
+        "teacher": spread([r["teacher"]["accuracy"] for r in results if r["teacher"]]),
+        "student": spread([r["student"]["accuracy"] for r in results]),
+        "lowest": f"{min(r['student']['accuracy'] for r in results):.2%}",
+        "agreement": spread([r["student"]["agreement"] for r in results if r["teacher"]]),
+        "published": f"{row['published']:.2%}" if "published" in row else "",
+        "steps": f"{cost[0]['steps']:,}",
+        "images": f"{cost[0]['images_synthesized']:,}",
+        "queries": f"{cost[0]['teacher_queries']:,}",
+        "memory": f"{memory / 2**20:.0f} MiB",
+        "time": f"{statistics.mean(c['wall_seconds'] for c in cost):.0f} s",
+        "device": f"{device(results[0])}, {cost[0]['precision']}",
+    }
+
+
+def device(result: dict[str, Any]) -> str:
+    name, threads = result["cost"]["device"], result["versions"]["threads"]
+    return f"{name}, {threads} thread{'s' * (threads > 1)}" if name == "cpu" else name
+
+
+def spread(values: list[float]) -> str:
+    """Mean ± standard deviation; nothing where nothing was measured, as without a teacher."""
+    if not values:
+        return ""
+    mean = statistics.mean(values)
+    deviation = statistics.stdev(values) if len(values) > 1 else math.nan
+    return f"{mean:.2%}" + ("" if math.isnan(deviation) else f" ± {100 * deviation:.2f}")
