@@ -14,14 +14,15 @@ from engine.runtime import Runtime
 from generators.base import Synthesis, SynthesisTerm
 from models.classifier import Classifier, Outputs
 
+WITHOUT_BATCHNORM = "dafl, zskt, dfad, zskd, pre_dfkd, mosaickd, psaq_vit, dfme, maze"
+
 
 def check_statistics(teacher: Classifier, objective: Objective) -> None:
     """Raise a ValueError if a term reads BatchNorm statistics that the teacher does not have."""
     if any(objective.ask("needs_statistics")) and not teacher.batchnorms():
         raise ValueError(
             f"the teacher {type(teacher.module).__name__} has no BatchNorm layers, whose "
-            "statistics this method inverts; methods that work without: "
-            "dafl, zskt, dfad, pre_dfkd, zskd, mosaickd, psaq_vit, dfme, maze"
+            f"statistics this method inverts; methods that work without: {WITHOUT_BATCHNORM}"
         )
 
 

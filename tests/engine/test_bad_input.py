@@ -3,6 +3,7 @@
 import pickle
 from collections.abc import Callable
 from pathlib import Path
+from pkgutil import resolve_name
 
 import numpy as np
 import pytest
@@ -10,9 +11,10 @@ import torch
 from safetensors.torch import save_file
 
 import train
-from engine.config import compose
+from engine.config import compose, groups
 from engine.run import RunDirectory
 from engine.runtime import Runtime
+from generators.observer import WITHOUT_BATCHNORM
 from models.teacher import load_weights
 from tests.engine.runs import TINY, Run, checkpoint, contents
 
@@ -162,6 +164,19 @@ def test_a_teacher_without_batchnorm(method: str, refused: Refused, tmp_path: Pa
     error = refused(*common, *normalisation, file, "~teacher.model.width", "~student.model.width")
     assert "no BatchNorm" in error
     assert "dafl, zskt, dfad" in error
+
+
+def test_the_methods_named_are_those_that_work_without_batchnorm() -> None:
+    working = set()
+    for name in groups()["method"]:
+        config = compose([f"method={name}"])
+        terms = [
+            resolve_name(t.term._target_)
+            for t in (config.synthesis or {}).get("terms", {}).values()
+        ]
+        if config.data_free and not any(term.needs_statistics for term in terms):
+            working.add(name)
+    assert working == set(WITHOUT_BATCHNORM.split(", "))
 
 
 def test_cuda_without_cuda(refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:

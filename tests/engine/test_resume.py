@@ -15,6 +15,9 @@ from tests.engine.runs import ROOT, TINY, Run, checkpoint, differing, events, sc
 
 INVERSION = ["method=deep_inversion", "source.iterations=3", "source.synthesis_batch_size=16"]
 INVERSION += ["source.student_steps=6", "source.capacity=40"]
+# The one thing that draws from the global random state.
+DROPOUT = ["method=kd", "student=vit_digits", "~student.model.width", "student.model.depth=1"]
+DROPOUT += ["student.model.embed_dim=16", "student.model.proj_drop_rate=0.3"]
 # One after the other in one run directory: each process continues where the one before died.
 KILLS = {
     "reverie": (
@@ -38,6 +41,7 @@ KILLS = {
         [("in_inversion", 2), ("at_step", 7), ("in_inversion", 5), ("in_save", 0.5)],
     ),
     "kd": (["method=kd"], [("at_step", 10), ("in_save", 0.5)]),
+    "dropout": (DROPOUT, [("at_step", 10), ("at_step", 18)]),
 }
 
 
