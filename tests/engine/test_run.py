@@ -67,7 +67,7 @@ def test_where_the_data_lies_is_no_part_of_the_configuration(tmp_path: Path) -> 
             "simkd(backbone.width=8)",
             "simkd-backbone.width-8",
         ),
-        (["experiment=cifar10_maze"], "wrn(depth=22, width=2)", "wrn-depth-22-width-2"),
+        (["experiment=cifar10_maze"], "wrn_22_2", "wrn_22_2"),
         (["student=vit_digits"], "vit_digits", "vit_digits"),
     ],
 )
