@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -57,12 +58,13 @@ def page(tables: list[dict[str, Any]], records: Path) -> str:
 
 
 def section(table: dict[str, Any], records: Path) -> str:
-    """One table of the rows that have run, and the names of those that have not."""
+    """One table of the rows that have run, and how many have not, by the entry that they are of."""
     columns = table["columns"]
     run = [row for row in table["rows"] if recorded(row, records)]
     body = "".join(line(row, columns, records) for row in run)
     notes = "".join(f"- {row['title']}: {row['note']}\n" for row in run if "note" in row)
-    rest = ", ".join(f"`{row['name']}`" for row in table["rows"] if row not in run)
+    missing = Counter(row["entry"] for row in table["rows"] if row not in run)
+    rest = ", ".join(f"`{entry}`" + f" ({n})" * (n > 1) for entry, n in missing.items())
     parts = [f"## {table['title']}\n\n{table['text']}\n"]
     if run:
         rule = "| --- |" + " --- |" * len(columns)

@@ -98,6 +98,7 @@ def read(path: Path) -> list[dict[str, Any]]:
 def written_out(entry: dict[str, Any]) -> list[dict[str, Any]]:
     """One row for each combination of the entry's choices, with the keys that these bring."""
     shared = {key: value for key, value in entry.items() if key != "each"}
+    shared["entry"] = entry["name"]
     kinds = entry.get("each", {})
     rows = []
     for choice in itertools.product(*kinds.values()):
