@@ -6,6 +6,7 @@ import json
 import math
 import statistics
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,14 @@ STEPS = """
 | --- | --- | --- | --- | --- | --- |
 """
 
+PLAIN = """
+`python benchmarks/plain_step.py --json benchmarks/results/plain_step_fp32.json`: the same cycle and
+that of a plain loop, in turn. Ratio of the two, below 1 where Reverie is faster.
+
+| Reverie | plain loop | ratio | where and what |
+| --- | --- | --- | --- |
+"""
+
 TERMS = """
 ## What a term adds to a step
 
@@ -48,13 +57,17 @@ def recorded(row: dict[str, Any], records: Path) -> dict[str, Any]:
 
 
 def page(tables: list[dict[str, Any]], records: Path) -> str:
-    """The whole of docs/results.md; a row without a finished run says so."""
-    figures = [json.loads(path.read_text()) for path in sorted(records.glob("step_time*.json"))]
-    steps = "".join(step_line(f) for f in figures) or "| not run yet | | | | | |\n"
-    figures = [json.loads(path.read_text()) for path in sorted(records.glob("term_time*.json"))]
-    added = "".join(term_table(f) for f in figures) or "\nNot run yet.\n"
+    """The whole of docs/results.md, which says of what has not run that it has not."""
+
+    def timed(kind: str, line: Callable[[dict[str, Any]], str], missing: str) -> str:
+        files = sorted(records.glob(f"{kind}*.json"))
+        return "".join(line(json.loads(file.read_text())) for file in files) or missing
+
+    steps = timed("step_time", step_line, "| not run yet | | | | | |\n")
+    beside = timed("plain_step", plain_line, "| not run yet | | | |\n")
+    added = timed("term_time", term_table, "\nNot run yet.\n")
     tested = "".join(section(table, records) for table in tables)
-    return HEAD + tested + STEPS + steps + TERMS + added
+    return HEAD + tested + STEPS + steps + PLAIN + beside + TERMS + added
 
 
 def section(table: dict[str, Any], records: Path) -> str:
@@ -76,10 +89,21 @@ def section(table: dict[str, Any], records: Path) -> str:
 
 def step_line(figure: dict[str, Any]) -> str:
     """One file of benchmarks/step_time.py."""
-    seconds = [figure[f"{k}_seconds"] for k in ("cycle", "generator_step", "student_step")]
-    cells = [f"{s['median']:.3f} s ({s['min']:.3f}-{s['max']:.3f})" for s in seconds]
+    parts = ("cycle_seconds", "generator_step_seconds", "student_step_seconds")
+    cells = [median(figure[part], " s") for part in parts]
     cells += [str(figure["images_per_second"]), f"{figure['peak_memory_bytes'] / 2**20:.0f} MiB"]
     return f"| {' | '.join(cells)} | {where(figure)} |\n"
+
+
+def plain_line(figure: dict[str, Any]) -> str:
+    """One file of benchmarks/plain_step.py."""
+    cells = [median(figure[part], " s") for part in ("cycle_seconds", "plain_seconds")]
+    return f"| {' | '.join(cells)} | {median(figure['ratio'])} | {where(figure)} |\n"
+
+
+def median(values: dict[str, float], unit: str = "") -> str:
+    """With the least and the largest value."""
+    return f"{values['median']:.3f}{unit} ({values['min']:.3f}-{values['max']:.3f})"
 
 
 def term_table(figure: dict[str, Any]) -> str:

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 import train
-from benchmarks import reproduce, term_time
-from benchmarks.page import cells_of, device, page, recorded
+from benchmarks import plain_step, reproduce, term_time
+from benchmarks.page import cells_of, device, page, plain_line, recorded
 from benchmarks.reproduce import commands, read, record, steps_within, written_out
 from engine.build import build
 from engine.config import compose, groups
@@ -162,7 +162,9 @@ def test_a_device_is_named_with_its_threads_where_they_matter() -> None:
 
 
 def test_the_kept_results_belong_to_rows() -> None:
-    kept = {p.stem for p in reproduce.RECORDS.glob("*.json") if "_time_" not in p.stem}
+    kept = {
+        p.stem for p in reproduce.RECORDS.glob("*.json") if not re.search("_(time|step)_", p.stem)
+    }
     assert kept <= set(ROWS), "a row was renamed or removed: its results go too"
     stale = [name for name in kept if not recorded(ROWS[name], reproduce.RECORDS)]
     assert not stale, "their commands have changed: run them again, or remove them"
@@ -246,3 +248,11 @@ def test_an_unknown_row_is_named(capsys: pytest.CaptureFixture[str]) -> None:
         with pytest.raises(SystemExit):
             reproduce.main()
     assert "no row digitz" in capsys.readouterr().err
+
+
+def test_a_plain_loop_is_timed_in_pairs() -> None:
+    figures = plain_step.measure([*plain_step.DEFAULTS, "batch_size=2"], repeat=2)
+    ours, other, ratio = (figures[k] for k in ("cycle_seconds", "plain_seconds", "ratio"))
+    assert 0 < ratio["min"] <= ratio["median"] <= ratio["max"]
+    assert 0.99 * ours["min"] / other["max"] < ratio["median"] < 1.01 * ours["max"] / other["min"]
+    assert f"{ratio['median']:.3f}" in plain_line(figures)

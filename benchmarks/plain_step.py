@@ -1,0 +1,146 @@
+"""The time of a cycle beside that of a plain loop's, in pairs, in one process.
+
+    python benchmarks/plain_step.py [--repeat 10] [--json FILE] [precision=bf16]
+
+What is compared is what benchmarks/step_time.py measures: DAFL's generator step and five student
+steps, WRN-40-2 -> WRN-16-1, 32x32, batch 64. The plain loop does the same as anybody would write it
+today: frozen teacher, channels-last, fused optimizers, upsampling before each convolution; with the
+same networks and losses, and without Reverie's loop, sources, terms, views or checks. The two take
+turns, so that what slows the machine slows both; a ratio below 1 says that Reverie is faster.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.step_time import CLASSES, DEFAULTS, SPEC, WARM_UP, cycle, now, prepare, spread
+from engine.config import compose
+from engine.parts import build_network, plain
+from engine.runtime import Runtime
+
+LATENT = 100
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--repeat", type=int, default=10, help="pairs of cycles measured")
+    parser.add_argument("--json", type=Path, help="write the figures there too")
+    options, overrides = parser.parse_known_args()
+    figures = measure([*DEFAULTS, *overrides], options.repeat)
+    for name, value in figures.items():
+        print(f"{name:<28} {value}")
+    if options.json:
+        options.json.write_text(json.dumps(figures, indent=1) + "\n")
+
+
+def measure(overrides: list[str], repeat: int) -> dict[str, Any]:
+    """Seconds of a cycle of each loop, and the ratio of ours to the plain one's in each pair."""
+    config = compose(overrides)
+    runtime = Runtime(config.device, config.precision, config.compile, config.seed)
+    stand_in: Any = SimpleNamespace(spec=SPEC, classes=CLASSES)
+    parts = prepare(plain(config), runtime, stand_in)
+    steps = config.source.student_steps
+    theirs = plain_loop(runtime, config.batch_size, steps)
+    pairs = []
+    for i in range(WARM_UP + repeat):
+        loops: list[Callable[[], object]] = [lambda: cycle(parts, runtime, steps), theirs]
+        seconds = {k: timed(loops[k], runtime) for k in ((0, 1) if i % 2 else (1, 0))}
+        pairs.append((seconds[0], seconds[1]))
+    pairs = pairs[WARM_UP:]
+    return {
+        "cycle_seconds": spread([ours for ours, _ in pairs]),
+        "plain_seconds": spread([other for _, other in pairs]),
+        "ratio": spread([ours / other for ours, other in pairs]),
+        "device": runtime.device_name,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "overrides": " ".join(overrides),
+    }
+
+
+def timed(loop: Callable[[], object], runtime: Runtime) -> float:
+    began = now(runtime)
+    loop()
+    return now(runtime) - began
+
+
+def plain_loop(runtime: Runtime, batch: int, steps: int) -> Callable[[], None]:
+    """One generator step and ``steps`` student steps with DAFL's losses, as a function."""
+    build = [
+        {"_target_": "models.wrn.WideResNet", "depth": d, "width": w} for d, w in ((40, 2), (16, 1))
+    ]
+    teacher, student = (
+        runtime.prepare(build_network(network, SPEC.shape, CLASSES)) for network in build
+    )
+    teacher.eval().requires_grad_(False)
+    seen: list[Tensor] = []
+    head = [m for m in teacher.modules() if isinstance(m, nn.Linear)][-1]
+    head.register_forward_pre_hook(lambda _, x: seen.append(x[0]))
+    generator = runtime.prepare(plain_generator())
+    g = torch.optim.Adam(generator.parameters(), 1e-3, betas=(0.5, 0.999), fused=True)
+    s = torch.optim.Adam(student.parameters(), 2e-3, fused=True)
+    mean, std = (
+        torch.tensor(v, device=runtime.device).view(1, 3, 1, 1) for v in (SPEC.mean, SPEC.std)
+    )
+
+    def images() -> Tensor:
+        x = generator(torch.randn(batch, LATENT, device=runtime.device))
+        return (x.sigmoid() - mean) / std
+
+    def run() -> None:
+        with runtime.autocast():
+            logits = teacher(images()).float()
+        onehot = F.cross_entropy(logits, logits.argmax(1))
+        share = logits.softmax(1).mean(0)
+        loss = onehot - 0.01 * seen[-1].float().abs().mean() + 5 * (share * share.log()).sum()
+        loss.backward()
+        g.step()
+        g.zero_grad()
+        for _ in range(steps):
+            with torch.no_grad(), runtime.autocast():
+                x = images()
+                t = teacher(x).float()
+            with runtime.autocast():
+                y = student(x).float()
+            kd = F.kl_div((y / 20).log_softmax(1), (t / 20).softmax(1), reduction="batchmean")
+            (400 * kd).backward()
+            s.step()
+            s.zero_grad()
+        seen.clear()
+
+    return run
+
+
+def plain_generator() -> nn.Sequential:
+    """The network that nearly all of the field's code shares."""
+    return nn.Sequential(
+        nn.Linear(LATENT, 128 * 8 * 8),
+        nn.Unflatten(1, (128, 8, 8)),
+        nn.BatchNorm2d(128),
+        nn.Upsample(scale_factor=2),
+        nn.Conv2d(128, 128, 3, padding=1),
+        nn.BatchNorm2d(128),
+        nn.LeakyReLU(0.2),
+        nn.Upsample(scale_factor=2),
+        nn.Conv2d(128, 64, 3, padding=1),
+        nn.BatchNorm2d(64),
+        nn.LeakyReLU(0.2),
+        nn.Conv2d(64, 3, 3, padding=1),
+        nn.BatchNorm2d(3, affine=False),
+    )
+
+
+if __name__ == "__main__":
+    main()
