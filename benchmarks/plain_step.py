@@ -78,12 +78,7 @@ def timed(loop: Callable[[], object], runtime: Runtime) -> float:
 
 def plain_loop(runtime: Runtime, batch: int, steps: int) -> Callable[[], None]:
     """One generator step and ``steps`` student steps with DAFL's losses, as a function."""
-    build = [
-        {"_target_": "models.wrn.WideResNet", "depth": d, "width": w} for d, w in ((40, 2), (16, 1))
-    ]
-    teacher, student = (
-        runtime.prepare(build_network(network, SPEC.shape, CLASSES)) for network in build
-    )
+    teacher, student = network(runtime, depth=40, width=2), network(runtime, depth=16, width=1)
     teacher.eval().requires_grad_(False)
     seen: list[Tensor] = []
     head = [m for m in teacher.modules() if isinstance(m, nn.Linear)][-1]
@@ -91,21 +86,16 @@ def plain_loop(runtime: Runtime, batch: int, steps: int) -> Callable[[], None]:
     generator = runtime.prepare(plain_generator())
     g = torch.optim.Adam(generator.parameters(), 1e-3, betas=(0.5, 0.999), fused=True)
     s = torch.optim.Adam(student.parameters(), 2e-3, fused=True)
-    mean, std = (
-        torch.tensor(v, device=runtime.device).view(1, 3, 1, 1) for v in (SPEC.mean, SPEC.std)
-    )
+    like: Any = {"device": runtime.device}
+    mean, std = (torch.tensor(v, **like).view(1, 3, 1, 1) for v in (SPEC.mean, SPEC.std))
 
     def images() -> Tensor:
-        x = generator(torch.randn(batch, LATENT, device=runtime.device))
-        return (x.sigmoid() - mean) / std
+        return (generator(torch.randn(batch, LATENT, **like)).sigmoid() - mean) / std
 
     def run() -> None:
         with runtime.autocast():
             logits = teacher(images()).float()
-        onehot = F.cross_entropy(logits, logits.argmax(1))
-        share = logits.softmax(1).mean(0)
-        loss = onehot - 0.01 * seen[-1].float().abs().mean() + 5 * (share * share.log()).sum()
-        loss.backward()
+        dafl(logits, seen[-1].float()).backward()
         g.step()
         g.zero_grad()
         for _ in range(steps):
@@ -114,13 +104,29 @@ def plain_loop(runtime: Runtime, batch: int, steps: int) -> Callable[[], None]:
                 t = teacher(x).float()
             with runtime.autocast():
                 y = student(x).float()
-            kd = F.kl_div((y / 20).log_softmax(1), (t / 20).softmax(1), reduction="batchmean")
-            (400 * kd).backward()
+            kd(y, t).backward()
             s.step()
             s.zero_grad()
         seen.clear()
 
     return run
+
+
+def network(runtime: Runtime, depth: int, width: int) -> nn.Module:
+    settings = {"_target_": "models.wrn.WideResNet", "depth": depth, "width": width}
+    return runtime.prepare(build_network(settings, SPEC.shape, CLASSES))
+
+
+def dafl(logits: Tensor, features: Tensor) -> Tensor:
+    """One-hot, activation and information-entropy losses (Chen et al., ICCV 2019)."""
+    share = logits.softmax(1).mean(0)
+    onehot = F.cross_entropy(logits, logits.argmax(1))
+    return onehot - 0.01 * features.abs().mean() + 5 * (share * share.log()).sum()
+
+
+def kd(student: Tensor, teacher: Tensor, temperature: float = 20.0) -> Tensor:
+    p, q = ((x / temperature).log_softmax(1) for x in (teacher, student))
+    return temperature**2 * F.kl_div(q, p, log_target=True, reduction="batchmean")
 
 
 def plain_generator() -> nn.Sequential:
