@@ -11,8 +11,6 @@ turns, so that what slows the machine slows both; a ratio below 1 says that Reve
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -25,24 +23,12 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.step_time import CLASSES, DEFAULTS, SPEC, WARM_UP, cycle, now, prepare, spread
+from benchmarks.step_time import CLASSES, SPEC, WARM_UP, cycle, main, now, prepare, spread
 from engine.config import compose
 from engine.parts import build_network, plain
 from engine.runtime import Runtime
 
 LATENT = 100
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--repeat", type=int, default=10, help="pairs of cycles measured")
-    parser.add_argument("--json", type=Path, help="write the figures there too")
-    options, overrides = parser.parse_known_args()
-    figures = measure([*DEFAULTS, *overrides], options.repeat)
-    for name, value in figures.items():
-        print(f"{name:<28} {value}")
-    if options.json:
-        options.json.write_text(json.dumps(figures, indent=1) + "\n")
 
 
 def measure(overrides: list[str], repeat: int) -> dict[str, Any]:
@@ -149,4 +135,4 @@ def plain_generator() -> nn.Sequential:
 
 
 if __name__ == "__main__":
-    main()
+    main(str(__doc__), measure)

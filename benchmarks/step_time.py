@@ -14,6 +14,7 @@ import json
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -44,8 +45,9 @@ CLASSES = tuple(str(i) for i in range(10))
 WARM_UP = 3  # cycles
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def main(description: str, measure: Callable[[list[str], int], dict[str, Any]]) -> None:
+    """Read the command line, measure, and print the figures; plain_step.py does it alike."""
+    parser = argparse.ArgumentParser(description=description.splitlines()[0])
     parser.add_argument("--repeat", type=int, default=10, help="cycles measured")
     parser.add_argument("--json", type=Path, help="write the figures there too")
     options, overrides = parser.parse_known_args()
@@ -124,4 +126,4 @@ def spread(values: list[float]) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    main()
+    main(str(__doc__), measure)

@@ -12,6 +12,7 @@ import train
 from benchmarks import plain_step, reproduce, term_time
 from benchmarks.page import cells_of, device, page, plain_line, recorded
 from benchmarks.reproduce import commands, read, record, steps_within, written_out
+from benchmarks.step_time import DEFAULTS
 from engine.build import build
 from engine.config import compose, groups
 from engine.parts import plain
@@ -251,7 +252,7 @@ def test_an_unknown_row_is_named(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_plain_loop_is_timed_in_pairs() -> None:
-    figures = plain_step.measure([*plain_step.DEFAULTS, "batch_size=2"], repeat=2)
+    figures = plain_step.measure([*DEFAULTS, "batch_size=2"], repeat=2)
     ours, other, ratio = (figures[k] for k in ("cycle_seconds", "plain_seconds", "ratio"))
     assert 0 < ratio["min"] <= ratio["median"] <= ratio["max"]
     assert 0.99 * ours["min"] / other["max"] < ratio["median"] < 1.01 * ours["max"] / other["min"]
