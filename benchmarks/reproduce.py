@@ -6,8 +6,9 @@
     python benchmarks/reproduce.py cifar10-public-teacher -- data.path=F teacher.checkpoint=F
     python benchmarks/reproduce.py --table             docs/results.md from benchmarks/results/
 
-A row that is finished is not run again; one that was interrupted goes on. A row with a budget of
-seconds is timed first, and keeps the steps that it found beside its runs. What a run leaves in its
+A row that is finished is not run again; one that was interrupted goes on. Where a run fails, those
+after it are still run, and the failed are named at the end. A row with a budget of seconds is timed
+first, and keeps the steps that it found beside its runs. What a run leaves in its
 result.json goes into benchmarks/results/, a file a row, which is kept with the code: a row that was
 run again shows as a change there.
 """
@@ -58,15 +59,21 @@ def main() -> int:
     if options.table:
         (ROOT / "docs" / "results.md").write_text(page(tables, RECORDS))
         return 0
+    failed = []
     for row in rows:
         named = any(meant(n, row["name"], known) for n in names)
         if named or not (names or row.get("optional")):
-            run(row, options.runs, extra, options.list)
-    return 0
+            try:
+                run(row, options.runs, extra, options.list)
+            except subprocess.CalledProcessError as error:
+                failed.append(f"{row['name']}: python {' '.join(error.cmd[1:])}")
+    if failed:
+        print("These rows did not finish, each by the run that follows it:", *failed, sep="\n  ")
+    return int(bool(failed))
 
 
 def run(row: dict[str, Any], runs: Path, extra: list[str], dry: bool) -> None:
-    """Run a row's seeds, or with ``dry`` say how, and keep their results."""
+    """Run a row's seeds, or with ``dry`` say how, and keep their results; a failed run ends it."""
     given = {override.split("=")[0] for override in extra}
     if missing := [key for key in row.get("needs", []) if key not in given]:
         print(f"{row['name']} is left out: it needs {', '.join(missing)}")
@@ -142,8 +149,11 @@ def commands(row: dict[str, Any], runs: Path, extra: list[str], dry: bool) -> li
 
 
 def steps_within(seconds: float, row: dict[str, Any], runs: Path, extra: list[str]) -> int:
-    """How many steps of the row fit, from the time of two short runs; found once and kept."""
-    file = runs / row["name"] / "steps.json"
+    """How many steps of the row fit, from the time of two short runs; found once and kept.
+
+    A row may be ``timed_as`` another, whose steps take the same time.
+    """
+    file = runs / row.get("timed_as", row["name"]) / "steps.json"
     if file.exists():
         return int(json.loads(file.read_text())["steps"])
     times = []

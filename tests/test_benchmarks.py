@@ -184,6 +184,34 @@ def test_a_budget_of_seconds_is_filled(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(reproduce.subprocess, "run", None)  # it is kept
     for command in commands(row, tmp_path, ["a=b"], dry=False):
         assert command[:4] == ["train.py", "method=dfq", "a=b", "steps=11600"]
+    alike = {**row, "name": "y", "overrides": ["method=dafl"], "timed_as": "x"}
+    assert commands(alike, tmp_path, [], dry=False)[0][:3] == [
+        "train.py",
+        "method=dafl",
+        "steps=11600",
+    ]
+
+
+def test_a_row_that_fails_does_not_keep_the_others_from_running(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = []
+
+    def run(command: list[str], **_: Any) -> None:
+        run_dir = Path(next(c.split("=", 1)[1] for c in command if c.startswith("run_dir=")))
+        asked.append(f"{run_dir.parent.name}-{run_dir.name}")
+        if asked[-1] == "digits-few-kd-seed0":
+            raise reproduce.subprocess.CalledProcessError(1, command)
+        left_in(run_dir, result(0.9))
+
+    monkeypatch.setattr(reproduce.subprocess, "run", run)
+    monkeypatch.setattr(reproduce, "RECORDS", tmp_path / "results")
+    names = ["digits-few-kd", "digits-few-skd"]
+    monkeypatch.setattr(sys, "argv", ["reproduce.py", *names, "--runs", str(tmp_path)])
+    assert reproduce.main() == 1
+    assert asked == ["digits-few-kd-seed0", *(f"digits-few-skd-seed{n}" for n in range(3))]
+    assert [p.stem for p in (tmp_path / "results").iterdir()] == ["digits-few-skd"]
+    assert "digits-few-kd: python train.py method=kd" in capsys.readouterr().out
 
 
 def test_a_row_goes_on_from_an_earlier_one(tmp_path: Path) -> None:
