@@ -129,9 +129,12 @@ def flat(overrides: list[Any]) -> list[str]:
 
 
 def filled(text: str, row: dict[str, Any]) -> str:
-    """The text with {KEY} replaced by the row's value."""
-    for key, value in row.items():
-        text = text.replace(f"{{{key}}}", str(value))
+    """The text with {KEY} replaced by the row's value, which may name others in turn."""
+    before = None
+    while text != before:
+        before = text
+        for key, value in row.items():
+            text = text.replace(f"{{{key}}}", str(value))
     return text
 
 
@@ -165,12 +168,15 @@ def steps_within(seconds: float, row: dict[str, Any], runs: Path, extra: list[st
             subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
             times.append(json.loads((run / "result.json").read_text())["cost"]["wall_seconds"])
     slope = (times[1] - times[0]) / (PROBES[1] - PROBES[0])
-    found = round(PROBES[0] + (seconds - times[0]) / slope, -2)
+    found = to_two_digits(PROBES[0] + (seconds - times[0]) / slope)
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(
-        json.dumps({"steps": int(found), "probes": dict(zip(PROBES, times, strict=True))})
-    )
-    return int(found)
+    file.write_text(json.dumps({"steps": found, "probes": dict(zip(PROBES, times, strict=True))}))
+    return found
+
+
+def to_two_digits(value: float) -> int:
+    """No more of a count than the timing is good for: 437.2 is 440, and 11,623 is 12,000."""
+    return int(round(value, 2 - len(str(int(value)))))
 
 
 def record(row: dict[str, Any], seed: int, run: Path, records: Path) -> None:

@@ -15,11 +15,15 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 class EMA(Generic[Module]):
-    """θ̄ ← decay·θ̄ + (1 − decay)·θ for each parameter, from θ̄ = θ; buffers are copied.
+    """θ̄ ← d·θ̄ + (1 − d)·θ for each parameter, from θ̄ = θ; buffers are copied.
+
+    In update n, counted from 0, d = min(decay, (1 + n) / (10 + n)), so that a short training's
+    average holds what it learned rather than the weights that it began with: after 400 updates at
+    a constant .999 these would still be two thirds of it.
 
     Args:
         module: what is averaged; trained in place elsewhere.
-        decay: in [0, 1).
+        decay: in [0, 1); 1 − d is one over about how many updates the average goes back.
 
     Attributes:
         module: the averaged copy, in eval mode and without gradient: evaluate this one.
@@ -32,6 +36,7 @@ class EMA(Generic[Module]):
         if not 0 <= decay < 1:
             raise ValueError(f"decay must lie in [0, 1), but is {decay}")
         self.decay = decay
+        self.updates = 0
         self.source = module
         # a frozen view has no hooks: taps would cost time here, and hook into the original
         view: Any = module.frozen() if isinstance(module, Classifier) else module
@@ -42,12 +47,15 @@ class EMA(Generic[Module]):
         """After each optimizer step."""
         average: list[Tensor] = list(self.module.parameters())
         current: list[Tensor] = list(self.source.parameters())
-        torch._foreach_lerp_(average, current, 1 - self.decay)
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        self.updates += 1
+        torch._foreach_lerp_(average, current, 1 - decay)
         if buffers := list(self.module.buffers()):
             torch._foreach_copy_(buffers, list(self.source.buffers()))
 
     def state_dict(self) -> dict[str, Any]:
-        return self.module.state_dict()
+        return {"module": self.module.state_dict(), "updates": self.updates}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.module.load_state_dict(state)
+        self.module.load_state_dict(state["module"])
+        self.updates = state["updates"]

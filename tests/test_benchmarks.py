@@ -56,6 +56,10 @@ def test_a_row_for_several() -> None:
     )
     assert (one["name"], one["overrides"]) == ("x-kd", ["term=kd"])
     assert (two["title"], two["overrides"], two["note"]) == ("`at`", ["term=at", "seed=1"], "n")
+    nested = {"kd": {"less": 1, "means": "weight {less}"}}
+    assert written_out({**entry, "title": "{term}, {means}", "each": {"term": nested}})[0][
+        "title"
+    ] == ("kd, weight 1")
     listed = written_out({**entry, "each": {"term": ["a", "b"]}})
     assert [row["name"] for row in listed] == ["x-a", "x-b"]
     assert [row["name"] for row in written_out({"name": "x", "title": "", "overrides": []})] == [
@@ -172,7 +176,7 @@ def test_the_kept_results_belong_to_rows() -> None:
 
 
 def test_a_budget_of_seconds_is_filled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run that takes 4 s and 1 s for every 100 steps fits 11,600 steps into two minutes."""
+    """A run that takes 4 s and 1 s for every 100 steps fits 12,000 steps into two minutes."""
 
     def run(command: list[str], **settings: Any) -> None:
         given = dict(c.split("=", 1) for c in command if "=" in c)
@@ -180,15 +184,15 @@ def test_a_budget_of_seconds_is_filled(tmp_path: Path, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(reproduce.subprocess, "run", run)
     row = {"name": "x", "overrides": ["method=dfq"], "seeds": [0, 1], "seconds": 120}
-    assert steps_within(120, row, tmp_path, []) == 11600
+    assert steps_within(120, row, tmp_path, []) == 12000
     monkeypatch.setattr(reproduce.subprocess, "run", None)  # it is kept
     for command in commands(row, tmp_path, ["a=b"], dry=False):
-        assert command[:4] == ["train.py", "method=dfq", "a=b", "steps=11600"]
+        assert command[:4] == ["train.py", "method=dfq", "a=b", "steps=12000"]
     alike = {**row, "name": "y", "overrides": ["method=dafl"], "timed_as": "x"}
     assert commands(alike, tmp_path, [], dry=False)[0][:3] == [
         "train.py",
         "method=dafl",
-        "steps=11600",
+        "steps=12000",
     ]
 
 

@@ -1,5 +1,8 @@
 """The average follows its closed form, survives a round trip, and is safe to evaluate."""
 
+import itertools
+import math
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -31,7 +34,28 @@ def test_closed_form() -> None:
     for _ in range(7):
         ema.update()
     for first, p, average in zip(start, student.parameters(), ema.module.parameters(), strict=True):
-        torch.testing.assert_close(average, p + 0.9**7 * (first - p), rtol=1e-12, atol=1e-12)
+        kept = math.prod((1 + n) / (10 + n) for n in range(7))
+        torch.testing.assert_close(average, p + kept * (first - p), rtol=1e-12, atol=1e-12)
+
+
+def test_the_decay_rises_to_the_one_given() -> None:
+    """With 0.5 from update 8 on, (1 + 8) / (10 + 8): one step away from a constant halves."""
+    linear = nn.Linear(1, 1, bias=False).double()
+    ema = EMA(linear, decay=0.5)
+
+    def distance() -> float:
+        return (ema.module.weight - linear.weight).item()
+
+    distances = []
+    for _ in range(12):
+        distances.append(distance())
+        with torch.no_grad():
+            linear.weight.add_(1.0)
+        ema.update()
+    distances.append(distance())
+    decays = [b / (a - 1.0) for a, b in itertools.pairwise(distances)]
+    expected = [(1 + n) / (10 + n) for n in range(8)] + [0.5] * 4
+    assert decays == pytest.approx(expected, rel=1e-12)
 
 
 def test_buffers_are_copied() -> None:
@@ -86,7 +110,13 @@ def test_state_round_trip() -> None:
     other = EMA(make_student(), decay=0.9)
     other.load_state_dict(ema.state_dict())
     assert torch.equal(other.module(images()).logits, ema.module(images()).logits)
-    assert ema.state_dict().keys() == student.state_dict().keys()
+    for one in (ema, other):  # in the same place of the rise
+        with torch.no_grad():
+            for p in one.source.parameters():
+                p.fill_(0.5)
+        one.update()
+    for mine, theirs in zip(ema.module.parameters(), other.module.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
 
 
 @pytest.mark.parametrize("decay", [-0.1, 1.0])
