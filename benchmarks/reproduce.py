@@ -32,6 +32,7 @@ from benchmarks.page import page, recorded
 from engine.files import write_whole
 
 ROOT = Path(__file__).resolve().parents[1]
+TABLES = ROOT / "benchmarks" / "tables"
 RECORDS = ROOT / "benchmarks" / "results"
 PROBES = (200, 600)  # steps
 # What changes where a row runs and not what it is; the result tells device and precision.
@@ -51,7 +52,7 @@ def main() -> int:
     extra = [e for e in extra if e != "--"]
     names = [r for r in options.rows if "=" not in r]
     extra += [r for r in options.rows if "=" in r]
-    tables = read(ROOT / "benchmarks" / "tables.yaml")
+    tables = read(TABLES)
     rows = [row for table in tables for row in table["rows"]]
     known = [row["name"] for row in rows]
     if unknown := [n for n in names if not any(meant(n, k, known) for k in known)]:
@@ -94,12 +95,13 @@ def meant(given: str, name: str, known: list[str]) -> bool:
     return name == given if given in known else name.startswith(given)
 
 
-def read(path: Path) -> list[dict[str, Any]]:
+def read(folder: Path) -> list[dict[str, Any]]:
     """The tables, with every row that stands for several written out."""
-    tables = yaml.safe_load(path.read_text())
+    files = sorted(folder.glob("*.yaml"))
+    tables = [table for file in files for table in yaml.safe_load(file.read_text())]
     for table in tables:
         table["rows"] = [row for entry in table["rows"] for row in written_out(entry)]
-    return tables  # type: ignore[no-any-return]
+    return tables
 
 
 def written_out(entry: dict[str, Any]) -> list[dict[str, Any]]:

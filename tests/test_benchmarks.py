@@ -17,7 +17,7 @@ from engine.build import build
 from engine.config import compose, groups
 from engine.parts import plain
 
-TABLES = read(reproduce.ROOT / "benchmarks" / "tables.yaml")
+TABLES = read(reproduce.TABLES)
 ROWS = {row["name"]: row for table in TABLES for row in table["rows"]}
 
 

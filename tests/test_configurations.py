@@ -148,9 +148,7 @@ def test_light_students_take_every_term_of_the_tables(student: str) -> None:
 @pytest.mark.parametrize("method", ["nayer", "zskd", "spaceshipnet", "mosaickd", "cpsc"])
 def test_cifar_experiments_fit_a_hundred_classes(method: str) -> None:
     """Those whose parts know the classes or the data, as the row of docs/results.md has them."""
-    rows = [
-        row for table in read(ROOT.parent / "benchmarks" / "tables.yaml") for row in table["rows"]
-    ]
+    rows = [row for table in read(ROOT.parent / "benchmarks" / "tables") for row in table["rows"]]
     [row] = [r for r in rows if r["name"] == f"gpu-cifar100-wrn_40_2-wrn_16_1-{method}"]
     config = narrow(small(*row["overrides"]))
     config.data.size = 16
