@@ -19,6 +19,11 @@ Made by `python benchmarks/reproduce.py --table` from the `result.json` of each 
 Accuracy is that of the last step, on the whole test split. With several seeds: mean ± standard
 deviation, and the lowest. Time is the student's run, synthesis and evaluation included and the
 teacher's training not.
+
+Of the inputs synthesized last: class balance is the entropy of the teacher's classes, 1 for equal
+shares; own agreement, how often student and teacher agree on these very inputs; diversity, how far
+nearest neighbours are apart, 1 as far as among test inputs; distance, the Fréchet distance to the
+test inputs; the last two in the teacher's own features.
 """
 
 STEPS = """
@@ -45,6 +50,14 @@ TERMS = """
 `python benchmarks/term_time.py --json benchmarks/results/term_time_fp32.json`: a student step of
 plain KD and one with the term beside it, in turn. Ratio of the two: median, minimum and maximum.
 """
+
+# Columns on the inputs that were synthesized last, by their key in a result.
+DIAGNOSTICS = {
+    "class balance": "class_balance",
+    "own agreement": "agreement",
+    "diversity": "diversity",
+    "distance": "frechet_distance",
+}
 
 TERM_COLUMNS = "| term | KD alone | with the term | ratio |\n| --- | --- | --- | --- |\n"
 
@@ -144,7 +157,16 @@ def cells_of(row: dict[str, Any], results: list[dict[str, Any]]) -> dict[str, st
         "memory": f"{memory / 2**20:.0f} MiB",
         "time": f"{statistics.mean(c['wall_seconds'] for c in cost):.0f} s",
         "device": f"{device(results[0])}, {cost[0]['precision']}",
+    } | {
+        title: of_the_inputs([r["synthesized"].get(key) for r in results if "synthesized" in r])
+        for title, key in DIAGNOSTICS.items()
     }
+
+
+def of_the_inputs(values: list[float | None]) -> str:
+    """The mean of a diagnostic; nothing where a teacher does not reveal what it takes."""
+    known = [value for value in values if value is not None]
+    return f"{statistics.mean(known):.2f}" if known else ""
 
 
 def device(result: dict[str, Any]) -> str:

@@ -106,6 +106,15 @@ def test_columns_are_computed() -> None:
         assert set(table["columns"]) <= set(cells)
 
 
+def test_what_was_synthesized_has_columns() -> None:
+    """Their mean, over the runs whose teacher reveals what they take."""
+    found = [{"class_balance": 0.5, "agreement": 0.9}, {"class_balance": 1.0, "agreement": 0.8}]
+    results = [result(0.9) | {"synthesized": more} for more in found]
+    cells = cells_of({}, [*results, result(0.9)])
+    assert (cells["class balance"], cells["own agreement"]) == ("0.75", "0.85")
+    assert cells["distance"] == ""
+
+
 def test_a_run_without_a_teacher_has_empty_columns() -> None:
     alone = result(0.9) | {"teacher": None}
     cells = cells_of({}, [alone])
