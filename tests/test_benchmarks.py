@@ -57,14 +57,12 @@ def test_a_row_for_several() -> None:
     assert (one["name"], one["overrides"]) == ("x-kd", ["term=kd"])
     assert (two["title"], two["overrides"], two["note"]) == ("`at`", ["term=at", "seed=1"], "n")
     nested = {"kd": {"less": 1, "means": "weight {less}"}}
-    assert written_out({**entry, "title": "{term}, {means}", "each": {"term": nested}})[0][
-        "title"
-    ] == ("kd, weight 1")
+    [named] = written_out({**entry, "title": "{term}, {means}", "each": {"term": nested}})
+    assert named["title"] == "kd, weight 1"
     listed = written_out({**entry, "each": {"term": ["a", "b"]}})
     assert [row["name"] for row in listed] == ["x-a", "x-b"]
-    assert [row["name"] for row in written_out({"name": "x", "title": "", "overrides": []})] == [
-        "x"
-    ]
+    [plain] = written_out({"name": "x", "title": "", "overrides": []})
+    assert plain["name"] == "x"
     assert len(ROWS) == sum(len(table["rows"]) for table in TABLES), "two rows of one name"
 
 
@@ -198,11 +196,8 @@ def test_a_budget_of_seconds_is_filled(tmp_path: Path, monkeypatch: pytest.Monke
     for command in commands(row, tmp_path, ["a=b"], dry=False):
         assert command[:4] == ["train.py", "method=dfq", "a=b", "steps=12000"]
     alike = {**row, "name": "y", "overrides": ["method=dafl"], "timed_as": "x"}
-    assert commands(alike, tmp_path, [], dry=False)[0][:3] == [
-        "train.py",
-        "method=dafl",
-        "steps=12000",
-    ]
+    command = commands(alike, tmp_path, [], dry=False)[0]
+    assert command[:3] == ["train.py", "method=dafl", "steps=12000"]
 
 
 def test_a_row_that_fails_does_not_keep_the_others_from_running(
