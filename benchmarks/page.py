@@ -49,6 +49,7 @@ TERMS = """
 
 `python benchmarks/term_time.py --json benchmarks/results/term_time_fp32.json`: a student step of
 plain KD and one with the term beside it, in turn. Ratio of the two: median, minimum and maximum.
+`dgkd` has no assistant here: each costs a forward pass more.
 """
 
 # Columns on the inputs that were synthesized last, by their key in a result.

@@ -103,6 +103,8 @@ def side(network: Classifier, outputs: Outputs) -> Side:
     """A :class:`Side` of a network, with the live weights of its head."""
     path = named_taps(network.module).get("logits")
     head = network.module.get_submodule(path) if path else None
+    while isinstance(head, nn.Sequential):  # torchvision's dropout and layer
+        head = head[-1]
     return Side(outputs, head if isinstance(head, nn.Linear) else None, network)
 
 

@@ -131,8 +131,8 @@ class Distiller(nn.Module):
                 )
             batch = dataclasses.replace(batch, label=teacher.logits.argmax(dim=1))
         losses: Losses = self.objective(student, teacher, batch)
-        if self.objective.off:  # the student rests, but backward, and DDP, want a graph
-            losses.total = losses.total + 0 * student.logits.sum()
+        # backward wants a graph where all terms are off, and DDP a gradient for what none reads
+        losses.total = losses.total + 0 * student.logits.sum()
         if teacher is not None:
             losses.teacher_logits = teacher.logits
             if batch.index is not None:

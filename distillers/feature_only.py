@@ -48,8 +48,7 @@ class FeatureOnly(TransferTerm):
         for project, pair in zip(self.projections, self.pairs(student, teacher), strict=True):
             s, t = map(places, comparable(*pair))
             losses.append(F.mse_loss(project(s), t))
-        # DDP waits for the gradients of what lies behind the last tap
-        return torch.stack(losses).sum() + 0 * student.logits.sum()
+        return torch.stack(losses).sum()
 
 
 class DetachedCrossEntropy(TransferTerm):

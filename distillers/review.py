@@ -71,6 +71,8 @@ class ReviewKD(TransferTerm):
     fusion of all deeper ones, and its projection is held against the teacher's stage. The pooled
     features are the deepest stage, a map of one place, as in the authors' code. Where two maps
     differ in size the larger is average-pooled to the smaller; the authors enlarge the student's.
+    The teacher's stages are what our networks give there, after the last rectifier; the authors'
+    code takes them before it, which taps by module path can, where a module ends there.
 
     Args:
         taps: from the first stage on; maps, tokens, or vectors.

@@ -159,7 +159,8 @@ class AFD(TransferTerm):
 def _layers(
     term: TransferTerm, student: Outputs, teacher: Outputs
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """The maps at each network's taps, each once."""
+    """The maps at each network's taps, each once; refused where there are none."""
+    term.pairs(student, teacher)
     ours = [to_map(student.features[tap]) for tap in dict.fromkeys(term.student_taps)]
     return ours, [to_map(teacher.features[tap]) for tap in dict.fromkeys(term.teacher_taps)]
 

@@ -24,6 +24,7 @@ class EMA(Generic[Module]):
     Args:
         module: what is averaged; trained in place elsewhere.
         decay: in [0, 1); 1 − d is one over about how many updates the average goes back.
+        rising: whether d rises to ``decay`` so, or is ``decay`` from the start.
 
     Attributes:
         module: the averaged copy, in eval mode and without gradient: evaluate this one.
@@ -32,10 +33,10 @@ class EMA(Generic[Module]):
         ValueError: for a decay outside of [0, 1).
     """
 
-    def __init__(self, module: Module, decay: float) -> None:
+    def __init__(self, module: Module, decay: float, rising: bool = True) -> None:
         if not 0 <= decay < 1:
             raise ValueError(f"decay must lie in [0, 1), but is {decay}")
-        self.decay = decay
+        self.decay, self.rising = decay, rising
         self.updates = 0
         self.source = module
         # a frozen view has no hooks: taps would cost time here, and hook into the original
@@ -47,7 +48,8 @@ class EMA(Generic[Module]):
         """After each optimizer step."""
         average: list[Tensor] = list(self.module.parameters())
         current: list[Tensor] = list(self.source.parameters())
-        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        start = (1 + self.updates) / (10 + self.updates) if self.rising else self.decay
+        decay = min(self.decay, start)
         self.updates += 1
         torch._foreach_lerp_(average, current, 1 - decay)
         if buffers := list(self.module.buffers()):

@@ -94,11 +94,6 @@ class Objective(nn.Module):
         for weighted in self.terms.values():
             weighted.at(progress)  # type: ignore[operator]
 
-    @property
-    def off(self) -> bool:
-        """Whether the schedules have switched off every term."""
-        return all(weighted.off for weighted in self.terms.values())
-
     def forward(self, *args: Any, skip: tuple[str, ...] = ()) -> Losses:
         """The losses.
 

@@ -68,7 +68,7 @@ class Training:
         test = parts.dataset.open("test")
         self.inspect = None
         if teacher is not None and config["data_free"]:
-            self.inspect = Inspector(teacher, parts.student, runtime, len(test))
+            self.inspect = Inspector(teacher, parts.result, runtime, len(test))
         self.evaluate = Evaluator(parts.result, teacher, test, runtime, inspector=self.inspect)
         self.validate = None
         if config["data"]["val_fraction"] and not config["data_free"]:

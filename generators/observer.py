@@ -31,7 +31,8 @@ class Observer:
 
     The gradient passes through teacher and student to the images and stops nowhere on the way:
     both are frozen views, whose parameters take none, with the taps that the terms ask for. The
-    student runs only where a term reads its outputs, in eval mode as in the papers' code.
+    student runs only where a term reads its outputs, in eval mode, as in the code of CMI, FastDFKD,
+    NAYER and DFME; that of DFAD, ZSKT and MosaicKD leaves it in train mode.
 
     Args:
         teacher: what the images are synthesized from.

@@ -99,7 +99,7 @@ class EMAGenerator(Replay):
         self.num_classes, self.runtime, self.decay = num_classes, runtime, decay
 
     def start(self, generator: GeneratorNetwork) -> None:
-        self.ema = EMA(generator, self.decay)
+        self.ema = EMA(generator, self.decay, rising=False)
         self.runtime.compile(self.ema.module.train())
 
     def learn(self, images: Tensor, label: Tensor | None, noise: torch.Generator) -> None:

@@ -203,10 +203,10 @@ class NoisyLayer(Variable):
     """Class-name embeddings through a layer of noise that is drawn anew each round (NAYER, CVPR
     2024); the generator stays.
 
-    A round of B images takes ceil(B / C) noisy layers, each a Linear whose weights are the only
-    noise there is: it turns the embeddings of C classes into the latents of C images. Embeddings
-    pass a BatchNorm without parameters first. The generator is the same on every rank, noisy
-    layers are not.
+    A round of B images takes ceil(B / C) noisy layers, each a Linear whose weights, of standard
+    normal draws, are the only noise there is: it turns the embeddings of C classes into the
+    latents of C images. Embeddings pass a BatchNorm without parameters first. The generator is
+    the same on every rank, noisy layers are not.
 
     Args:
         generator: unconditional; the latents know the class.
@@ -234,10 +234,10 @@ class NoisyLayer(Variable):
             reinitialize(self.generator, shared)  # alike on every rank
         classes, size = self.embeddings.shape
         layers = math.ceil(len(label) / classes)
-        bound = 1 / math.sqrt(size)  # PyTorch's own initialisation of a Linear
         shape = (layers, size + 1, self.generator.latent_size)
-        drawn = torch.rand(shape, generator=noise, device=label.device)
-        self.weight = ((2 * drawn - 1) * bound).requires_grad_()
+        drawn = torch.randn(shape, generator=noise, device=label.device)
+        drawn[:, -1] = 0  # the bias, as in the authors' code
+        self.weight = drawn.requires_grad_()
         self.label = label
         self.layer = torch.arange(len(label), device=label.device) // classes
         return [{"params": list(self.generator.parameters())}, {"params": [self.weight]}]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -81,7 +82,7 @@ def _build(builder: Callable[..., nn.Module], name: str, **kwargs: Any) -> nn.Mo
 
 
 def _pooled(model: nn.Module, head_name: str) -> str | None:
-    """Where a network of torchvision has its average over places, as [B, D].
+    """Where a network of torchvision has its average over places, or its class token, as [B, D].
 
     Many flatten it themselves. Done in a module that has no weights, a hook can see it.
     """
@@ -93,6 +94,11 @@ def _pooled(model: nn.Module, head_name: str) -> str | None:
     flat = next((i for i, m in enumerate(inside[:-1]) if isinstance(m, nn.Flatten)), None)
     if flat is not None:
         return f"{head_name}.{flat}"
+    if isinstance(head, nn.Sequential) and [type(m) for m in head] == [nn.Linear]:  # a ViT's
+        [(name, linear)] = head.named_children()
+        layers = OrderedDict([("pooled", nn.Identity()), (name, linear)])
+        setattr(model, head_name, nn.Sequential(layers))
+        return f"{head_name}.pooled"
     if isinstance(head, nn.Sequential) and [type(m) for m in head] == [nn.Dropout, nn.Linear]:
         head[0] = nn.Sequential(nn.Flatten(), head[0])
         return f"{head_name}.0.0"

@@ -12,8 +12,9 @@ CONVOLUTIONS = {8: (1, 1, 1, 1, 1), 11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2)}
 class VGG(nn.Module):
     """Inputs [B, in_channels, H, W], both sides at least 8, to logits [B, num_classes].
 
-    Five stages with 64 to 512 channels, max-pooling after the first three, global average
-    pooling and one linear layer in place of the paper's three.
+    Five blocks with 64 to 512 channels, max-pooling after the first three, global average
+    pooling and one linear layer in place of the paper's three. The first block counts as the stem,
+    and the other four as stages, as CRD's and ReviewKD's transfer losses take them.
 
     Args:
         depth: 8, 11 or 13.
@@ -35,7 +36,7 @@ class VGG(nn.Module):
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.flatten = nn.Flatten()
         self.classifier = nn.Linear(512, num_classes)
-        self.taps = {f"stage{i + 1}": f"block{i}" for i in range(5)}
+        self.taps = {f"stage{i}": f"block{i}" for i in range(1, 5)}
         self.taps |= {"pooled": "flatten", "logits": "classifier"}
         initialize(self)
 

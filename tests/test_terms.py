@@ -108,6 +108,15 @@ def test_gradients_reach_student_and_term_and_not_the_teacher(term: str) -> None
     assert not student & {id(p) for p in own(parts).values()}
 
 
+@pytest.mark.parametrize("term", ["at", "fitnet", "feature_only", "rkd"])
+def test_without_a_term_on_logits_every_parameter_has_a_gradient(term: str) -> None:
+    """DDP waits for one from each, those behind the last tap included."""
+    parts = make(term, "~distiller.terms.kd", "~distiller.terms.cross_entropy")
+    parts.distiller(parts.source.next()).total.backward()
+    missing = [name for name, p in parts.student.named_parameters() if p.grad is None]
+    assert not missing
+
+
 def test_what_a_term_owns_is_trained_and_survives_a_round_trip(term: str) -> None:
     first = make(term)
     fresh = {name: p.detach().clone() for name, p in own(first).items()}

@@ -163,6 +163,12 @@ def test_sizes_are_at_least_1(make: Any) -> None:
         make()
 
 
+@pytest.mark.parametrize("term", [SemCKD(4, []), AFD([])])
+def test_without_taps_they_ask_for_some(term: TransferTerm) -> None:
+    with pytest.raises(ValueError, match=r"reads features: name some in its taps"):
+        prepared(term, *both())
+
+
 @pytest.mark.parametrize("term", [SemCKD(4, ALL), AFD(ALL)])
 def test_a_layer_named_twice_counts_once(term: TransferTerm) -> None:
     student, teacher = both()

@@ -54,7 +54,6 @@ def test_a_term_that_is_off_costs_nothing_and_keeps_the_graph() -> None:
     assert term.calls == 0
     assert term.scale.grad is not None
     assert term.scale.grad.item() == 0
-    assert not objective.off
     objective.at(0.4)
     objective(x)
     assert term.calls == 1
@@ -62,9 +61,7 @@ def test_a_term_that_is_off_costs_nothing_and_keeps_the_graph() -> None:
 
 def test_all_off() -> None:
     objective = Objective({"sum": Weighted(Sum(), 1.0, until(0.5))})
-    assert not objective.off
     objective.at(0.7)
-    assert objective.off
     losses: Any = objective(torch.ones(2))
     assert losses.total.item() == 0
 

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from data.spec import InputSpec
+from distillers.base import side
 from models.classifier import Classifier
 from models.external import timm_model, torchvision_model
 from models.teacher import check_network
@@ -32,9 +33,24 @@ def test_torchvision_resnet18() -> None:
 
 
 def test_torchvision_keys_are_torchvisions() -> None:
-    from torchvision.models import resnet18
+    from torchvision.models import resnet18, vit_b_16
 
     assert [*torchvision_model("resnet18", 3, 10).state_dict()] == [*resnet18().state_dict()]
+    ours = torchvision_model("vit_b_16", 3, 10, image_size=32)
+    assert [*ours.state_dict()] == [*vit_b_16(image_size=32).state_dict()]
+
+
+@pytest.mark.parametrize(
+    ("name", "kwargs"), [("mobilenet_v2", {}), ("vit_b_16", {"image_size": 32})]
+)
+def test_torchvision_pooled_enters_the_last_linear_layer(name: str, kwargs: dict[str, int]) -> None:
+    """Behind dropout, or alone in a container: the head that terms such as SRRL read."""
+    classifier = Classifier(torchvision_model(name, 3, 7, **kwargs), SPEC, taps=["pooled"])
+    with torch.no_grad():
+        outputs = classifier.eval()(torch.rand(2, 3, 32, 32))
+    head = side(classifier, outputs).head
+    assert head is not None
+    torch.testing.assert_close(head(outputs.features["pooled"]), outputs.logits)
 
 
 def test_nothing_is_computed_in_place() -> None:
