@@ -120,7 +120,8 @@ def written_out(entry: dict[str, Any]) -> list[dict[str, Any]]:
             for name in set(by_choice) & set(choice):
                 row[key] = by_choice[name]
         row["overrides"] = [filled(o, row) for o in row["overrides"]]
-        rows.append(row | {key: filled(row[key], row) for key in ("name", "title")})
+        named = [key for key in ("name", "title", "timed_as") if key in row]
+        rows.append(row | {key: filled(row[key], row) for key in named})
     return rows
 
 

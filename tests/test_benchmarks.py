@@ -47,6 +47,7 @@ def test_every_row_composes(name: str) -> None:
     texts = " ".join([name, row["title"], *row["overrides"]])
     assert set(re.findall(r"(?<!\$){\w+}", texts)) <= {"{runs}", "{seed}"}
     assert compose(row["overrides"]).seed == 0
+    assert row.get("timed_as", name) in ROWS
 
 
 def test_a_row_for_several() -> None:
