@@ -11,7 +11,7 @@ import pytest
 import train
 from benchmarks import plain_step, reproduce, term_time
 from benchmarks.page import cells_of, device, page, plain_line, recorded
-from benchmarks.reproduce import commands, read, record, steps_within, written_out
+from benchmarks.reproduce import commands, read, record, steps_within, to_two_digits, written_out
 from benchmarks.step_time import DEFAULTS
 from engine.build import build
 from engine.config import compose, groups
@@ -193,6 +193,7 @@ def test_a_budget_of_seconds_is_filled(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(reproduce.subprocess, "run", run)
     row = {"name": "x", "overrides": ["method=dfq"], "seeds": [0, 1], "seconds": 120}
     assert steps_within(120, row, tmp_path, []) == 12000
+    assert [to_two_digits(x) for x in (437.2, 7, 80_499)] == [440, 7, 80_000]
     monkeypatch.setattr(reproduce.subprocess, "run", None)  # it is kept
     for command in commands(row, tmp_path, ["a=b"], dry=False):
         assert command[:4] == ["train.py", "method=dfq", "a=b", "steps=12000"]

@@ -174,6 +174,13 @@ def test_the_noisy_layer_is_new_each_round_and_the_generator_is_not() -> None:
     assert same(kept, snapshot(variable.generator))
 
 
+def test_the_noise_is_of_standard_normal_weights_without_a_bias() -> None:
+    variable = NoisyLayer(network(), torch.rand(CLASSES, 300), Runtime(device="cpu"))
+    variable.begin(draw_classes(40, CLASSES, noise()), 0, noise())
+    assert variable.weight[:, :-1].std().item() == pytest.approx(1.0, abs=0.03)
+    assert not variable.weight[:, -1].any()
+
+
 def test_embeddings_are_normalised_over_the_classes() -> None:
     embeddings = torch.rand(6, 4, generator=noise()) * 3 + 1
     variable = NoisyLayer(network(), embeddings, Runtime(device="cpu"))
