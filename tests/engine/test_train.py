@@ -68,7 +68,9 @@ def test_compile_for_real(tiny: list[str], tmp_path: Path) -> None:
 def test_the_averaged_student_is_what_is_saved(tiny: list[str], tmp_path: Path) -> None:
     saved = student(tmp_path / "run", [*tiny, "ema=0.9"])
     state = checkpoint(tmp_path / "run")
-    average = {name.removeprefix("module."): value for name, value in state["ema"].items()}
+    average = {
+        name.removeprefix("module."): value for name, value in state["ema"]["module"].items()
+    }
     assert not differing(average, saved)
     trained = state["distiller"]["student.module.linear.weight"]
     assert not torch.equal(trained, saved["linear.weight"])
