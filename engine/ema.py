@@ -48,8 +48,9 @@ class EMA(Generic[Module]):
         """After each optimizer step."""
         average: list[Tensor] = list(self.module.parameters())
         current: list[Tensor] = list(self.source.parameters())
-        start = (1 + self.updates) / (10 + self.updates) if self.rising else self.decay
-        decay = min(self.decay, start)
+        decay = self.decay
+        if self.rising:
+            decay = min(decay, (1 + self.updates) / (10 + self.updates))
         self.updates += 1
         torch._foreach_lerp_(average, current, 1 - decay)
         if buffers := list(self.module.buffers()):
