@@ -51,6 +51,8 @@ class SynthesisTerm(nn.Module):
         needs_student: whether it reads the student's outputs.
         needs_label: whether inputs are synthesized for given classes.
         needs_local: whether it reads the teacher's outputs on a second, local view.
+        remembers_best: whether :meth:`commit` gets those inputs of a round that it keeps, whose
+            objective was the lowest, and not its last ones.
 
     A term may own parameters (a projection head, a decoder): the source that calls it trains
     them beside its own. A term with a memory of earlier inputs writes to it in :meth:`commit`
@@ -63,6 +65,7 @@ class SynthesisTerm(nn.Module):
     needs_student = False
     needs_label = False
     needs_local = False
+    remembers_best = False
 
     def forward(self, synthesis: Synthesis) -> Tensor:
         raise NotImplementedError

@@ -37,6 +37,7 @@ class InstanceContrast(SynthesisTerm):
     """
 
     needs_local = True
+    remembers_best = True
 
     def __init__(
         self,

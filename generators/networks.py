@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from data.spec import InputSpec
 from models.classifier import full_precision
 
-OUTPUTS = ("sigmoid", "tanh_bn", "bn")
+OUTPUTS = ("sigmoid", "tanh_bn", "bn_tanh", "bn")
 CONDITIONINGS = ("concat", "add", "norm")
 
 
@@ -58,18 +58,19 @@ class ImageGenerator(GeneratorNetwork):
     added to it (MAD, NeurIPS 2022: G(z + e_y)), in which case the sum is the latent, or gives
     each BatchNorm its scale and shift (CPSC-DFKD, Pattern Recognition 2023).
 
-    ``sigmoid`` images lie in the specification's range. ``tanh_bn`` (DAFL's and DFAD's code) and
-    ``bn`` (ZSKT, NeurIPS 2019) end in a BatchNorm whose output is, as there, exactly what the
-    classifier sees after normalisation: it is de-normalised here, and as in the papers some
-    values leave the range. BatchNorm uses batch statistics for as long as the module is in
-    training mode, which is how the papers draw their images too.
+    ``sigmoid`` images lie in the specification's range. ``tanh_bn`` (DAFL's and DFAD's code),
+    ``bn_tanh`` (DFME's) and ``bn`` (ZSKT, NeurIPS 2019) end in a BatchNorm and, where named, a
+    hyperbolic tangent, whose output is, as there, exactly what the classifier sees after
+    normalisation: it is de-normalised here, and as in the papers some values leave the range.
+    BatchNorm uses batch statistics for as long as the module is in training mode, which is how
+    the papers draw their images too.
 
     Args:
         spec: of the images, [C, H, W] with H and W divisible by 4.
         num_classes: how many values ``y`` may take.
         latent_size: of ``z``.
         channels: of the first two stages; the third has half of them.
-        output: "sigmoid", "tanh_bn" or "bn".
+        output: "sigmoid", "tanh_bn", "bn_tanh" or "bn".
         conditional: whether images are generated for a class.
         conditioning: "concat", "add" or "norm", what is done with the class's embedding.
 
@@ -117,7 +118,7 @@ class ImageGenerator(GeneratorNetwork):
                 nn.Conv2d(channels // 2, image_channels, 3, padding=1),
             ]
         )
-        # DAFL and DFAD fix the scale of the last BatchNorm, ZSKT learns it.
+        # DAFL, DFAD and DFME fix the scale of the last BatchNorm, ZSKT learns it.
         self.last_norm = norm(image_channels, output == "bn") if output != "sigmoid" else None
 
     def forward(self, z: Tensor, y: Tensor | None = None) -> Tensor:
@@ -139,7 +140,8 @@ class ImageGenerator(GeneratorNetwork):
             return low + (high - low) * x.sigmoid()
         x = x.tanh() if self.output == "tanh_bn" else x
         last = self.last_norm
-        return self.spec.denormalize(last(x, y) if isinstance(last, ClassBatchNorm2d) else last(x))
+        x = last(x, y) if isinstance(last, ClassBatchNorm2d) else last(x)
+        return self.spec.denormalize(x.tanh() if self.output == "bn_tanh" else x)
 
     def latent(self, z: Tensor, y: Tensor | None = None) -> Tensor:
         """The noise, or its sum with the class's embedding where the two are added."""

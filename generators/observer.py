@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,7 @@ from data.augment import Augmentation, through
 from engine.objective import Losses, Objective
 from engine.runtime import Runtime
 from generators.base import Synthesis, SynthesisTerm
-from models.classifier import Classifier, Outputs
+from models.classifier import Classifier, Outputs, Statistics
 
 WITHOUT_BATCHNORM = "dafl, zskt, dfad, zskd, pre_dfkd, mosaickd, psaq_vit, dfme, maze"
 
@@ -73,7 +74,9 @@ class Observer:
         self.queries_per_image = 2 if self.needs_local else 1
         self.parameters: list[nn.Parameter] = [p for p in objective.parameters() if p.requires_grad]
         self.remembering = [term for term in _terms(objective) if _remembers(term)]
+        self.keeping = any(term.remembers_best for term in self.remembering)
         self.latest: Synthesis | None = None
+        self.kept: Synthesis | None = None
         runtime.compile(self.teacher.module)
         if self.student is not None:
             runtime.compile(self.student.module)
@@ -112,7 +115,7 @@ class Observer:
         synthesis = Synthesis(images, teacher, student, label, latent, target, second)
         losses = self.objective(synthesis, skip=() if student_knows else ("needs_student",))
         if self.remembering:
-            self.latest = _detached(synthesis)
+            self.latest = _each(Tensor.detach, synthesis)  # the graph holds every activation
         return losses  # type: ignore[no-any-return]
 
     def counts(self) -> dict[str, int]:
@@ -120,13 +123,20 @@ class Observer:
         read = self.objective.ask("out_of_domain_inputs_read")
         return {"out_of_domain_inputs_read": sum(read)} if read else {}
 
+    def keep(self, better: Tensor) -> None:
+        """The latest batch is the round's best so far, if ``better`` [] says so."""
+        if self.keeping and self.latest is not None:
+            new, old = self.latest, self.kept or self.latest
+            self.kept = _each(lambda a, b: torch.where(better, a, b), new, old)
+
     @torch.no_grad()
     def commit(self) -> None:
-        """Let terms with a memory remember the latest batch, whose inputs are finished."""
+        """Let terms with a memory remember the latest batch, or the best, which are finished."""
         for term in self.remembering:
-            assert self.latest is not None, "nothing was observed yet"
-            term.commit(self.latest)
-        self.latest = None
+            finished = (self.kept if term.remembers_best else None) or self.latest
+            assert finished is not None, "nothing was observed yet"
+            term.commit(finished)
+        self.latest = self.kept = None
 
     def average_gradients(self) -> None:
         """The terms' own parameters are the same on every rank, and stay so."""
@@ -141,20 +151,20 @@ def _remembers(term: nn.Module) -> bool:
     return isinstance(term, SynthesisTerm) and type(term).commit is not SynthesisTerm.commit
 
 
-def _detached(synthesis: Synthesis) -> Synthesis:
-    """The same without its graph, which would hold every activation of the batch."""
+def _each(function: Callable[..., Tensor], *syntheses: Synthesis) -> Synthesis:
+    """What the function makes of the tensors at each place of the syntheses, which are alike."""
 
-    def cut(value: Tensor | Outputs | None) -> Tensor | Outputs | None:
-        if isinstance(value, Tensor):
-            return value.detach()
-        if value is None:
-            return None
-        statistics = [
-            dataclasses.replace(s, mean=s.mean.detach(), variance=s.variance.detach())
-            for s in value.statistics
-        ]
-        features = {tap: feature.detach() for tap, feature in value.features.items()}
-        return Outputs(value.logits.detach(), features, statistics)
+    def made(*values: Any) -> Any:
+        first = values[0]
+        if isinstance(first, Tensor):
+            return function(*values)
+        if isinstance(first, list):
+            return [made(*items) for items in zip(*values, strict=True)]
+        if isinstance(first, dict):
+            return {key: made(*(value[key] for value in values)) for key in first}
+        if isinstance(first, (Synthesis, Outputs, Statistics)):
+            names = [field.name for field in dataclasses.fields(first)]
+            return type(first)(**{n: made(*(getattr(v, n) for v in values)) for n in names})
+        return first
 
-    parts = {f.name: cut(getattr(synthesis, f.name)) for f in dataclasses.fields(synthesis)}
-    return Synthesis(**parts)  # type: ignore[arg-type]
+    return made(*syntheses)  # type: ignore[no-any-return]

@@ -206,6 +206,7 @@ class RoundSource:
             total, images = losses.total.detach(), images.detach()
             better = total < least
             best = images if best is None else torch.where(better, images, best)
+            self.observe.keep(better)
             if self.exchange:
                 self.exchange.keep(better)
             least = torch.minimum(total, least)

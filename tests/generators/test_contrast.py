@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import pytest
@@ -136,3 +137,23 @@ def test_it_trains_the_heads_and_the_generator_alone() -> None:
 def test_supervised_settings_that_do_not_fit(wrong: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="above 0"):
         SupervisedContrast(teacher(), student(), **wrong)
+
+
+def test_it_remembers_the_inputs_that_a_round_keeps_and_not_its_last() -> None:
+    contrast = term(memory=8)
+    source = inversion(
+        objective=objective(contrast=contrast, one_hot=OneHot()),
+        optimizer=functools.partial(torch.optim.SGD, lr=1.0, maximize=True),
+        local_views=[Jitter(1)],
+        iterations=6,
+    )
+    seen: list[tuple[float, Tensor]] = []
+
+    def record(_: Any, args: tuple[Synthesis], losses: Any) -> None:
+        seen.append((losses.total.item(), args[0].teacher.features["pooled"].detach().clone()))
+
+    source.observe.objective.register_forward_hook(record)
+    source.next()
+    least = min(range(len(seen)), key=lambda i: seen[i][0])
+    assert least < len(seen) - 1
+    assert torch.equal(contrast.memory, seen[least][1].flatten(1))

@@ -1,5 +1,7 @@
 """Generator networks: shapes, ranges, classes, and the upsampling convolution by definition."""
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -14,7 +16,7 @@ def spec(*shape: int, low: float = -1.0, high: float = 3.0) -> InputSpec:
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 8), (1, 28, 28), (3, 32, 32), (5, 64, 64), (2, 4, 12)])
-@pytest.mark.parametrize("output", ["sigmoid", "tanh_bn", "bn"])
+@pytest.mark.parametrize("output", ["sigmoid", "tanh_bn", "bn_tanh", "bn"])
 def test_shape_and_range(shape: tuple[int, ...], output: str) -> None:
     net = ImageGenerator(spec(*shape), 10, latent_size=7, channels=8, output=output)
     x = net(100 * torch.randn(3, 7))
@@ -36,13 +38,27 @@ def test_batchnorm_output_is_what_the_classifier_sees(output: str) -> None:
     torch.testing.assert_close(seen.var((0, 2, 3), correction=0), torch.ones(3), atol=1e-2, rtol=0)
 
 
+def test_a_last_tanh_bounds_what_the_classifier_sees() -> None:
+    images = spec(3, 8, 8)
+    options: dict[str, Any] = {"channels": 8}
+    torch.manual_seed(0)
+    bounded = ImageGenerator(images, 10, output="bn_tanh", **options)
+    torch.manual_seed(0)
+    net = ImageGenerator(images, 10, output="bn", **options)
+    z = torch.randn(64, 100)
+    seen = images.normalize(bounded(z))
+    assert 0.9 < seen.abs().max() <= 1 + 1e-6
+    torch.testing.assert_close(seen, images.normalize(net(z)).tanh(), atol=1e-5, rtol=0)
+
+
 def test_only_zskt_learns_the_scale_of_its_last_batchnorm() -> None:
     names = {
         output: dict(ImageGenerator(spec(1, 8, 8), 10, output=output).named_parameters())
-        for output in ("tanh_bn", "bn")
+        for output in ("tanh_bn", "bn_tanh", "bn")
     }
     assert "last_norm.weight" in names["bn"]
     assert "last_norm.weight" not in names["tanh_bn"]
+    assert "last_norm.weight" not in names["bn_tanh"]
 
 
 def test_standard_widths() -> None:
@@ -86,7 +102,7 @@ def test_norms_by_class_scale_and_shift_what_the_batch_normalised() -> None:
             torch.testing.assert_close(made[i, c], expected)
 
 
-@pytest.mark.parametrize("output", ["sigmoid", "tanh_bn", "bn"])
+@pytest.mark.parametrize("output", ["sigmoid", "tanh_bn", "bn_tanh", "bn"])
 def test_a_class_reaches_the_image_through_every_norm(output: str) -> None:
     images, z = spec(1, 8, 8), torch.randn(4, 100)
     options = {"channels": 8, "output": output, "conditional": True, "conditioning": "norm"}
