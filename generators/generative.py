@@ -58,6 +58,8 @@ class GenerativeSource:
             them in an update.
         local_views: the same for the second view, where a term compares two.
         augment: likewise of the fresh and replayed images that the student gets.
+        student_by_batch: whether an update sees the student normalise by the batch's own
+            statistics, as DFAD, ZSKT and MosaicKD do, whose code leaves it in train mode.
 
     Raises:
         ValueError: for ``reuse`` where not every batch has an update of its size, counts
@@ -88,12 +90,15 @@ class GenerativeSource:
         views: Sequence[Augmentation] = (),
         local_views: Sequence[Augmentation] = (),
         augment: Sequence[Augmentation] = (),
+        student_by_batch: bool = False,
     ) -> None:
         _check(batch_size, synthesis_batch_size, generator_steps, student_steps, reuse, experience)
         self.replay, self.experience, self.clip, self.reuse = replay, experience, clip, reuse
         self.replayed = replay.share(batch_size) if replay else 0
         self.runtime, self.augment, self.fresh = runtime, tuple(augment), batch_size - self.replayed
-        self.observe = Observer(teacher, student, objective, runtime, views, local_views)
+        self.observe = Observer(
+            teacher, student, objective, runtime, views, local_views, student_by_batch
+        )
         self.generator: GeneratorNetwork = runtime.prepare(generator).train()  # type: ignore[assignment]
         if replay:
             replay.start(self.generator)

@@ -33,7 +33,7 @@ class Observer:
     The gradient passes through teacher and student to the images and stops nowhere on the way:
     both are frozen views, whose parameters take none, with the taps that the terms ask for. The
     student runs only where a term reads its outputs, in eval mode, as in the code of CMI, FastDFKD,
-    NAYER and DFME; that of DFAD, ZSKT and MosaicKD leaves it in train mode.
+    NAYER and DFME, or by the statistics of the batch.
 
     Args:
         teacher: what the images are synthesized from.
@@ -42,6 +42,7 @@ class Observer:
         runtime: device, precision and noise.
         views: augmentations, in order, of what :meth:`look` shows to both networks.
         local_views: the same for the second view, where a term compares two.
+        by_batch: whether the student's BatchNorm layers normalise by the batch's own statistics.
 
     Attributes:
         parameters: what the terms own and want to see trained beside the images' maker.
@@ -59,12 +60,14 @@ class Observer:
         runtime: Runtime,
         views: Sequence[Augmentation] = (),
         local_views: Sequence[Augmentation] = (),
+        by_batch: bool = False,
     ) -> None:
         check_statistics(teacher, objective)
         taps = [tap for taps in objective.ask("taps") for tap in taps]
         self.teacher = teacher.frozen(taps, any(objective.ask("needs_statistics")))
         seen = [tap for taps in objective.ask("student_taps") for tap in taps]
-        self.student = student.frozen(seen) if any(objective.ask("needs_student")) else None
+        needed = any(objective.ask("needs_student"))
+        self.student = student.frozen(seen, by_batch=by_batch) if needed else None
         self.objective: Objective = runtime.prepare(objective)  # type: ignore[assignment]
         self.runtime = runtime
         self.needs_local = any(objective.ask("needs_local"))

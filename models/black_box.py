@@ -95,7 +95,9 @@ class BlackBox(Classifier):
         log_p = p.clamp_min(torch.finfo(p.dtype).tiny).log()
         return log_p - log_p.mean(dim=1, keepdim=True)
 
-    def frozen(self, taps: Iterable[str] = (), statistics: bool = False) -> Classifier:
+    def frozen(
+        self, taps: Iterable[str] = (), statistics: bool = False, by_batch: bool = False
+    ) -> Classifier:
         """Itself: there is nothing here that training could change.
 
         Raises:
@@ -103,7 +105,7 @@ class BlackBox(Classifier):
         """
         if taps := tuple(taps):
             raise sealed(f"the features {', '.join(taps)}")
-        if statistics:
+        if statistics or by_batch:
             raise sealed("BatchNorm statistics")
         return self
 

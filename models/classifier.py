@@ -95,11 +95,15 @@ class Classifier(nn.Module):
             if isinstance(m, BatchNorm) and m.running_mean is not None
         ]
 
-    def frozen(self, taps: Iterable[str] = (), statistics: bool = False) -> Classifier:
+    def frozen(
+        self, taps: Iterable[str] = (), statistics: bool = False, by_batch: bool = False
+    ) -> Classifier:
         """A view in eval mode that shares this network's storage but takes no gradient.
 
         Optimizer steps here are seen there at once; nothing done through the view changes this
         network's gradients, mode or BatchNorm statistics, and its hooks never fire here.
+        With ``by_batch`` its BatchNorm layers normalise by the batch's own statistics, as in
+        train mode, and know no running ones.
         """
         memo: dict[int, Any] = {}
         for parameter in self.module.parameters():
@@ -111,6 +115,8 @@ class Classifier(nn.Module):
             m._forward_hooks.clear()
             m._forward_pre_hooks.clear()
             m._compiled_call_impl = None
+            if by_batch and isinstance(m, BatchNorm):
+                m.running_mean = m.running_var = m.num_batches_tracked = None
         view = Classifier(module, self.spec, self.classes, taps, statistics)
         return view.eval()
 

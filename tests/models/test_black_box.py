@@ -202,6 +202,7 @@ def test_processes_share_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
         lambda b: b.frozen(taps=["pooled"]),
         lambda b: b.frozen(taps=iter(["pooled"])),
         lambda b: b.frozen(statistics=True),
+        lambda b: b.frozen(by_batch=True),
         lambda b: b.batchnorms(),
     ],
 )

@@ -154,6 +154,20 @@ def test_use_of_a_view_leaves_the_student_alone(module: nn.Module, x: Tensor) ->
     assert not any(m.training for m in view.modules())
 
 
+def test_a_view_by_batch_sees_what_train_mode_does_and_changes_nothing(
+    module: nn.Module, x: Tensor
+) -> None:
+    student = Classifier(module, SPEC)
+    view = student.frozen(["stage1"], by_batch=True)
+    before = snapshot(student)
+    outputs = view(x)
+    assert not torch.allclose(outputs.logits, student.eval()(x).logits)
+    assert_unchanged(student, before)
+    assert not view.batchnorms()
+    assert len(student.batchnorms()) == 4
+    torch.testing.assert_close(outputs.logits, student.train()(x).logits)
+
+
 def test_hooks_of_view_and_original_are_apart(module: nn.Module, x: Tensor) -> None:
     student = Classifier(module, SPEC, taps=["stage2"])
     view = student.frozen(["stage1"], statistics=True)
