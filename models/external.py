@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import torchvision
-from torch import nn
+from torch import Tensor, nn
 
 from models.stages import timm_stages, torchvision_stages
 
@@ -94,15 +93,28 @@ def _pooled(model: nn.Module, head_name: str) -> str | None:
     flat = next((i for i, m in enumerate(inside[:-1]) if isinstance(m, nn.Flatten)), None)
     if flat is not None:
         return f"{head_name}.{flat}"
-    if isinstance(head, nn.Sequential) and [type(m) for m in head] == [nn.Linear]:  # a ViT's
-        [(name, linear)] = head.named_children()
-        layers = OrderedDict([("pooled", nn.Identity()), (name, linear)])
-        setattr(model, head_name, nn.Sequential(layers))
-        return f"{head_name}.pooled"
+    alone = [(name, m) for name, m in head.named_modules() if isinstance(m, nn.Linear)]
+    if len(alone) == 1 and len(inside) == 1:  # DenseNet's, or in a container a ViT's
+        [(name, linear)] = alone
+        path = f"{head_name}.{name}".rstrip(".")
+        model.set_submodule(path, _Head(linear))
+        return f"{path}.pooled"
     if isinstance(head, nn.Sequential) and [type(m) for m in head] == [nn.Dropout, nn.Linear]:
         head[0] = nn.Sequential(nn.Flatten(), head[0])
         return f"{head_name}.0.0"
     return None
+
+
+class _Head(nn.Linear):
+    """The Linear that it is given, whose input a hook can see as the output of ``pooled``."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__(linear.in_features, linear.out_features, linear.bias is not None)
+        self.weight, self.bias = linear.weight, linear.bias
+        self.pooled = nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(self.pooled(x))
 
 
 def _with_taps(

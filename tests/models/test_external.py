@@ -33,15 +33,23 @@ def test_torchvision_resnet18() -> None:
 
 
 def test_torchvision_keys_are_torchvisions() -> None:
-    from torchvision.models import resnet18, vit_b_16
+    from torchvision.models import resnet18, shufflenet_v2_x0_5, vit_b_16
 
     assert [*torchvision_model("resnet18", 3, 10).state_dict()] == [*resnet18().state_dict()]
     ours = torchvision_model("vit_b_16", 3, 10, image_size=32)
     assert [*ours.state_dict()] == [*vit_b_16(image_size=32).state_dict()]
+    ours = torchvision_model("shufflenet_v2_x0_5", 3, 10)
+    assert [*ours.state_dict()] == [*shufflenet_v2_x0_5().state_dict()]
 
 
 @pytest.mark.parametrize(
-    ("name", "kwargs"), [("mobilenet_v2", {}), ("vit_b_16", {"image_size": 32})]
+    ("name", "kwargs"),
+    [
+        ("mobilenet_v2", {}),
+        ("vit_b_16", {"image_size": 32}),
+        ("densenet121", {}),
+        ("shufflenet_v2_x0_5", {}),
+    ],
 )
 def test_torchvision_pooled_enters_the_last_linear_layer(name: str, kwargs: dict[str, int]) -> None:
     """Behind dropout, or alone in a container: the head that terms such as SRRL read."""
