@@ -10,11 +10,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from benchmarks.records import recorded
+
 HEAD = """# Results
 
 Made by `python benchmarks/reproduce.py --table` from the `result.json` of each run, which
-`benchmarks/results/` keeps; never edited. A row whose command has changed since counts as not run.
-`python benchmarks/reproduce.py --list` prints the command of every row.
+`benchmarks/results/` keeps; never edited. A row whose command has changed since, or a file under
+`configs/` that it chooses, counts as not run. `python benchmarks/reproduce.py --list` prints the
+command of every row.
 
 Accuracy is that of the last step, on the whole test split. With several seeds: mean ± standard
 deviation, and the lowest. Time is the student's run, synthesis and evaluation included and the
@@ -61,13 +64,6 @@ DIAGNOSTICS = {
 }
 
 TERM_COLUMNS = "| term | KD alone | with the term | ratio |\n| --- | --- | --- | --- |\n"
-
-
-def recorded(row: dict[str, Any], records: Path) -> dict[str, Any]:
-    """The kept results of a row by seed; none where its command was another."""
-    file = records / f"{row['name']}.json"
-    kept = json.loads(file.read_text()) if file.exists() else {}
-    return kept["runs"] if kept.get("overrides") == row["overrides"] else {}  # type: ignore[no-any-return]
 
 
 def page(tables: list[dict[str, Any]], records: Path) -> str:

@@ -28,8 +28,8 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.page import page, recorded
-from engine.files import write_whole
+from benchmarks.page import page
+from benchmarks.records import record
 
 ROOT = Path(__file__).resolve().parents[1]
 TABLES = ROOT / "benchmarks" / "tables"
@@ -180,18 +180,6 @@ def steps_within(seconds: float, row: dict[str, Any], runs: Path, extra: list[st
 def to_two_digits(value: float) -> int:
     """No more of a count than the timing is good for: 437.2 is 440, and 11,623 is 12,000."""
     return int(round(value, 2 - len(str(int(value)))))
-
-
-def record(row: dict[str, Any], seed: int, run: Path, records: Path) -> None:
-    """Keep a finished run's result, with what computed it and the row's command."""
-    file = records / f"{row['name']}.json"
-    kept = {"overrides": row["overrides"], "runs": recorded(row, records)}
-    names = ("result.json", "versions.json")
-    result, versions = (json.loads((run / name).read_text()) for name in names)
-    kept["runs"][str(seed)] = {**result, "versions": versions}
-    kept["runs"] = dict(sorted(kept["runs"].items()))
-    records.mkdir(exist_ok=True)
-    write_whole(file, json.dumps(kept, indent=1) + "\n")
 
 
 if __name__ == "__main__":

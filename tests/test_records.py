@@ -1,0 +1,67 @@
+"""What is kept of a row, and when it holds no longer."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+from benchmarks import records
+from benchmarks.records import chosen, digest, record, recorded
+from tests.test_benchmarks import left_in, result
+
+
+def test_results_are_kept_until_the_command_changes(tmp_path: Path) -> None:
+    row = {"name": "x", "overrides": ["method=dfq"]}
+    for seed, accuracy in ((2, 0.7), (0, 0.8), (2, 0.9)):
+        record(row, seed, left_in(tmp_path / f"{seed}-{accuracy}", result(accuracy)), tmp_path)
+    kept = recorded(row, tmp_path)
+    assert {seed: r["student"]["accuracy"] for seed, r in kept.items()} == {"0": 0.8, "2": 0.9}
+    assert kept["2"]["versions"] == {"torch": "2.14.1", "threads": 2}
+    assert recorded({**row, "overrides": ["method=dafl"]}, tmp_path) == {}
+
+
+def test_results_are_kept_until_a_file_that_they_chose_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configs = tmp_path / "configs"
+    shutil.copytree(records.CONFIGS, configs)
+    monkeypatch.setattr(records, "CONFIGS", configs)
+    row = {"name": "x", "overrides": []}
+    record(row, 0, left_in(tmp_path / "run", result(0.8)), tmp_path)
+    method, other = configs / "method" / "dfq.yaml", configs / "method" / "dafl.yaml"
+    written = method.read_text()
+    for file, text, holds in (
+        (other, "steps: 1", True),
+        (method, "# a word\n" + written, True),
+        (method, written.replace("batch_size: ", "batch_size: 1"), False),
+        (method, written, True),
+        (configs / "term" / "rkd.yaml", "a: 1", False),
+    ):
+        file.write_text(text)
+        assert bool(recorded(row, tmp_path)) == holds
+    record(row, 1, left_in(tmp_path / "again", result(0.9)), tmp_path)
+    assert [*recorded(row, tmp_path)] == ["1"]  # the other was of other settings
+
+
+def test_a_file_changes_with_those_that_it_starts_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(records, "CONFIGS", tmp_path)
+    (tmp_path / "model").mkdir()
+    base, own = tmp_path / "model" / "base.yaml", tmp_path / "model" / "own.yaml"
+    own.write_text(yaml.safe_dump({"defaults": ["base", {"override /data": "x"}, "_self_"]}))
+    seen = set()
+    for text in ("width: 1", "width: 2"):
+        base.write_text(text)
+        seen.add(digest("model/own"))
+    base.unlink()
+    seen.add(digest("model/own"))
+    assert len(seen) == 3
+    assert digest("model/base") == ""
+
+
+def test_the_files_of_a_run_are_named(tmp_path: Path) -> None:
+    choices = {"method": "kd", "teacher": "wrn(depth=22)", "student": "wrn", "term": ["at", "rkd"]}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"choices": choices}))
+    assert chosen(tmp_path) == ["method/kd", "model/wrn", "term/at", "term/rkd"]
