@@ -21,7 +21,7 @@ def recorded(row: dict[str, Any], records: Path) -> dict[str, Any]:
     file = records / f"{row['name']}.json"
     kept = json.loads(file.read_text()) if file.exists() else {}
     holds = kept.get("overrides") == row["overrides"] and all(
-        digest(name) == value for name, value in kept.get("settings", {}).items()
+        digest(name) == value for name, value in kept["settings"].items()
     )
     return kept["runs"] if holds else {}  # type: ignore[no-any-return]
 
@@ -41,10 +41,11 @@ def record(row: dict[str, Any], seed: int, run: Path, records: Path) -> None:
 
 
 def chosen(run: Path) -> list[str]:
-    """The files under configs/ that a run is composed of, such as ``method/dafl``."""
-    choices = yaml.safe_load((run / "config.yaml").read_text())["choices"]
-    names = []
-    for group, choice in choices.items():
+    """The files under configs/ that a run chose (``method/dafl``), and its teacher's recipe."""
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    trained = config["needs_teacher"] and not config["teacher"]["checkpoint"]
+    names = ["method/scratch"] if trained else []
+    for group, choice in config["choices"].items():
         for name in choice if isinstance(choice, list) else [choice]:
             names.append(f"{GROUP.get(group, group)}/{name.split('(')[0]}")  # wrn(depth=22)
     return sorted(set(names))

@@ -109,7 +109,8 @@ class _Head(nn.Linear):
     """The Linear that it is given, whose input a hook can see as the output of ``pooled``."""
 
     def __init__(self, linear: nn.Linear) -> None:
-        super().__init__(linear.in_features, linear.out_features, linear.bias is not None)
+        bias = linear.bias is not None
+        super().__init__(linear.in_features, linear.out_features, bias, device="meta")
         self.weight, self.bias = linear.weight, linear.bias
         self.pooled = nn.Identity()
 

@@ -37,7 +37,9 @@ def left_in(run: Path, what: dict[str, Any]) -> Path:
     versions = what.pop("versions")
     (run / "result.json").write_text(json.dumps(what))
     (run / "versions.json").write_text(json.dumps(versions))
-    (run / "config.yaml").write_text("choices: {method: dfq, data: digits, term: [at, rkd]}")
+    choices = {"method": "dfq", "data": "digits", "term": ["at", "rkd"]}
+    config = {"choices": choices, "needs_teacher": True, "teacher": {"checkpoint": None}}
+    (run / "config.yaml").write_text(json.dumps(config))
     return run
 
 

@@ -63,5 +63,15 @@ def test_a_file_changes_with_those_that_it_starts_from(
 
 def test_the_files_of_a_run_are_named(tmp_path: Path) -> None:
     choices = {"method": "kd", "teacher": "wrn(depth=22)", "student": "wrn", "term": ["at", "rkd"]}
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"choices": choices}))
-    assert chosen(tmp_path) == ["method/kd", "model/wrn", "term/at", "term/rkd"]
+    for needed, checkpoint, recipe in (
+        (True, None, ["method/scratch"]),
+        (True, "a.safetensors", []),
+        (False, None, []),
+    ):
+        config = {
+            "choices": choices,
+            "needs_teacher": needed,
+            "teacher": {"checkpoint": checkpoint},
+        }
+        (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+        assert chosen(tmp_path) == ["method/kd", *recipe, "model/wrn", "term/at", "term/rkd"]

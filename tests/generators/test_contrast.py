@@ -13,7 +13,7 @@ from distillers.contrast import supervised_contrast
 from engine.runtime import Runtime
 from generators.base import Synthesis
 from generators.contrast import InstanceContrast, SupervisedContrast
-from generators.terms import OneHot
+from generators.terms import BatchNormStatistics, OneHot
 from generators.views import Jitter
 from models.classifier import Outputs
 from tests.generators.small import (
@@ -140,20 +140,23 @@ def test_supervised_settings_that_do_not_fit(wrong: dict[str, int]) -> None:
 
 
 def test_it_remembers_the_inputs_that_a_round_keeps_and_not_its_last() -> None:
-    contrast = term(memory=8)
+    """FastDFKD's moving statistics, beside it, remember the last ones, as its authors' do."""
+    contrast, moving = term(memory=8), BatchNormStatistics(momentum=0.5)
     source = inversion(
-        objective=objective(contrast=contrast, one_hot=OneHot()),
-        optimizer=functools.partial(torch.optim.SGD, lr=1.0, maximize=True),
+        objective=objective(contrast=contrast, moving=moving),
+        optimizer=functools.partial(torch.optim.SGD, lr=1e-3),  # the views decide which is best
+        views=[Jitter(3)],
         local_views=[Jitter(1)],
-        iterations=6,
+        iterations=12,
     )
-    seen: list[tuple[float, Tensor]] = []
+    seen: list[tuple[float, Synthesis]] = []
 
     def record(_: Any, args: tuple[Synthesis], losses: Any) -> None:
-        seen.append((losses.total.item(), args[0].teacher.features["pooled"].detach().clone()))
+        seen.append((losses.total.item(), args[0]))
 
     source.observe.objective.register_forward_hook(record)
     source.next()
     least = min(range(len(seen)), key=lambda i: seen[i][0])
-    assert least < len(seen) - 1
-    assert torch.equal(contrast.memory, seen[least][1].flatten(1))
+    assert 0 < least < len(seen) - 1
+    assert torch.equal(contrast.memory, seen[least][1].teacher.features["pooled"].flatten(1))
+    assert torch.equal(moving.earlier[0][0], seen[-1][1].teacher.statistics[0].mean)

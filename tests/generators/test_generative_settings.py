@@ -42,6 +42,15 @@ def test_teacher_without_batchnorm() -> None:
     assert generative(teacher=bare, objective=without).next().student_input.isfinite().all()
 
 
+def test_an_update_may_see_the_student_by_batch() -> None:
+    source, usual = generative(student_by_batch=True), generative()
+    assert not source.observe.student.batchnorms()
+    assert usual.observe.student.batchnorms()
+    assert source.observe.teacher.batchnorms()
+    source.next(), usual.next()
+    assert source.report()["adversarial"] != usual.report()["adversarial"]
+
+
 def test_bf16_runs() -> None:
     """Failure 7: a mixed-precision flag that nothing ever ran."""
     source = generative(Runtime(device="cpu", precision="bf16"))
