@@ -26,7 +26,8 @@ from tests.test_contracts import make, same, small, snapshot, teacher_for
 
 
 def test_1_the_adversarial_term_compares_two_networks() -> None:
-    parts, teacher = make("dfad", "student.model.width=4")
+    alike = "source.student_by_batch=false"  # both by running statistics: equal where weights are
+    parts, teacher = make("dfad", "student.model.width=4", alike)
     assert teacher is not None
     observe = parts.source.observe
     images = torch.rand(8, 1, 8, 8)
