@@ -103,7 +103,7 @@ class Classifier(nn.Module):
         Optimizer steps here are seen there at once; nothing done through the view changes this
         network's gradients, mode or BatchNorm statistics, and its hooks never fire here.
         With ``by_batch`` its BatchNorm layers normalise by the batch's own statistics, as in
-        train mode, and know no running ones, whose difference ``statistics`` are for.
+        train mode, and know no running ones to ask ``statistics`` for.
         """
         assert not (statistics and by_batch), "a view by batch has no running statistics to compare"
         memo: dict[int, Any] = {}
