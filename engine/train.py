@@ -109,7 +109,7 @@ class Training:
                 note = f"accuracy {self.metrics['accuracy']:.2%}" if self.metrics else ""
                 images = self.config["batch_size"] * self.runtime.world_size
                 progress.update(done, images, self.losses, note)
-            if self._asked_to_stop(step):
+            if self.runtime.asked_to_stop(step):
                 self._stop(done)
             if done in save_at:
                 self._save(done)
@@ -178,11 +178,6 @@ class Training:
             self.board.scalars({f"synthesized/{k}": v for k, v in scalars.items()}, step)
             grid = picture(self.recent[-1], self.parts.student.spec)
             self.board.images("synthesized/inputs", grid, step)
-
-    def _asked_to_stop(self, step: int) -> bool:
-        if self.runtime.world_size > 1 and step % 10:  # ranks have to agree, which takes a while
-            return False
-        return self.runtime.any(self.runtime.stop_requested)
 
     def _stop(self, step: int) -> None:
         self._log(step)

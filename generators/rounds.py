@@ -192,7 +192,8 @@ class RoundSource:
         best: Tensor | None = None
         least = torch.full((), torch.inf, device=self.runtime.device)
         for i in range(self.iterations):
-            self.runtime.raise_if_stopped()
+            if self.runtime.asked_to_stop(i):
+                raise Stopped
             schedule.apply(i / self.iterations)
             with self.runtime.autocast():
                 images, latent = self.variable()

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from engine.runtime import Runtime
 from models.teacher import load_weights
 from tests.engine.runs import ROOT, TINY, checkpoint, contents, differing, events, ranks
 
@@ -135,3 +136,19 @@ def test_what_goes_wrong_on_one_rank_ends_both(tiny: list[str], tmp_path: Path) 
     assert alone.wait() == 1
     assert "use --nproc-per-node=2" in alone.output
     assert contents(tmp_path / "run") == before
+
+
+def test_ranks_ask_each_other_about_a_stop_in_every_tenth_iteration_only() -> None:
+    class Counted(Runtime):
+        asked = 0
+
+        def any(self, flag: bool) -> bool:
+            self.asked += 1
+            return flag
+
+    runtime = Counted(device="cpu")
+    runtime.stop_requested = True
+    assert all(runtime.asked_to_stop(i) for i in range(20))
+    runtime.world_size, runtime.asked = 2, 0
+    assert [i for i in range(20) if runtime.asked_to_stop(i)] == [0, 10]
+    assert runtime.asked == 2

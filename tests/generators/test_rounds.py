@@ -28,11 +28,11 @@ class StoppingRuntime(Runtime):
 
     remaining: int | None = None
 
-    def raise_if_stopped(self) -> None:
+    def asked_to_stop(self, index: int) -> bool:
         if self.remaining is not None:
             self.remaining -= 1
             self.stop_requested = self.remaining <= 0
-        super().raise_if_stopped()
+        return super().asked_to_stop(index)
 
 
 def prior() -> dict:
