@@ -12,6 +12,7 @@ import signal
 import sys
 from types import FrameType
 
+import torch
 from omegaconf import OmegaConf
 
 from engine.catalogue import terms
@@ -40,6 +41,11 @@ Flags:
 The same command continues a run that was interrupted. `python -X dev train.py` shows tracebacks.
 """
 
+SMALLER = """
+The last good checkpoint is kept, and the same command goes on from it where more memory is free.
+With less, give another run_dir=... and a smaller batch_size or source.synthesis_batch_size, or
+precision=bf16."""
+
 
 def main(arguments: list[str]) -> int:
     if "--help" in arguments or "-h" in arguments:
@@ -58,10 +64,11 @@ def main(arguments: list[str]) -> int:
         again = ", without overwrite=true," if config.overwrite else ""
         print(f"\n{stopped}; the same command{again} continues it", file=sys.stderr)
         return 130
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, torch.OutOfMemoryError) as error:
         if sys.flags.dev_mode:
             raise
-        print(f"error: {error}", file=sys.stderr)
+        short = isinstance(error, torch.OutOfMemoryError)
+        print(f"error: {error}{SMALLER if short else ''}", file=sys.stderr)
         return 1
     if runtime.main:
         path = RunDirectory(config, runtime).path

@@ -1,4 +1,4 @@
-"""What a run shows while it goes: TensorBoard, a progress line, and losses that must be finite."""
+"""What a run shows while it goes: TensorBoard, a progress line, and whether all is finite."""
 
 from __future__ import annotations
 
@@ -94,6 +94,26 @@ class Meter:
                         "The last good checkpoint is kept; lower the learning rate or the "
                         "term's weight, set clip=..., or use precision=fp32"
                     )
+
+
+def check_finite(state: Any, step: int, path: str = "") -> None:
+    """A finite loss can still have an update that is not: that makes no good checkpoint.
+
+    Raises:
+        ValueError: for a floating-point tensor in a nested state that is not finite, naming it.
+    """
+    if isinstance(state, Tensor):
+        if state.is_floating_point() and not bool(state.isfinite().all()):
+            raise ValueError(
+                f"{path} is not finite after step {step}. The last good checkpoint "
+                "is kept; lower the learning rate, set clip=..., or use precision=fp32"
+            )
+    elif isinstance(state, dict):
+        for key, value in state.items():
+            check_finite(value, step, f"{path}.{key}" if path else str(key))
+    elif isinstance(state, (list, tuple)):
+        for i, value in enumerate(state):
+            check_finite(value, step, f"{path}[{i}]")
 
 
 def brief(values: Mapping[str, float]) -> dict[str, float]:

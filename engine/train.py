@@ -13,7 +13,7 @@ from torch import Tensor
 from data.spec import Batch
 from engine.diagnostics import LOOK, Inspector, announce
 from engine.evaluate import Evaluator
-from engine.monitor import Board, Clock, Meter, Progress, brief
+from engine.monitor import Board, Clock, Meter, Progress, brief, check_finite
 from engine.parts import Parts, build_dataset, build_parts, plain
 from engine.result import finish, picture, summarize
 from engine.run import RunDirectory
@@ -206,7 +206,11 @@ class Training:
         self.directory.save(step, state)
 
     def _restore(self) -> int:
-        """Continue from the last whole checkpoint, or start; returns the first step to take."""
+        """Continue from the last whole checkpoint, or start; returns the first step to take.
+
+        Raises:
+            ValueError: for a checkpoint whose contents these parts do not have.
+        """
         self.began = time.perf_counter()
         self.wall_before = 0.0
         state = self.directory.load()
@@ -216,6 +220,23 @@ class Training:
         torch.manual_seed(self.config["seed"] * 1009 + self.runtime.rank)
         if state is None:
             return 0
+        try:
+            self._take_up(state)
+        except torch.OutOfMemoryError:
+            raise
+        except (KeyError, RuntimeError, ValueError) as error:  # all that load_state_dict raises
+            reason = " ".join(str(error).split())[:100]
+            raise ValueError(
+                f"the checkpoint of step {state['step']} in {self.directory.path} does not fit "
+                f"({reason}): another version of the code wrote it. Go on with that version, or "
+                "start again with another run_dir=... or overwrite=true"
+            ) from error
+        if self.runtime.main:
+            print(f"resumed at step {state['step']} of {self.steps}", flush=True)
+        return int(state["step"])
+
+    def _take_up(self, state: dict[str, Any]) -> None:
+        """Everything that :meth:`_save` put down."""
         self.parts.distiller.load_state_dict(state["distiller"])
         self.parts.optimizer.load_state_dict(state["optimizer"])
         self.parts.source.load_state_dict(state["source"])
@@ -230,9 +251,6 @@ class Training:
         self.metrics, self.found, self.best = state["metrics"], state["found"], state["best"]
         busy = self.clock.seconds["synthesis"] + self.clock.seconds["distillation"]
         self.logged = (state["step"] * self.config["batch_size"] * self.runtime.world_size, busy)
-        if self.runtime.main:
-            print(f"resumed at step {state['step']} of {self.steps}", flush=True)
-        return int(state["step"])
 
     def _wall(self) -> float:
         return self.wall_before + time.perf_counter() - self.began
@@ -256,26 +274,6 @@ class Training:
             finish(self.directory, self.board, self.parts, result, self.config, self.recent[-1])
         self.runtime.barrier()
         return result
-
-
-def check_finite(state: Any, step: int, path: str = "") -> None:
-    """A finite loss can still have an update that is not: that makes no good checkpoint.
-
-    Raises:
-        ValueError: for a floating-point tensor in a nested state that is not finite, naming it.
-    """
-    if isinstance(state, Tensor):
-        if state.is_floating_point() and not bool(state.isfinite().all()):
-            raise ValueError(
-                f"{path} is not finite after step {step}. The last good checkpoint "
-                "is kept; lower the learning rate, set clip=..., or use precision=fp32"
-            )
-    elif isinstance(state, dict):
-        for key, value in state.items():
-            check_finite(value, step, f"{path}.{key}" if path else str(key))
-    elif isinstance(state, (list, tuple)):
-        for i, value in enumerate(state):
-            check_finite(value, step, f"{path}[{i}]")
 
 
 def _marks(steps: int, count: int) -> set[int]:

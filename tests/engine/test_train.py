@@ -1,13 +1,16 @@
 """Precision, compilation, averaging and clipping from the command line: each really runs."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
 import train
+from data.spec import Batch
 from engine.runtime import Runtime
+from engine.train import Training
 from models.teacher import load_weights
 from tests.engine.runs import checkpoint, differing
 
@@ -114,3 +117,58 @@ def test_what_joins_unequal_features_is_said(
 ) -> None:
     student(tmp_path / "run", [*tiny, *SHORT, "method=kd", "term=fitnet"])
     assert "\nadapter: fitnet: student 4x4x4 to teacher 8x4x4" in capsys.readouterr().out
+
+
+def test_a_device_that_is_full_is_said_without_a_traceback(
+    tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    arguments = [*tiny, f"run_dir={tmp_path / 'run'}"]
+    learn = Training._learn
+
+    def full(self: Training, network: torch.nn.Module, batch: Batch, step: int) -> None:
+        if step == 9:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        learn(self, network, batch, step)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Training, "_learn", full)
+        assert train.main(arguments) == 1
+    said = capsys.readouterr().err
+    assert "Tried to allocate 2.00 GiB" in said
+    assert "smaller batch_size" in said
+    assert checkpoint(tmp_path / "run")["step"] == 8
+    assert train.main(arguments) == 0
+    assert "resumed at step 8" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda state: state["ema"].pop("updates"), "'updates'"),
+        (lambda state: state["distiller"].popitem(), "Missing key"),
+        (lambda state: state["optimizer"]["param_groups"].pop(), "parameter groups"),
+    ],
+)
+def test_a_checkpoint_of_another_version_is_refused_and_left_alone(
+    change: Callable[[dict], object],
+    named: str,
+    tiny: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    arguments = [*tiny, "ema=0.9", f"run_dir={tmp_path / 'run'}"]
+    assert train.main(arguments) == 0
+    (tmp_path / "run" / "result.json").unlink()
+    (file,) = (tmp_path / "run" / "checkpoints").glob("step-*/rank0.pt")
+    state = torch.load(file, weights_only=True)
+    change(state)
+    torch.save(state, file)
+    before = file.read_bytes()
+    assert train.main(arguments) == 1
+    said = capsys.readouterr().err
+    assert "does not fit" in said
+    assert named in said
+    assert "overwrite=true" in said
+    assert "Traceback" not in said
+    assert file.read_bytes() == before
+    assert train.main([*arguments, "overwrite=true"]) == 0
