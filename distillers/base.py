@@ -99,6 +99,11 @@ def named_taps(network: nn.Module) -> dict[str, str]:
     return dict(getattr(network, "taps", {}))
 
 
+def stage_taps(network: nn.Module) -> tuple[str, ...]:
+    """The stages among them, from the first to the last."""
+    return tuple(name for name in named_taps(network) if name.startswith("stage"))
+
+
 def side(network: Classifier, outputs: Outputs) -> Side:
     """A :class:`Side` of a network, with the live weights of its head."""
     path = named_taps(network.module).get("logits")

@@ -33,9 +33,10 @@ def supervised_contrast(a: Tensor, b: Tensor, label: Tensor, temperature: float)
     return -((positive * log_p).sum(dim=1) / positive.sum(dim=1)).mean()
 
 
-def projection_head(features: int, width: int) -> nn.Sequential:
-    """Two linear layers, [B, features] to [B, width]."""
-    return nn.Sequential(nn.Linear(features, width), nn.ReLU(), nn.Linear(width, width))
+def projection_head(features: int, width: int, hidden: int | None = None) -> nn.Sequential:
+    """Two linear layers, [B, features] to [B, hidden] (``width`` by default) to [B, width]."""
+    hidden = hidden or width
+    return nn.Sequential(nn.Linear(features, hidden), nn.ReLU(), nn.Linear(hidden, width))
 
 
 class SupervisedContrast(TransferTerm):

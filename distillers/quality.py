@@ -22,7 +22,7 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from data.dataset import Dataset
-from distillers.base import named_taps
+from distillers.base import stage_taps
 from engine.parts import build_dataset, build_network, plain
 from engine.runtime import Runtime
 from models.classifier import Classifier
@@ -99,7 +99,7 @@ def measure(run: Path, paths: Sequence[str] = (), inputs: int = 5000) -> dict[st
     file = run / "student.safetensors"
     network = load_classifier(module, file, dataset.spec, classes=dataset.classes)
     runtime.prepare(freeze(network))
-    taps = paths or [name for name in named_taps(module) if name.startswith("stage")]
+    taps = paths or stage_taps(module)
     if not taps:
         raise ValueError("the network names no stages: give paths of its modules after the run")
     x, labels = _sample(dataset, inputs)

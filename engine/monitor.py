@@ -169,6 +169,11 @@ class Board:
         return {p.name: p.stat().st_size for p in self.folder.glob("events.out.tfevents.*")}
 
     @_written
+    def texts(self, values: Mapping[str, str], step: int) -> None:
+        for name, words in values.items():
+            self.writer.add_text(name, words, step)
+
+    @_written
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         for name, value in values.items():
             self.writer.add_scalar(name, value, step)

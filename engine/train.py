@@ -173,6 +173,7 @@ class Training:
         self.board.scalars({f"test/{k}": v for k, v in self.metrics.items()}, step)
         if self.found:
             announce(self.found, before, step)
+            self.board.texts({f"warning/{k}": v for k, v in self.found["warnings"].items()}, step)
             self.board.histogram("synthesized/classes", self.found["class_histogram"], step)
             scalars = {k: v for k, v in self.found.items() if isinstance(v, float)}
             self.board.scalars({f"synthesized/{k}": v for k, v in scalars.items()}, step)

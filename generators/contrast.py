@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from distillers.adapters import to_vector
+from distillers.base import stage_taps
 from distillers.contrast import projection_head, supervised_contrast
 from engine.runtime import Runtime
 from generators.base import Synthesis, SynthesisTerm
@@ -15,20 +18,24 @@ from models.classifier import Classifier
 
 
 class InstanceContrast(SynthesisTerm):
-    """−log exp(q·k⁺/τ) / Σ_k exp(q·k/τ), mean over the batch (L_cr of CMI, IJCAI 2021, eq. 6).
+    """mean_batch ℓ_i + mean_earlier ℓ_i, ℓ_i = −log exp(q_i·k_i/τ) / Σ_j exp(q_i·k_j/τ) (L_cr of
+    CMI, IJCAI 2021, eq. 6).
 
-    q and k⁺ are projections of the teacher's features on a local and a global view of the same
-    input, of length 1; the other k are the global views of the rest of the batch and
-    ``negatives`` features drawn from those of earlier rounds. The projection, two linear layers,
-    is trained with what is synthesized. The memory holds the teacher's own features, so that it
-    never falls behind the projection.
+    q_i and k_i are projections, of length 1, of the teacher's features on a local and on a global
+    view of input i: the averages over places of the taps' channels. i and j run over the batch and
+    over ``negatives`` inputs drawn from those of earlier rounds. As in the authors' code, earlier
+    inputs are queries as well, which trains the projection, and keys take no gradient. The
+    projection, two linear layers, is trained with what is synthesized; the memory holds the
+    teacher's own features, so that it never falls behind it. Otherwise than there, a round's fresh
+    optimizer is the projection's too, and teachers other than ResNet-34 are read at their stages
+    as that one is, rather than at every BatchNorm layer.
 
     Args:
         teacher: tells how many features there are.
         runtime: gives the draw of the negatives.
-        tap: of the teacher, whose output is compared.
-        memory: how many features are remembered; the oldest leave first.
-        negatives: drawn from them at each step.
+        taps: of the teacher; by default its stages, or ``pooled`` where it names none.
+        memory: inputs whose features are remembered; the oldest leave first.
+        negatives: drawn from them at each step, or all where they are fewer.
         temperature: τ > 0.
         width: of the projection.
 
@@ -43,7 +50,7 @@ class InstanceContrast(SynthesisTerm):
         self,
         teacher: Classifier,
         runtime: Runtime,
-        tap: str = "pooled",
+        taps: Sequence[str] = (),
         memory: int = 40_960,
         negatives: int = 4_096,
         temperature: float = 0.2,
@@ -52,32 +59,32 @@ class InstanceContrast(SynthesisTerm):
         super().__init__()
         if temperature <= 0 or memory < 1 or negatives < 1:
             raise ValueError("temperature, memory and negatives must be above 0")
-        self.taps = (tap,)
-        self.runtime, self.tap = runtime, tap
+        self.taps = tuple(taps) or stage_taps(teacher.module) or ("pooled",)
+        self.runtime = runtime
         self.negatives, self.temperature = negatives, temperature
-        size = feature_size(teacher, tap)
-        self.head = projection_head(size, width)
-        self.register_buffer("memory", torch.zeros(memory, size))
+        size = sum(to_vector(x).shape[1] for x in example(teacher, self.taps).values())
+        self.head = projection_head(size, width, hidden=size)
+        self.register_buffer("memory", torch.zeros(memory, 2, size))  # local and global
         self.added = self.calls = 0
 
     memory: Tensor
 
     def forward(self, synthesis: Synthesis) -> Tensor:
-        assert synthesis.local is not None
-        query = self._project(synthesis.local.features[self.tap])
-        keys = self._project(synthesis.teacher.features[self.tap])
-        earlier = self._earlier()
-        if earlier is not None:
-            keys = torch.cat([keys, self._project(earlier)])
-        own = torch.arange(len(query), device=query.device)
-        return F.cross_entropy(query @ keys.T / self.temperature, own)
+        now = self._views(synthesis)
+        rows = torch.cat([now, self._earlier()])
+        query = self._project(rows[:, 0])
+        key = self._project(rows[:, 1]).detach()
+        own = torch.arange(len(rows), device=rows.device)
+        losses = F.cross_entropy(query @ key.T / self.temperature, own, reduction="none")
+        parts = losses.split([len(now), len(rows) - len(now)])
+        return torch.stack([part.mean() for part in parts if len(part)]).sum()
 
     @torch.no_grad()
     def commit(self, synthesis: Synthesis) -> None:
         """Remember the features of a finished round."""
-        features = synthesis.teacher.features[self.tap].flatten(1)[-len(self.memory) :]
+        features = self._views(synthesis)[-len(self.memory) :]
         place = torch.arange(self.added, self.added + len(features), device=features.device)
-        self.memory[place % len(self.memory)] = features.to(self.memory.dtype)
+        self.memory[place % len(self.memory)] = features
         self.added += len(features)
 
     def get_extra_state(self) -> dict[str, Any]:
@@ -86,17 +93,27 @@ class InstanceContrast(SynthesisTerm):
     def set_extra_state(self, state: dict[str, Any]) -> None:
         self.added, self.calls = state["added"], state["calls"]
 
-    def _earlier(self) -> Tensor | None:
+    def _views(self, synthesis: Synthesis) -> Tensor:
+        """[B, 2, F], the features of the local and of the global view."""
+        assert synthesis.local is not None
+        views = [
+            torch.cat([to_vector(outputs.features[tap]) for tap in self.taps], dim=1)
+            for outputs in (synthesis.local, synthesis.teacher)
+        ]
+        return torch.stack(views, dim=1).to(self.memory.dtype)
+
+    def _earlier(self) -> Tensor:
+        """[N, 2, F], the negatives of this call; N is 0 in the first round."""
         filled = min(self.added, len(self.memory))
         if not filled:
-            return None
+            return self.memory[:0]
         noise = self.runtime.noise("negatives", self.calls)
         self.calls += 1
-        device = self.memory.device
-        return self.memory[torch.randint(filled, (self.negatives,), generator=noise, device=device)]
+        order = torch.rand(filled, generator=noise, device=self.memory.device).argsort()
+        return self.memory[order[: self.negatives]]
 
     def _project(self, features: Tensor) -> Tensor:
-        return F.normalize(self.head(features.flatten(1)), dim=1)
+        return F.normalize(self.head(features), dim=1)
 
 
 class SupervisedContrast(SynthesisTerm):
@@ -134,8 +151,8 @@ class SupervisedContrast(SynthesisTerm):
             raise ValueError("supervised contrast needs temperature and width above 0")
         self.tap, self.temperature = tap, temperature
         self.taps = self.student_taps = (tap,)
-        self.teacher_head = projection_head(feature_size(teacher, tap), width)
-        self.student_head = projection_head(feature_size(student, tap), width)
+        sizes = [example(network, (tap,))[tap].numel() for network in (teacher, student)]
+        self.teacher_head, self.student_head = (projection_head(size, width) for size in sizes)
 
     def forward(self, synthesis: Synthesis) -> Tensor:
         assert synthesis.student is not None
@@ -147,8 +164,8 @@ class SupervisedContrast(SynthesisTerm):
 
 
 @torch.no_grad()
-def feature_size(network: Classifier, tap: str) -> int:
-    """How many features a tap gives for one input."""
+def example(network: Classifier, taps: Sequence[str]) -> dict[str, Tensor]:
+    """The taps' features of one input of zeros."""
     parameter = next(network.parameters())
     x = torch.zeros(1, *network.spec.shape, device=parameter.device)
-    return network.frozen([tap])(x).features[tap].numel()
+    return network.frozen(taps)(x).features

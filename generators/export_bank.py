@@ -95,6 +95,7 @@ def _read(run: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         )
     ranks = sorted(saved[-1].glob("rank*.pt"))
     sources = [torch.load(file, "cpu", weights_only=True)["source"] for file in ranks]
+    sources = [source.get("experience") or source for source in sources]  # MAZE's bank is in there
     if "bank" not in sources[0]:
         raise ValueError(
             f"{run} has no bank: method={loaded.choices.method} keeps no inputs. "

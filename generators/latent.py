@@ -39,6 +39,9 @@ class LatentReconstruction(SynthesisTerm):
         latent_size: of z, as the generator has it.
         layers: hidden ones; the authors' code has 2 for MNIST, 4 for SVHN.
         units: in each of them.
+
+    Raises:
+        ValueError: when called, for latents of another size.
     """
 
     def __init__(
@@ -54,7 +57,13 @@ class LatentReconstruction(SynthesisTerm):
 
     def forward(self, synthesis: Synthesis) -> Tensor:
         recovered = self.decoder(self.spec.normalize(synthesis.images).flatten(1))
-        return F.mse_loss(recovered, latent_of(synthesis).detach())
+        z = latent_of(synthesis).detach()
+        if z.shape != recovered.shape:
+            raise ValueError(
+                f"the latent has {z.shape[1]} numbers, and LatentReconstruction recovers "
+                f"{recovered.shape[1]}: give it latent_size: {z.shape[1]}"
+            )
+        return F.mse_loss(recovered, z)
 
 
 class LatentDiversity(SynthesisTerm):

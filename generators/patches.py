@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from distillers.adapters import pool_to, to_map
-from distillers.base import named_taps
+from distillers.base import stage_taps
 from generators.base import Synthesis, SynthesisTerm
 from models.classifier import Classifier
 
@@ -46,8 +46,7 @@ class PatchSimilarity(SynthesisTerm):
         super().__init__()
         if not 0 < bandwidth <= 1:
             raise ValueError(f"the bandwidth must lie in (0, 1], but is {bandwidth}")
-        named = named_taps(teacher.module)
-        self.taps = tuple(taps) or tuple(name for name in named if name.startswith("stage"))
+        self.taps = tuple(taps) or stage_taps(teacher.module)
         if not self.taps:
             raise ValueError("the teacher names no stages: name the term's taps=[PATH, ...]")
         self.bandwidth = bandwidth

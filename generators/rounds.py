@@ -60,7 +60,8 @@ class RoundSource:
             made in earlier rounds, instead of drawing them from the bank.
 
     Raises:
-        ValueError: for counts below 1, and a teacher that lacks what a term reads.
+        ValueError: for counts below 1, a teacher that lacks what a term reads, and an exchange
+            of what a generator makes that does not last.
     """
 
     def __init__(
@@ -98,6 +99,11 @@ class RoundSource:
         self.warmup_rounds, self.augment, self.exchange = warmup_rounds, tuple(augment), exchange
         if exchange:
             exchange.start(getattr(variable, "generator", None))
+            if getattr(variable, "lifetime", 0):
+                raise ValueError(
+                    "source.exchange decodes features of earlier rounds, by a generator that has "
+                    "to last: use source.variable.lifetime=0"
+                )
         self.batches = self.rounds = 0
         self.terms: dict[str, Tensor] = {}
 

@@ -125,7 +125,9 @@ class MetaGenerated(Variable):
         meta_optimizer: called with the generator's parameters, gives the optimizer of θ.
         rule: "fomaml" or "reptile".
         lr_latent: learning rate of the latents; None leaves them as they were drawn.
-        reset_layer: name of a layer of the generator that is initialised anew once.
+        reset_layer: name of a layer of the generator that is initialised anew once, on all ranks
+            alike. The first Linear, as the paper has it; later code of the authors also resets
+            the BatchNorm behind it.
         reset_round: when.
 
     Raises:
@@ -160,7 +162,8 @@ class MetaGenerated(Variable):
 
     def begin(self, label: Tensor, index: int, noise: torch.Generator) -> Groups:
         if index == self.reset_round:
-            reinitialize(dict(self.generator.named_modules())[self.reset_layer], noise)
+            layer = dict(self.generator.named_modules())[self.reset_layer]
+            reinitialize(layer, _alike(self.runtime, index))
         self.adapted.load_state_dict(self.generator.state_dict())
         self.meta_optimizer.zero_grad()
         self.label = label
@@ -213,6 +216,9 @@ class NoisyLayer(Variable):
         embeddings: [C, D], a row per class.
         runtime: device, compilation and ranks.
         lifetime: rounds after which the generator is initialised anew; 0 is never.
+
+    Raises:
+        ValueError: for a generator that is conditional.
     """
 
     embeddings: Tensor
@@ -221,6 +227,10 @@ class NoisyLayer(Variable):
         self, generator: GeneratorNetwork, embeddings: Tensor, runtime: Runtime, lifetime: int = 10
     ) -> None:
         super().__init__()
+        if generator.conditional:
+            raise ValueError(
+                "a noisy layer makes latents that know the class: use generator.conditional=false"
+            )
         self.generator = generator.train()
         runtime.compile(self.generator)
         spread = embeddings.std(0, correction=0, keepdim=True)
@@ -230,8 +240,7 @@ class NoisyLayer(Variable):
 
     def begin(self, label: Tensor, index: int, noise: torch.Generator) -> Groups:
         if self.lifetime and index % self.lifetime == 0:
-            shared = torch.Generator().manual_seed(self.runtime.seed * 1009 + index)
-            reinitialize(self.generator, shared)  # alike on every rank
+            reinitialize(self.generator, _alike(self.runtime, index))
         classes, size = self.embeddings.shape
         layers = math.ceil(len(label) / classes)
         shape = (layers, size + 1, self.generator.latent_size)
@@ -255,6 +264,11 @@ class NoisyLayer(Variable):
 def one_hot(num_classes: int) -> Tensor:
     """[C, C]: class embeddings that mean nothing, the control of NAYER's text embeddings."""
     return torch.eye(num_classes)
+
+
+def _alike(runtime: Runtime, index: int) -> torch.Generator:
+    """Noise of round ``index`` that is the same on every rank."""
+    return torch.Generator().manual_seed(runtime.seed * 1009 + index)
 
 
 def _drawn(generator: GeneratorNetwork, label: Tensor, noise: torch.Generator) -> Tensor:

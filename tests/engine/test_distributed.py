@@ -78,6 +78,19 @@ def check_whole(run: Path) -> None:
     assert max(events(run).values()) == 1
 
 
+def test_ranks_share_what_rounds_leave_and_not_their_images(
+    tiny: list[str], tmp_path: Path
+) -> None:
+    """A meta-learned generator, one of whose layers is drawn anew on the way."""
+    rounds = ["method=fast_dfkd", "source.iterations=2", "source.student_steps=2", "steps=8"]
+    rounds += ["source.warmup_rounds=1", "source.variable.reset_round=3", "checkpoints=1"]
+    finish([*tiny, *rounds, "evaluations=1", f"run_dir={tmp_path / 'run'}"], tmp_path)
+    one, two = (checkpoint(tmp_path / "run", rank)["source"] for rank in (0, 1))
+    for name in kinds(one["variable"])[1]:
+        assert torch.equal(one["variable"][name], two["variable"][name]), name
+    assert not torch.equal(one["bank"]["images"], two["bank"]["images"])
+
+
 def test_two_ranks_are_one_process_with_both_batches(tmp_path: Path) -> None:
     finish([*PLAIN, "batch_size=8", f"run_dir={tmp_path / 'two'}"], tmp_path)
     (one,) = ranks([*PLAIN, "batch_size=16", f"run_dir={tmp_path / 'one'}"], tmp_path, ((),))

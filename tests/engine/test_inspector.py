@@ -279,3 +279,5 @@ def test_a_run_tells_it_all(
     for key in numbers | {"bn_gap"}:
         assert np.isfinite(found[key])
         assert steps[f"synthesized/{key}"] == {8, 16, 24}
+    assert steps["warning/near_duplicates/text_summary"] == {8, 16, 24}
+    assert not any(tag.startswith("warning/few_classes") for tag in steps)

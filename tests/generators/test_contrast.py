@@ -15,7 +15,8 @@ from generators.base import Synthesis
 from generators.contrast import InstanceContrast, SupervisedContrast
 from generators.terms import BatchNormStatistics, OneHot
 from generators.views import Jitter
-from models.classifier import Outputs
+from models.classifier import Classifier, Outputs
+from models.digits import DigitsCNN
 from tests.generators.small import (
     CLASSES,
     SPEC,
@@ -47,32 +48,66 @@ def synthesis(features: Tensor, local: Tensor) -> Synthesis:
 def test_it_is_the_contrastive_loss_computed_one_by_one() -> None:
     contrast = term()
     torch.manual_seed(1)
-    old, x, local = torch.randn(9, 6), torch.randn(4, 6), torch.randn(4, 6)
-    contrast.commit(synthesis(old, old))
-    value = contrast(synthesis(x, local))
-    index = torch.randint(9, (7,), generator=Runtime(device="cpu").noise("negatives", 0))
+    before, x = torch.randn(2, 9, 6), torch.randn(2, 4, 6, requires_grad=True)  # global, local
+    drawn = torch.rand(9, generator=Runtime(device="cpu").noise("negatives", 0)).argsort()[:7]
 
     def unit(v: Tensor) -> Tensor:
         v = contrast.head(v)
         return v / v.norm()
 
-    total = torch.zeros(())
-    for i in range(4):
-        others = [x[j] for j in range(4)] + [old[j] for j in index]
-        scores = torch.stack([unit(local[i]) @ unit(k) / 0.3 for k in others])
-        total += -(scores[i].exp() / scores.exp().sum()).log()
-    torch.testing.assert_close(value, total / 4)
+    def mean(rows: range, keys: list[Tensor], queries: list[Tensor]) -> Tensor:
+        total = torch.zeros(())
+        for i in rows:
+            scores = torch.stack([unit(queries[i]) @ unit(k).detach() / 0.3 for k in keys])
+            total += -(scores[i].exp() / scores.exp().sum()).log()
+        return total / len(rows)
+
+    keys, queries = ([*x[view], *before[view][drawn]] for view in (0, 1))
+    first = contrast(synthesis(*x))
+    torch.testing.assert_close(first, mean(range(4), keys[:4], queries[:4]))
+    contrast.commit(synthesis(*before))
+    value = contrast(synthesis(*x))
+    expected = mean(range(4), keys, queries) + mean(range(4, 11), keys, queries)
+    torch.testing.assert_close(value, expected)
+    inputs = [x, *contrast.head.parameters()]
+    for found, true in zip(
+        torch.autograd.grad(value, inputs), torch.autograd.grad(expected, inputs), strict=True
+    ):
+        torch.testing.assert_close(found, true)
+    (gradient,) = torch.autograd.grad(contrast(synthesis(*x)), x)
+    assert not gradient[0].any()
+    assert gradient[1].any()
+
+
+def test_maps_and_tokens_are_averaged_over_places() -> None:
+    contrast = term(taps=["conv1", "pooled"])
+    t = teacher().frozen(["conv1", "pooled"])
+    x, local = torch.rand(2, 3, *SPEC.shape)
+    contrast.commit(Synthesis(x, t(x), local=t(local)))
+    for view, seen in ((0, local), (1, x)):
+        features = t(seen).features
+        expected = torch.cat([features["conv1"].mean((2, 3)), features["pooled"]], dim=1)
+        torch.testing.assert_close(contrast.memory[:3, view], expected)
+
+
+def test_by_default_the_stages_are_compared() -> None:
+    network = Classifier(DigitsCNN(1, CLASSES, width=3), SPEC)
+    contrast = InstanceContrast(network, Runtime(device="cpu"), memory=5)
+    assert contrast.taps == ("stage1", "stage2")
+    assert contrast.memory.shape == (5, 2, 3 + 6)
+    assert contrast.head[-1].out_features == 256
 
 
 def test_the_memory_holds_the_latest_features() -> None:
     contrast = term(memory=5)
     rows = torch.arange(8.0)[:, None].expand(8, 6)
     for part in (rows[:3], rows[3:6], rows[6:]):
-        contrast.commit(synthesis(part, part))
-    assert sorted(contrast.memory[:, 0].tolist()) == [3, 4, 5, 6, 7]
+        contrast.commit(synthesis(part, part + 100))
+    assert sorted(contrast.memory[:, 1, 0].tolist()) == [3, 4, 5, 6, 7]
+    assert sorted(contrast.memory[:, 0, 0].tolist()) == [103, 104, 105, 106, 107]
     many = torch.arange(20.0)[:, None].expand(20, 6)
     contrast.commit(synthesis(many, many))
-    assert sorted(contrast.memory[:, 0].tolist()) == [15, 16, 17, 18, 19]
+    assert sorted(contrast.memory[:, 1, 0].tolist()) == [15, 16, 17, 18, 19]
 
 
 def test_the_projection_is_trained_saved_and_no_part_of_teacher_or_student() -> None:
@@ -158,5 +193,5 @@ def test_it_remembers_the_inputs_that_a_round_keeps_and_not_its_last() -> None:
     source.next()
     least = min(range(len(seen)), key=lambda i: seen[i][0])
     assert 0 < least < len(seen) - 1
-    assert torch.equal(contrast.memory, seen[least][1].teacher.features["pooled"].flatten(1))
+    assert torch.equal(contrast.memory[:, 1], seen[least][1].teacher.features["pooled"])
     assert torch.equal(moving.earlier[0][0], seen[-1][1].teacher.statistics[0].mean)

@@ -133,6 +133,14 @@ def test_banks_of_all_ranks_are_one(fabricate: Callable[..., Path], tmp_path: Pa
         assert np.array_equal(arrays["train_images"], together.numpy())
 
 
+def test_a_bank_within_an_experience(fabricate: Callable[..., Path], tmp_path: Path) -> None:
+    """MAZE's."""
+    source = {"experience": {**content(count=4), "stored": 4}, "replay": None}
+    assert main([str(fabricate(source)), str(tmp_path / "out.npz")]) == 0
+    with np.load(tmp_path / "out.npz") as arrays:
+        assert len(arrays["train_images"]) == 4
+
+
 @pytest.fixture
 def other_data(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Say that runs were on a data set of 4 x 5 images with these class names."""

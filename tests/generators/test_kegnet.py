@@ -80,6 +80,12 @@ def test_reconstruction_is_the_decoders_error() -> None:
     assert all(p.grad is not None for p in term.parameters())
 
 
+def test_a_latent_of_another_size_is_named() -> None:
+    x, z = random(8, *SPEC.shape), random(8, 7, seed=1)
+    with pytest.raises(ValueError, match=r"has 7 numbers.* give it latent_size: 7"):
+        LatentReconstruction(SPEC, latent_size=5).double()(synthesis(x, z))
+
+
 def test_norm_is_free_within_the_radius() -> None:
     z = torch.tensor([[3.0, 4.0], [0.5, 0.5], [0.0, 0.0]], dtype=torch.float64).requires_grad_()
     term = LatentNorm(radius=2.0)

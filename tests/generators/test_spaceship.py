@@ -180,6 +180,9 @@ def test_what_cannot_be_exchanged() -> None:
     for variable in (Pixels(SPEC), ensemble):
         with pytest.raises(ValueError, match="an ImageGenerator"):
             inversion(variable=variable, exchange=FeatureExchange(RUNTIME))
+    fresh = Generated(network(), RUNTIME, lifetime=3)
+    with pytest.raises(ValueError, match=r"use source\.variable\.lifetime=0"):
+        inversion(variable=fresh, exchange=FeatureExchange(RUNTIME))
     meta = MetaGenerated(network(), RUNTIME, torch.optim.Adam)
     source = inversion(variable=meta, exchange=FeatureExchange(RUNTIME))
     with pytest.raises(ValueError, match=r"use generators\.variables\.Generated"):

@@ -114,11 +114,22 @@ def test_the_layer_is_reset_once() -> None:
         before = variable.generator.linear.weight.clone()
 
 
+def test_the_layer_is_reset_alike_on_every_rank() -> None:
+    """The noise of a round is each rank's own."""
+    ranks = [meta("fomaml", reset_round=1) for _ in range(2)]
+    for rank, variable in enumerate(ranks):
+        variable.begin(draw_classes(4, CLASSES, noise()), 1, noise(rank))
+    one, two = (variable.generator.linear.weight for variable in ranks)
+    assert torch.equal(one, two)
+
+
 def test_settings_that_do_not_exist() -> None:
     with pytest.raises(ValueError, match="none of: fomaml, reptile"):
         meta("maml")
     with pytest.raises(ValueError, match=r"no layer 'l1'; it has: linear, stages"):
         meta("fomaml", reset_layer="l1")
+    with pytest.raises(ValueError, match=r"generator\.conditional=false"):
+        NoisyLayer(network(conditional=True), one_hot(CLASSES), Runtime(device="cpu"))
 
 
 def test_a_generator_is_drawn_anew_at_the_end_of_its_life_without_global_randomness() -> None:
