@@ -24,10 +24,10 @@ deviation, and the lowest. Time is the student's run, synthesis and evaluation i
 teacher's training not.
 
 Of the 512 or so inputs that the student was given last, with repeats where a bank is small: class
-balance is the entropy of the teacher's classes, 1 for equal shares; own agreement, how often student
-and teacher agree on these very inputs; diversity, how far nearest neighbours are apart, 1 as far as
-among test inputs; distance, the Fréchet distance to the test inputs; the last two in the teacher's
-own features.
+balance is the entropy of the teacher's classes, 1 for equal shares; own agreement, how often
+student and teacher agree on these very inputs; diversity, how far nearest neighbours are apart, 1
+as far as among test inputs; distance, the Fréchet distance to the test inputs; the last two in the
+teacher's own features.
 """
 
 STEPS = """
