@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from data.spec import InputSpec
 from engine.parts import Parts, build_dataset, build_parts, plain
 from engine.run import RunDirectory
 from engine.runtime import Runtime, Stopped
 from engine.train import Training, run
+from generators.bank import Bank
 from models.teacher import load_weights, save_network
 from tests.test_contracts import METHODS, small, teacher_for
 from tests.test_terms import TERMS, make
@@ -82,3 +84,25 @@ def test_a_resumed_run_ends_in_the_same_bits(
     run(config, Runtime("cuda"))
     a, b = (load_weights(tmp_path / d / "student.safetensors")[0] for d in "ab")
     assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_a_bank_on_the_host_is_the_bank_on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the images do not fit beside the networks."""
+    spec, device = InputSpec((1, 8, 8)), torch.device("cuda", torch.cuda.current_device())
+    on_device = Bank(spec, 20, device, "priority")
+    with monkeypatch.context() as patched:
+        patched.setattr("generators.bank._place", lambda size, device: torch.device("cpu"))
+        on_host, restored = (Bank(spec, 20, device, "priority") for _ in range(2))
+    assert on_host.images.device.type == "cpu"
+    noise = torch.Generator("cuda").manual_seed(0)
+    for i in range(3):
+        images = torch.rand(8, *spec.shape, device=device, generator=noise)
+        for bank in (on_device, on_host):
+            bank.add(images, torch.arange(8, device=device), i)
+    restored.load_state_dict(on_host.state_dict())
+    drawn = [bank.sample(16, noise.clone_state()) for bank in (on_device, on_host, restored)]
+    for images, labels, index in drawn:
+        assert images.device == device
+        assert torch.equal(images, drawn[0][0])
+        assert torch.equal(labels, drawn[0][1])
+        assert torch.equal(index, drawn[0][2])
