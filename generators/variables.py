@@ -126,8 +126,7 @@ class MetaGenerated(Variable):
         rule: "fomaml" or "reptile".
         lr_latent: learning rate of the latents; None leaves them as they were drawn.
         reset_layer: name of a layer of the generator that is initialised anew once, on all ranks
-            alike. The first Linear, as the paper has it; later code of the authors also resets
-            the BatchNorm behind it.
+            alike: the first one. The authors' code resets the BatchNorm behind it as well.
         reset_round: when.
 
     Raises:
