@@ -16,8 +16,8 @@ from engine.monitor import Board
 from engine.parts import Parts
 from engine.run import RunDirectory
 from engine.runtime import Runtime
+from models.checkpoint import save_network
 from models.classifier import Classifier
-from models.teacher import save_network
 
 TIMED = ("wall", "synthesis", "distillation", "evaluation")
 

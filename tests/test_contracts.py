@@ -19,8 +19,9 @@ from engine.config import ROOT, compose
 from engine.parts import Parts, build_dataset, build_network, build_parts, plain
 from engine.runtime import Runtime
 from engine.train import run
+from models.checkpoint import save_network
 from models.classifier import Classifier
-from models.teacher import freeze, save_network
+from models.teacher import freeze
 
 METHODS = sorted(p.stem for p in (ROOT / "method").glob("*.yaml"))
 GENERATORS = sorted(p.stem for p in (ROOT / "generator").glob("*.yaml"))

@@ -20,8 +20,8 @@ from engine.parts import build_dataset, build_parts, plain
 from engine.runtime import Runtime
 from engine.train import run
 from generators.base import Synthesis, SynthesisTerm
+from models.checkpoint import save_network
 from models.classifier import Classifier, Outputs
-from models.teacher import save_network
 from tests.test_contracts import make, same, small, snapshot, teacher_for
 
 

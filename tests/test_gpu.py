@@ -13,7 +13,7 @@ from engine.run import RunDirectory
 from engine.runtime import Runtime, Stopped
 from engine.train import Training, run
 from generators.bank import Bank
-from models.teacher import load_weights, save_network
+from models.checkpoint import load_weights, save_network
 from tests.test_contracts import METHODS, small, teacher_for
 from tests.test_terms import TERMS, make
 

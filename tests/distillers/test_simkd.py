@@ -13,8 +13,9 @@ from data.spec import InputSpec
 from engine.config import compose
 from engine.parts import Parts, build_dataset, build_network, build_parts, plain
 from engine.runtime import Runtime
+from models.checkpoint import save_network
 from models.classifier import Classifier
-from models.teacher import freeze, load_classifier, save_network
+from models.teacher import freeze, load_classifier
 
 DIGITS = ("teacher.model.width=6", "student.model.backbone.width=4", "student.model.features=12")
 

@@ -15,7 +15,7 @@ from engine.config import compose, groups
 from engine.run import RunDirectory
 from engine.runtime import Runtime
 from generators.observer import WITHOUT_BATCHNORM
-from models.teacher import load_weights
+from models.checkpoint import load_weights
 from tests.engine.runs import TINY, Run, checkpoint, contents
 
 Refused = Callable[..., str]

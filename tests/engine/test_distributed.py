@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from engine.runtime import Runtime
-from models.teacher import load_weights
+from models.checkpoint import load_weights
 from tests.engine.runs import ROOT, TINY, checkpoint, contents, differing, events, ranks
 
 # No BatchNorm, and every rank its own part of each real batch

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from models.teacher import load_weights
+from models.checkpoint import load_weights
 from tests.engine.runs import ROOT, TINY, Run, checkpoint, differing, events, scalars
 
 INVERSION = ["method=deep_inversion", "source.iterations=3", "source.synthesis_batch_size=16"]

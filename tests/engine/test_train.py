@@ -11,7 +11,7 @@ import train
 from data.spec import Batch
 from engine.runtime import Runtime
 from engine.train import Training
-from models.teacher import load_weights
+from models.checkpoint import load_weights
 from tests.engine.runs import checkpoint, differing
 
 SHORT = ["steps=2", "evaluations=1", "checkpoints=1"]

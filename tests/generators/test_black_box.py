@@ -16,7 +16,7 @@ from engine.runtime import Runtime
 from engine.train import run
 from generators.black_box import planned_queries
 from models.black_box import BlackBox
-from models.teacher import save_network
+from models.checkpoint import save_network
 from tests.test_contracts import learn, make, same, small, teacher_for
 
 BOX = "teacher.black_box={_target_: models.black_box.BlackBox, directions: 2}"

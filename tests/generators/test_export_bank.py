@@ -18,7 +18,7 @@ from engine.run import RunDirectory
 from engine.runtime import Runtime
 from engine.train import run as train
 from generators.export_bank import main
-from models.teacher import save_network
+from models.checkpoint import save_network
 
 SMALL = ["device=cpu", "teacher.model.width=8", "student.model.width=4", "steps=4", "batch_size=8"]
 SMALL += ["evaluations=1", "checkpoints=1", "method=deep_inversion"]

@@ -15,10 +15,11 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from data.spec import InputSpec
+from models.checkpoint import load_weights, save_network
 from models.classifier import Classifier
 from models.digits import DigitsCNN
 from models.lenet import LeNet5
-from models.teacher import check_network, freeze, load_classifier, load_weights, save_network
+from models.teacher import check_network, freeze, load_classifier
 
 SPEC = InputSpec((1, 8, 8), (0.0, 1.0), (0.3,), (0.4,))
 CLASSES = tuple("abcde")
@@ -271,7 +272,7 @@ def test_full_disk_for_real(tmp_path: Path) -> None:
         "from data.spec import InputSpec\n"
         "from models.classifier import Classifier\n"
         "from models.digits import DigitsCNN\n"
-        "from models.teacher import save_network\n"
+        "from models.checkpoint import save_network\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
         "spec = InputSpec((1, 8, 8))\n"
