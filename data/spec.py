@@ -9,6 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+# Of the largest value. No inputs spread wider than half their range, but networks that take values
+# as they are have a std of 1; values in 0..255 have one of 50 or more.
+WIDEST_STD = 5.0
+LARGEST = 3e38  # of float32, in which networks compute
+
 
 @dataclass(frozen=True)
 class InputSpec:
@@ -21,7 +26,7 @@ class InputSpec:
         std: one value per channel, in units of the range.
 
     Raises:
-        ValueError: where the parts do not fit together.
+        ValueError: where the parts are no such numbers, or do not fit together.
     """
 
     shape: tuple[int, ...]
@@ -31,15 +36,42 @@ class InputSpec:
 
     def __post_init__(self) -> None:
         for name in ("shape", "range", "mean", "std"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
+            values = getattr(self, name)
+            kind = int if name == "shape" else (int, float)
+            if not isinstance(values, (list, tuple)) or not all(_is(v, kind) for v in values):
+                wanted = "whole numbers" if name == "shape" else "numbers"
+                raise ValueError(f"{name} must be a list of finite {wanted}, not {values!r:.80}")
+            object.__setattr__(self, name, tuple(values))
+        if not self.shape or min(self.shape) < 1:
+            raise ValueError(f"shape needs sizes of at least 1, but is {self.shape}")
+        if len(self.range) != 2 or self.range[0] >= self.range[1]:
+            raise ValueError(f"range must be two ascending values, but is {self.range}")
         channels = self.shape[0]
         if len(self.mean) != channels or len(self.std) != channels:
             raise ValueError(
                 f"mean and std need one value for each of the {channels} channel(s), "
                 f"but have {len(self.mean)} and {len(self.std)}"
             )
-        if min(self.std) <= 0 or self.range[0] >= self.range[1]:
-            raise ValueError(f"std must be positive and range ascending: {self}")
+        if min(self.std) <= 0:
+            raise ValueError(f"std must be positive, but is {self.std}")
+        self._check_scale()
+
+    def _check_scale(self) -> None:
+        """Refuse moments of another scale than the range's, such as 0..255 for 0..1."""
+        low, high = self.range
+        width = high - low
+        slack = 1e-4 * width  # a mean of a constant channel may be rounded
+        for channel, (mean, std) in enumerate(zip(self.mean, self.std, strict=True)):
+            scale = f"(channel {channel}) does not fit values in {low:g}..{high:g}"
+            if not low - slack <= mean <= high + slack:
+                wrong = f"mean {mean:g} {scale}"
+            elif std > WIDEST_STD * max(width, abs(low), abs(high)):
+                wrong = f"std {std:g} {scale}"
+            else:
+                continue
+            byte = max(*self.mean, *self.std) > 2 and high <= 1
+            hint = "divide mean and std by 255" if byte else "give them in units of the range"
+            raise ValueError(f"{wrong}: {hint}")
 
     def normalize(self, x: Tensor) -> Tensor:
         """Map inputs [B, *shape] in ``range`` to zero mean and unit std; nothing else does."""
@@ -53,6 +85,13 @@ class InputSpec:
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+
+def _is(value: Any, kind: Any) -> bool:
+    """Whether a value is a finite number of a kind, which True is not, nor 10**400."""
+    if isinstance(value, bool) or not isinstance(value, kind):
+        return False
+    return abs(value) <= LARGEST  # false for NaN
 
 
 @functools.lru_cache(maxsize=64)  # built once: a copy to the device each step would make it wait

@@ -96,8 +96,16 @@ def load_teacher(
     """The frozen teacher in a checkpoint, held against the data."""
     node = config["teacher"]
     blank = blank_teacher(config, dataset)
-    mean, std, classes = node["mean"], node["std"], dataset.classes
-    teacher = load_classifier(blank.module, path, blank.spec, mean, std, classes)
+    teacher = load_classifier(
+        blank.module,
+        path,
+        blank.spec,
+        node["mean"],
+        node["std"],
+        dataset.classes,
+        weights=node["weights"],
+        say=print if runtime.main else str,  # str says nothing
+    )
     dataset.adapt(teacher.spec, len(teacher.classes))
     freeze(teacher)
     runtime.prepare(teacher)

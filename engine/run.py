@@ -24,7 +24,7 @@ from engine.runtime import Runtime, Stopped
 
 # Where a run and its data lie, and how it is watched, does not change what it computes.
 NOT_IDENTITY = ["run_root", "run_dir", "overwrite", "device", "log_every", "checkpoints"]
-NOT_IDENTITY += ["data.root", "data.dataset.root"]
+NOT_IDENTITY += ["data.root", "data.dataset.root", "strict"]
 LONGEST = 200  # characters of a directory's name, less seed and hash; systems take 255
 POLL = 0.5  # seconds between looks at a lock that another process holds
 # What overwrite=true takes away; config.yaml is replaced in one go, so that a kill strands nothing.

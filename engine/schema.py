@@ -38,6 +38,7 @@ class TeacherConfig:
 
     model: Node
     checkpoint: str | None = None
+    weights: str | None = None  # which of a checkpoint's networks
     mean: list[float] | None = None
     std: list[float] | None = None
     black_box: Node | None = None  # what stands between it and the run
@@ -101,6 +102,7 @@ class Config:
     precision: Literal["fp32", "bf16"] = "fp32"
     compile: bool = False
     overwrite: bool = False
+    strict: bool = False  # what is a warning otherwise ends the run before it begins
     choices: dict[str, Any] = field(default_factory=dict)
 
 

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -18,10 +15,11 @@ from torch import Tensor
 from data.spec import InputSpec
 from engine.files import write_whole
 from models.classifier import Classifier
+from models.pickled import read_torch
+from models.state_dict import Say, select
 
 FORMAT = "reverie-1"
-WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
-PREFIXES = ("module.", "_orig_mod.")  # of DataParallel and of torch.compile
+SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 
 
 def save_network(
@@ -51,28 +49,45 @@ def save_network(
     write_whole(Path(path), save(tensors, header))
 
 
-def load_weights(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
+def load_weights(
+    path: str | os.PathLike[str], weights: str | None = None, say: Say = print
+) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Read a state dict and its metadata (empty but for safetensors) on the CPU; runs no code.
 
-    The contents decide what a file is, not its name. The usual wrappers around a state dict
-    are taken off.
+    The contents decide what a file is, not its name. A state dict may lie in an entry of the
+    file; where several do, ``state_dict`` or ``model`` is taken before an average of it.
+
+    Args:
+        weights: the entry to take instead, such as ``"state_dict_ema"``, or what the names of
+            one network among several begin with.
+        say: is told of a choice, and of what is left out.
 
     Raises:
         ValueError: for a file that is missing, truncated, foreign, or would need unpickling.
     """
     path = Path(path)
+    start = _first_bytes(path)
+    if start[8:] == b"{":
+        state, metadata = _read_safetensors(path)
+    elif start.startswith((b"PK\x03\x04", b"\x80")):
+        state, metadata = read_torch(path), {}
+    else:
+        raise ValueError(
+            f"{path} is no checkpoint, or is truncated: it is neither safetensors nor torch.save's"
+        )
+    return select(state, path, weights, say), metadata
+
+
+def _first_bytes(path: Path) -> bytes:
     try:
         with open(path, "rb") as file:
-            start = file.read(9)
+            return file.read(9)
     except OSError as error:
-        raise ValueError(f"cannot read the checkpoint {path}: {error.strerror}") from None
-    if start[8:] == b"{":
-        return _read_safetensors(path)
-    if start.startswith((b"PK\x03\x04", b"\x80")):
-        return _unwrap(_read_torch(path), path), {}
-    raise ValueError(
-        f"{path} is no checkpoint, or is truncated: it is neither safetensors nor torch.save's"
-    )
+        hint = ""
+        if path.is_dir():
+            inside = sorted(p.name for p in path.iterdir() if p.suffix in SUFFIXES)
+            hint = f": name the file, such as {path / inside[0]}" if inside else ": name a file"
+        raise ValueError(f"cannot read the checkpoint {path}: {error.strerror}{hint}") from None
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -84,55 +99,27 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise ValueError(f"{path} is truncated or corrupt: {error}") from None
 
 
-def _read_torch(path: Path) -> Any:
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            members = [Path(name).name for name in archive.namelist()]
-        if "data.pkl" not in members or "constants.pkl" in members:
-            raise ValueError(
-                f"{path} is not a checkpoint of torch.save (but perhaps npz or TorchScript): "
-                "re-save its state dict with safetensors.torch.save_file"
-            )
-    try:
-        with open(path, "rb") as file:  # given a path, torch.load goes by its name
-            return torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        raise ValueError(
-            f"{path} needs unpickling, which would run code from the file; where you trust it, "
-            "re-save its state dict with safetensors.torch.save_file"
-        ) from None
-    except Exception as error:  # a damaged file can raise nearly anything
-        reason = str(error).split("\n")[0][:100] or type(error).__name__
-        raise ValueError(f"{path} is truncated or corrupt: {reason}") from None
-
-
-def _unwrap(content: Any, path: Path) -> dict[str, Tensor]:
-    while isinstance(content, Mapping):
-        inner = next((k for k in WRAPPERS if isinstance(content.get(k), Mapping)), None)
-        if inner is None:
-            break
-        content = content[inner]
-    named = isinstance(content, Mapping) and len(content) > 0
-    if not named or not all(isinstance(v, Tensor) for v in content.values()):
-        raise ValueError(
-            f"{path} holds no state dict (tensors by name), neither by itself nor under "
-            + ", ".join(WRAPPERS)
-        )
-    for prefix in PREFIXES * 2:  # either may be around the other
-        if all(name.startswith(prefix) for name in content):
-            content = {name.removeprefix(prefix): v for name, v in content.items()}
-    return dict(content)
-
-
 def read_metadata(
     metadata: Mapping[str, str], path: str | os.PathLike[str]
 ) -> tuple[InputSpec | None, tuple[str, ...], int]:
-    """Specification, class names and class count; None, empty and 0 where the file does not say."""
+    """Specification, class names and class count; None, empty and 0 where the file does not say.
+
+    Raises:
+        ValueError: for metadata of this format that cannot be what they should be.
+    """
     if metadata.get("format") != FORMAT:
         return None, (), 0
     try:
         spec = InputSpec(**json.loads(metadata["input"]))
-        classes = tuple(json.loads(metadata.get("classes", "[]")))
-        return spec, classes, int(metadata.get("num_classes", "0"))
+        classes = json.loads(metadata.get("classes", "[]"))
+        count = int(metadata.get("num_classes", len(classes)))
+        if not isinstance(classes, list) or not all(isinstance(c, str) for c in classes):
+            raise ValueError("classes is not a list of names")
+        if count < 0 or (classes and count != len(classes)):
+            raise ValueError(f"num_classes is {count}, but classes has {len(classes)}")
+    except RecursionError:
+        raise ValueError(f"{path}: its metadata cannot be read: nested too deeply") from None
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path}: its metadata cannot be read: {error}") from None
+        reason = f"no {error}" if isinstance(error, KeyError) else str(error)[:200]
+        raise ValueError(f"{path}: its metadata cannot be read: {reason}") from None
+    return spec, tuple(classes), count

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from data.spec import InputSpec
 from models.checkpoint import load_weights, read_metadata, save_network
 from models.classifier import Classifier
+from models.state_dict import Say, dims, load_state
 
 __all__ = [
     "check_network",
@@ -31,6 +32,8 @@ def load_classifier(
     classes: Iterable[str] = (),
     taps: Iterable[str] = (),
     statistics: bool = False,
+    weights: str | None = None,
+    say: Say = print,
 ) -> Classifier:
     """Load a file's weights into ``module``, with the input specification they were trained for.
 
@@ -43,18 +46,20 @@ def load_classifier(
         classes: the data's class names, used where the file has none.
         taps: see :class:`models.classifier.Classifier`.
         statistics: likewise.
+        weights: which of the file's networks; see :func:`models.checkpoint.load_weights`.
+        say: is told of a choice, and of what is left out.
 
     Raises:
         ValueError: where file, network and data do not fit together, or the normalisation is
-            not known; see also :func:`load_weights`.
+            not known; see also :func:`models.state_dict.load_state`.
     """
-    state, metadata = load_weights(path)
+    state, metadata = load_weights(path, weights, say)
     saved_spec, saved_classes, count = read_metadata(metadata, path)
     spec = _specification(saved_spec, default_spec, mean, std, path)
     known = tuple(classes)
     if count and known and count != len(known):
         raise ValueError(f"{path} knows {count} classes, but the data has {len(known)}")
-    _load_state(module, state, path, metadata.get("architecture"))
+    load_state(module, state, path, metadata.get("architecture"), say)
     classifier = Classifier(module, spec, saved_classes or known, taps, statistics)
     if count or known:
         check_network(classifier, count or len(known))
@@ -78,47 +83,14 @@ def _specification(
         square = base.shape[0] == default.shape[0] and len(set(base.shape[1:])) == 1
         hint = f"set data.size={base.shape[-1]}" if square else "choose other data"
         raise ValueError(
-            f"{path} takes inputs of shape {_dims(base.shape)}, "
-            f"but the data has {_dims(default.shape)}: {hint}, or another teacher"
+            f"{path} takes inputs of shape {dims(base.shape)}, "
+            f"but the data has {dims(default.shape)}: {hint}, or another teacher"
         )
     given = {k: tuple(v) for k, v in (("mean", mean), ("std", std)) if v is not None}
     try:
         return replace(base, **given)  # type: ignore[arg-type]
     except ValueError as error:
         raise ValueError(f"teacher.mean and teacher.std do not fit the data: {error}") from None
-
-
-def _load_state(
-    module: nn.Module,
-    state: Mapping[str, Tensor],
-    path: str | os.PathLike[str],
-    architecture: str | None,
-) -> None:
-    expected = module.state_dict()
-    # PyTorch itself fills in BatchNorm's counter, which older checkpoints do not have.
-    absent = (k for k in expected if not k.endswith("num_batches_tracked"))
-    problems = {
-        "missing": [k for k in absent if k not in state],
-        "unexpected": [k for k in state if k not in expected],
-        "of another shape": [
-            f"{k} ({_dims(state[k].shape)} in the file, {_dims(expected[k].shape)} in the network)"
-            for k in expected
-            if k in state and state[k].shape != expected[k].shape
-        ],
-    }
-    if any(problems.values()):
-        listed = "; ".join(f"{kind}: {_some(keys)}" for kind, keys in problems.items() if keys)
-        hint = f"; the file says that it holds {architecture!r}" if architecture else ""
-        raise ValueError(f"{path} does not fit {type(module).__name__}: {listed}{hint}")
-    module.load_state_dict(state, strict=True)
-
-
-def _some(keys: Sequence[str], most: int = 4) -> str:
-    return ", ".join(keys[:most]) + (f" and {len(keys) - most} more" if len(keys) > most else "")
-
-
-def _dims(shape: Iterable[int]) -> str:
-    return "x".join(map(str, shape)) or "scalar"
 
 
 def freeze(classifier: Classifier) -> Classifier:
@@ -142,7 +114,7 @@ def check_network(classifier: Classifier, num_classes: int) -> None:
     except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
         reason = str(error).split("\n")[0]
         raise ValueError(
-            f"{name} cannot take inputs of shape {_dims(shape)} for {num_classes} classes "
+            f"{name} cannot take inputs of shape {dims(shape)} for {num_classes} classes "
             f"({reason}): set data.size=..., or choose another network"
         ) from error
     finally:
@@ -150,6 +122,6 @@ def check_network(classifier: Classifier, num_classes: int) -> None:
             module.training = mode
     if logits.shape != (1, num_classes):
         raise ValueError(
-            f"{name} gives logits of shape {_dims(logits.shape)} for an input of shape "
-            f"{_dims(shape)}, but the data has {num_classes} classes: 1x{num_classes} is needed"
+            f"{name} gives logits of shape {dims(logits.shape)} for an input of shape "
+            f"{dims(shape)}, but the data has {num_classes} classes: 1x{num_classes} is needed"
         )
