@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from data.spec import InputSpec
 from engine.files import write_whole
+from models.checksum import check, sealed, unsealed
 from models.classifier import Classifier
 
 FORMAT = "reverie-1"
@@ -29,6 +30,8 @@ def save_network(
     path: str | os.PathLike[str], classifier: Classifier, metadata: Mapping[str, str]
 ) -> None:
     """Write weights, input specification and class names as safetensors, whole or not at all.
+
+    The metadata hold a checksum, and files of equal contents are equal in their bytes.
 
     Args:
         metadata: more entries of the header, such as ``{"architecture": "resnet20"}``. Those of
@@ -49,7 +52,7 @@ def save_network(
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
         for name, tensor in state.items()
     }
-    write_whole(Path(path), save(tensors, header))
+    write_whole(Path(path), *sealed(save(tensors, header)))
 
 
 def load_weights(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -59,7 +62,8 @@ def load_weights(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[
     are taken off.
 
     Raises:
-        ValueError: for a file that is missing, truncated, foreign, or would need unpickling.
+        ValueError: for a file that is missing, truncated, foreign, would need unpickling, or is not
+            what its checksum says.
     """
     path = Path(path)
     try:
@@ -77,10 +81,11 @@ def load_weights(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    check(path)
     try:
         with safe_open(path, "pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            return tensors, file.metadata() or {}
+            return tensors, unsealed(file.metadata() or {})
     except SafetensorError as error:
         raise ValueError(f"{path} is truncated or corrupt: {error}") from None
 

@@ -25,7 +25,7 @@ def test_a_damaged_file_of_a_run_is_named(
 ) -> None:
     with directory.claimed():
         directory.begin()
-    directory.save(3, {"step": 3, "distiller": {}})
+    directory.checkpoints.save(3, {"step": 3, "distiller": {}})
     (directory.path / name).write_bytes(content)
     before = contents(directory.path)
     with pytest.raises(ValueError, match=rf"{name} is damaged .*overwrite=true") as caught:
@@ -46,7 +46,7 @@ def take_up(directory: RunDirectory) -> Any:
 
 
 def test_a_checkpoint_cut_short_or_of_another_program(directory: RunDirectory) -> None:
-    directory.save(3, {"step": 3, "distiller": {"x": torch.arange(99)}})
+    directory.checkpoints.save(3, {"step": 3, "distiller": {"x": torch.arange(99)}})
     file = directory.path / "checkpoints" / "step-000000003" / "rank0.pt"
     file.write_bytes(file.read_bytes()[:-300])
     with pytest.raises(ValueError, match="is damaged"):
