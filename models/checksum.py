@@ -56,8 +56,8 @@ def check(path: Path) -> None:
             digest.update(chunk)
     if digest.hexdigest() != wanted:
         raise ValueError(
-            f"{path} is damaged: its checksum is wrong. Put a good copy there, or make it again; if "
-            f"it was changed on purpose, save it without {KEY!r} in its metadata"
+            f"{path} is damaged: its checksum is wrong. Put a good copy there, or make it again; "
+            f"if it was changed on purpose, save it without {KEY!r} in its metadata"
         )
 
 
