@@ -61,8 +61,7 @@ def main(arguments: list[str]) -> int:
         handle_signals(runtime)
         result = run(config, runtime)
     except Stopped as stopped:
-        again = ", without overwrite=true," if config.overwrite else ""
-        print(f"\n{stopped}; the same command{again} continues it", file=sys.stderr)
+        print(f"\n{stopped}", file=sys.stderr)
         return 130
     except (ValueError, OSError, torch.OutOfMemoryError) as error:
         if sys.flags.dev_mode:

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
+from engine.ownership import SUFFIX, event_files
 from engine.runtime import Runtime
 
 
@@ -69,6 +70,12 @@ class Meter:
         """Keep one step's detached scalars; the names are the same at every step."""
         self._names = list(values)
         self._rows.append((step, torch.stack([v.float() for v in values.values()])))
+
+    def check(self) -> None:
+        """Raise what :meth:`flush` would raise now, and keep all."""
+        table = torch.stack([row for _, row in self._rows])
+        if not bool(table.isfinite().all()):
+            self._raise(table.tolist())
 
     def flush(self) -> dict[str, float]:
         """Means since the last flush.
@@ -149,11 +156,12 @@ class Board:
     """TensorBoard events in the run directory, continued after a kill without a repeated step.
 
     A checkpoint records how long the event files were; a resume cuts them back to that length.
+    Files that other programs write to the folder stay as they are.
     """
 
     def __init__(self, folder: Path, lengths: Mapping[str, int] | None = None) -> None:
         self.folder = folder
-        for file in folder.glob("events.out.tfevents.*"):
+        for file in event_files(folder):
             length = (lengths or {}).get(file.name)
             if length is None:
                 file.unlink()
@@ -161,12 +169,12 @@ class Board:
                 with open(file, "rb+") as handle:
                     handle.truncate(length)
         threading.excepthook = _silence
-        self.writer = SummaryWriter(str(folder))
+        self.writer = SummaryWriter(str(folder), filename_suffix=SUFFIX)
 
     @_written
     def lengths(self) -> dict[str, int]:
         self.writer.flush()
-        return {p.name: p.stat().st_size for p in self.folder.glob("events.out.tfevents.*")}
+        return {p.name: p.stat().st_size for p in event_files(self.folder)}
 
     @_written
     def texts(self, values: Mapping[str, str], step: int) -> None:

@@ -13,6 +13,7 @@ from torchvision.utils import make_grid, save_image
 from data.spec import InputSpec
 from engine.files import write_whole
 from engine.monitor import Board
+from engine.ownership import PICTURE, RESULT, STUDENT, make_way
 from engine.parts import Parts
 from engine.run import RunDirectory
 from engine.runtime import Runtime
@@ -90,19 +91,28 @@ def finish(
     result: dict[str, Any],
     config: dict[str, Any],
     images: Tensor,
-) -> None:
-    """Write everything; ``result.json`` last, since it says that the run is finished."""
+) -> dict[str, Any]:
+    """Write everything; ``result.json`` last, since it says that the run is finished.
+
+    Returns:
+        The result; where only other files of a finished run were lost, the one that stands there.
+    """
     student = parts.result
-    path = directory.path / "student.safetensors"
+    path = directory.path / STUDENT
+    make_way(path)
     save_network(path, student, {"architecture": config["choices"]["student"]})
     save_image(picture(images, student.spec), png := BytesIO(), format="png")
-    write_whole(directory.path / "inputs.png", png.getvalue())
+    write_whole(directory.path / PICTURE, png.getvalue())
     final = {f"final/{k}": v for k, v in result["student"].items() if isinstance(v, float)}
     final["final/wall_seconds"] = result["cost"]["wall_seconds"]
     settings = {k: v for k, v in config.items() if isinstance(v, (str, int, float, bool))}
     board.summarize(settings | config["choices"], final)
     board.close()
-    write_whole(directory.path / "result.json", json.dumps(result, indent=1) + "\n")
+    if (earlier := directory.result()) is not None:
+        return earlier
+    make_way(directory.path / RESULT)
+    write_whole(directory.path / RESULT, json.dumps(result, indent=1) + "\n")
+    return result
 
 
 def picture(images: Tensor, spec: InputSpec, count: int = 64) -> Tensor:

@@ -1,4 +1,4 @@
-"""The run directory: who may write it, whose it is, and checkpoints that are whole or absent."""
+"""The run directory: who may write it, whose it is, and how an earlier run gives way."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ import json
 import os
 import platform
 import re
-import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,22 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from engine.files import PARTIAL, write_whole
+from engine.checkpoints import Checkpoints
+from engine.files import write_whole
+from engine.ownership import (
+    CONFIG,
+    NEXT,
+    PICTURE,
+    RESULT,
+    STUDENT,
+    VERSIONS,
+    fault,
+    laid_out,
+    mapping,
+    remove_partial,
+    remove_products,
+    stranger,
+)
 from engine.runtime import Runtime, Stopped
 
 # Where a run and its data lie, and how it is watched, does not change what it computes.
@@ -27,8 +41,6 @@ NOT_IDENTITY = ["run_root", "run_dir", "overwrite", "device", "log_every", "chec
 NOT_IDENTITY += ["data.root", "data.dataset.root", "strict"]
 LONGEST = 200  # characters of a directory's name, less seed and hash; systems take 255
 POLL = 0.5  # seconds between looks at a lock that another process holds
-# What overwrite=true takes away; config.yaml is replaced in one go, so that a kill strands nothing.
-OURS = ("result.json", "checkpoints", "student.safetensors", "inputs.png", "versions.json")
 
 
 class RunDirectory:
@@ -49,6 +61,7 @@ class RunDirectory:
         assert isinstance(self.config, dict)
         self.identity = _identity(self.config)
         self.path = Path(config.run_dir or self._default_path(config))
+        self.checkpoints = Checkpoints(self.path / "checkpoints", runtime)
         self.overwrite = bool(config.overwrite)
         self.wait = wait
 
@@ -91,7 +104,10 @@ class RunDirectory:
             if not self.runtime.any(self.runtime.main and handle is None):
                 return handle
             if self.runtime.any(self.runtime.stop_requested):
-                raise Stopped(f"stopped while another process works in {self.path}")
+                raise Stopped(
+                    f"stopped while another process works in {self.path}; "
+                    "the same command continues it"
+                )
             if self.runtime.main and not told:
                 print(f"waiting for another process that works in {self.path}", flush=True)
                 told = True
@@ -123,16 +139,18 @@ class RunDirectory:
         return handle
 
     def _check_owner(self) -> None:
-        recorded = self.path / "config.yaml"
-        if not recorded.exists():
-            if any(p.name != recorded.name + PARTIAL for p in self.path.iterdir()):
-                raise ValueError(
-                    f"{self.path} holds files but is no run directory: give another run_dir=..."
-                )
+        if reason := stranger(self.path):
+            raise ValueError(
+                f"{self.path} holds files but is no run directory: give another run_dir=... "
+                f"({reason})"
+            )
+        if laid_out(mapping(self.path / NEXT)):  # killed while an earlier run gave way
+            self._give_way()
+        remove_partial(self.path)
+        recorded = self.path / CONFIG
+        if self.overwrite or not recorded.exists():
             return
-        if self.overwrite:
-            return
-        before = _read(recorded, lambda p: _identity(OmegaConf.to_container(OmegaConf.load(p))))
+        before = _identity(OmegaConf.to_container(OmegaConf.load(recorded)))
         changed = _differences({k: before.get(k) for k in self.identity}, self.identity)
         if changed:
             raise ValueError(
@@ -141,118 +159,77 @@ class RunDirectory:
             )
 
     def begin(self) -> None:
-        """Record the configuration and what computes it, before the first step.
+        """Record the configuration and what computes it, once the first step is made.
 
-        An earlier run gives way to ``overwrite`` only here, when all parts of the new one stand.
+        Only here does an earlier run give way to ``overwrite``; until then it is not touched.
         """
         if self.runtime.main:
-            if self.overwrite:
-                for entry in [*OURS, *(p.name for p in self.path.glob("events.out.tfevents.*"))]:
-                    _remove(self.path / entry)
-            config, versions = self.path / "config.yaml", self.path / "versions.json"
-            if self.overwrite or not config.exists():
-                write_whole(config, OmegaConf.to_yaml(OmegaConf.create(self.config)))
-            if not versions.exists():
-                used = {
-                    "torch": torch.__version__,
-                    "python": platform.python_version(),
-                    "threads": torch.get_num_threads(),  # the bits of a run depend on it
-                }
-                write_whole(versions, json.dumps(used))
+            config = self.path / CONFIG
+            text = OmegaConf.to_yaml(OmegaConf.create(self.config))
+            if self.overwrite and config.exists():
+                write_whole(self.path / NEXT, text)  # from now on the new run is the one
+                self._give_way()
+            elif not config.exists():
+                write_whole(config, text)
+            if not (self.path / VERSIONS).exists():
+                self._write_versions()
+        self.overwrite = False
         self.runtime.barrier()
 
-    def checkpoints(self) -> list[Path]:
-        """Whole checkpoints, oldest first."""
-        return sorted(p.parent for p in (self.path / "checkpoints").glob("step-*/rank0.pt"))
+    def _give_way(self) -> None:
+        """Remove the earlier run, whose successor's configuration is on disk.
 
-    def save(self, step: int, state: dict[str, Any]) -> None:
-        """Write this rank's state; the checkpoint appears when every rank's is on disk.
-
-        Raises:
-            ValueError: where it cannot be written; the last good checkpoint is untouched.
+        Whatever ends this, it is done again when the directory is next claimed.
         """
-        folder = self.path / "checkpoints"
-        partial, final = folder / f"partial-{step:09d}", folder / f"step-{step:09d}"
-        failure = None
-        try:
-            partial.mkdir(parents=True, exist_ok=True)
-            with open(partial / f"rank{self.runtime.rank}.pt", "wb") as file:
-                torch.save(state, file)
-                file.flush()
-                os.fsync(file.fileno())
-        except (OSError, RuntimeError) as error:  # torch reports a failed write as RuntimeError
-            failure = error
-        if self.runtime.any(failure is not None):
-            shutil.rmtree(partial, ignore_errors=True)
-            kept = self.checkpoints()
-            raise ValueError(
-                f"could not save the checkpoint of step {step} in {folder} ({failure}). "
-                f"{f'The one before, {kept[-1].name}, is intact' if kept else 'There is none yet'}"
-                ": free some space and run the same command again"
-            ) from failure
-        self.runtime.barrier()
-        if self.runtime.main:
-            before = [p for p in self.checkpoints() if p != final]
-            if final.exists():  # saved when its step was due, and again by a stop right after
-                _remove(partial)
-            else:
-                os.replace(partial, final)
-            for old in before:
-                _remove(old)
-        self.runtime.barrier()
+        remove_products(self.path, self.checkpoints)
+        self._write_versions()
+        os.replace(self.path / NEXT, self.path / CONFIG)
+
+    def _write_versions(self) -> None:
+        used = {
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+            "threads": torch.get_num_threads(),  # the bits of a run depend on it
+        }
+        write_whole(self.path / VERSIONS, json.dumps(used))
 
     def load(self) -> dict[str, Any] | None:
-        """This rank's state in the last whole checkpoint, or None at the start of a run.
-
-        Raises:
-            ValueError: where the run was started with another number of processes, or the
-                checkpoint is damaged.
-        """
-        if self.runtime.main:
-            for partial in (self.path / "checkpoints").glob("partial-*"):
-                _remove(partial)
-        found = self.checkpoints()
-        if not found:
-            return None
-        ranks = len(list(found[-1].glob("rank*.pt")))
-        if ranks != self.runtime.world_size:
-            raise ValueError(
-                f"{self.path} was started with {ranks} process(es), not {self.runtime.world_size}: "
-                f"use --nproc-per-node={ranks}, or overwrite=true to start again"
-            )
-        return _read(found[-1] / f"rank{self.runtime.rank}.pt", _state)  # type: ignore[no-any-return]
+        """This rank's state in the last checkpoint, or None where the run begins."""
+        return None if self.overwrite else self.checkpoints.load()
 
     def result(self) -> dict[str, Any] | None:
-        """The result of a finished run, unless it is to be run again."""
-        path = self.path / "result.json"
-        if self.overwrite or not path.exists():
+        """The result of a finished run, unless it is to be run again or a file of it is lost."""
+        if self.overwrite or not (self.path / RESULT).exists() or self.lost():
             return None
-        return _read(path, lambda p: dict(json.loads(p.read_text())))  # type: ignore[no-any-return]
+        return dict(json.loads((self.path / RESULT).read_text()))
 
+    def lost(self) -> list[str]:
+        """The files of a finished run that are missing or damaged, each with what is wrong."""
+        if self.overwrite or not (self.path / RESULT).exists():
+            return []
+        names = [RESULT, STUDENT]
+        if self.checkpoints.whole():  # no number hangs on a picture that nothing can bring back
+            names.append(PICTURE)
+        found = {name: fault(self.path / name) for name in names}
+        return [f"{self.path / name} {wrong}" for name, wrong in found.items() if wrong]
 
-def _read(path: Path, parse: Callable[[Path], Any]) -> Any:
-    """What a file of a run holds; we write it whole, but disks and other programs may not.
+    def say_lost(self) -> None:
+        """Say what of a finished run will be made again from its last checkpoint.
 
-    Raises:
-        ValueError: where it is damaged.
-    """
-    try:
-        return parse(path)
-    except OSError:
-        raise
-    except Exception as error:  # a damaged file can raise nearly anything
-        reason = str(error).split("\n")[0][:100] or type(error).__name__
-        raise ValueError(
-            f"{path} is damaged ({reason}): put a good copy there, or start again with another "
-            "run_dir=... or overwrite=true"
-        ) from error
-
-
-def _state(path: Path) -> dict[str, Any]:
-    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    if "step" not in state or "distiller" not in state:
-        raise ValueError("not the state of a run")
-    return state
+        Raises:
+            ValueError: where there is none.
+        """
+        lost = self.lost()
+        if not lost:
+            return
+        found = self.checkpoints.whole()
+        if not found:
+            raise ValueError(
+                f"{'; '.join(lost)}, and no checkpoint remains from which to bring back what this "
+                "finished run left: put a good copy there, or start again with overwrite=true"
+            )
+        for line in lost if self.runtime.main else ():
+            print(f"{line}: it is brought back from {found[-1]}", flush=True)
 
 
 def _identity(config: Any) -> dict[str, Any]:
@@ -265,13 +242,6 @@ def _identity(config: Any) -> dict[str, Any]:
             node = node.get(parent) or {}
         node.pop(last, None)
     return kept
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def _differences(before: Any, after: Any, path: str = "") -> list[str]:

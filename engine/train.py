@@ -18,6 +18,7 @@ from engine.parts import Parts, build_dataset, build_parts, plain
 from engine.result import finish, picture, summarize
 from engine.run import RunDirectory
 from engine.runtime import Runtime, Stopped
+from engine.snapshot import put_back, take
 from engine.teacher import obtain_teacher
 from models.classifier import Classifier
 
@@ -25,18 +26,20 @@ from models.classifier import Classifier
 def run(config: DictConfig, runtime: Runtime, wait: bool = False) -> dict[str, Any]:
     """Claim the run directory, build the parts, train, and return the result.
 
+    Nothing is written, and nothing of an earlier run gives way, before the first step is made.
+
     Raises:
-        ValueError: for whatever a user can mend, before anything is written where possible.
+        ValueError: for whatever a user can mend.
         Stopped: after a signal, when the checkpoint is on disk.
     """
     with RunDirectory(config, runtime, wait).claimed() as directory:
         if (result := directory.result()) is not None:
             return result
+        directory.say_lost()
         settings = plain(config)
         dataset = build_dataset(settings, runtime)
         teacher, origin = obtain_teacher(config, settings, dataset, runtime, run)
         parts = build_parts(settings, dataset, teacher, runtime)
-        directory.begin()
         lines = [origin, *(f"adapter: {line}" for line in parts.distiller.adaptations)]
         for line in filter(None, lines if runtime.main else []):
             print(line, flush=True)
@@ -82,6 +85,8 @@ class Training:
         self.losses: dict[str, float] = {}
         self.metrics: dict[str, float] = {}
         self.best = 0.0
+        self.begun = False  # to write
+        self.events: dict[str, int] | None = None  # lengths of TensorBoard's files
 
     def run(self) -> dict[str, Any]:
         start = self._restore()
@@ -99,6 +104,9 @@ class Training:
                 self._stop(step)
             with self.clock.part("distillation"):
                 self._learn(network, batch, step)
+            if not self.begun:
+                self._check_first(step)
+                self._begin()
             done = step + 1
             if done % self.config["log_every"] == 0 or done in evaluate_at | save_at:
                 self._log(done)
@@ -137,6 +145,11 @@ class Training:
         values |= {f"source/{k}": v for k, v in report.items()}
         self.meter.add(step, values)
         self.recent.append(batch.teacher_input.detach())
+
+    def _check_first(self, step: int) -> None:
+        """An earlier run does not give way to one whose first step is not finite."""
+        self.meter.check()
+        check_finite({"student": self.parts.student.state_dict()}, step + 1)
 
     def _log(self, step: int) -> None:
         """Bring the metrics over, check that they are finite, and write them."""
@@ -180,22 +193,29 @@ class Training:
             grid = picture(self.recent[-1], self.parts.student.spec)
             self.board.images("synthesized/inputs", grid, step)
 
+    def _begin(self) -> None:
+        """Begin to write, once a step shows that the run can be made."""
+        self.directory.begin()
+        if self.runtime.main:
+            self.board = Board(self.directory.path, self.events)
+        self.begun = True
+
     def _stop(self, step: int) -> None:
+        place = f"{step} of {self.steps}"
+        if not self.begun:
+            raise Stopped(f"stopped at step {place}, before it wrote; the same command goes on")
         self._log(step)
         self._save(step)
-        raise Stopped(f"stopped at step {step} of {self.steps}, and saved in {self.directory.path}")
+        again = ", without overwrite=true," if self.config["overwrite"] else ""
+        raise Stopped(
+            f"stopped at step {place}, and saved in {self.directory.path}; "
+            f"the same command{again} continues it"
+        )
 
     def _save(self, step: int) -> None:
         self.clock.settle()
-        cuda = self.runtime.device.type == "cuda"
-        state = {
+        state = take(self.parts, self.runtime) | {
             "step": step,
-            "distiller": self.parts.distiller.state_dict(),
-            "optimizer": self.parts.optimizer.state_dict(),
-            "source": self.parts.source.state_dict(),
-            "ema": self.parts.ema.state_dict() if self.parts.ema else None,
-            "random": torch.get_rng_state(),
-            "random_cuda": torch.cuda.get_rng_state() if cuda else None,
             "seconds": dict(self.clock.seconds) | {"wall": self._wall()},
             "recent": list(self.recent),
             "metrics": self.metrics,
@@ -204,10 +224,10 @@ class Training:
             "events": self.board.lengths() if self.runtime.main else {},
         }
         check_finite(state, step)
-        self.directory.save(step, state)
+        self.directory.checkpoints.save(step, state)
 
     def _restore(self) -> int:
-        """Continue from the last whole checkpoint, or start; returns the first step to take.
+        """Continue from the last checkpoint, or start; returns the first step to take.
 
         Raises:
             ValueError: for a checkpoint whose contents these parts do not have.
@@ -215,49 +235,29 @@ class Training:
         self.began = time.perf_counter()
         self.wall_before = 0.0
         state = self.directory.load()
-        if self.runtime.main:
-            self.board = Board(self.directory.path, state["events"] if state else None)
         # Weights were initialised alike on every rank; from here on ranks draw differently.
         torch.manual_seed(self.config["seed"] * 1009 + self.runtime.rank)
         if state is None:
             return 0
-        try:
-            self._take_up(state)
-        except torch.OutOfMemoryError:
-            raise
-        except (KeyError, RuntimeError, ValueError) as error:  # all that load_state_dict raises
-            reason = " ".join(str(error).split())[:100]
-            raise ValueError(
-                f"the checkpoint of step {state['step']} in {self.directory.path} does not fit "
-                f"({reason}): another version of the code wrote it. Go on with that version, or "
-                "start again with another run_dir=... or overwrite=true"
-            ) from error
-        if self.runtime.main:
-            print(f"resumed at step {state['step']} of {self.steps}", flush=True)
-        return int(state["step"])
-
-    def _take_up(self, state: dict[str, Any]) -> None:
-        """Everything that :meth:`_save` put down."""
-        self.parts.distiller.load_state_dict(state["distiller"])
-        self.parts.optimizer.load_state_dict(state["optimizer"])
-        self.parts.source.load_state_dict(state["source"])
-        if self.parts.ema:
-            self.parts.ema.load_state_dict(state["ema"])
-        torch.set_rng_state(state["random"])
-        if state["random_cuda"] is not None and self.runtime.device.type == "cuda":
-            torch.cuda.set_rng_state(state["random_cuda"])
+        put_back(state, self.parts, self.runtime, self.directory.path)
+        self.events = state["events"]
         self.wall_before = state["seconds"].pop("wall")
         self.clock.seconds = state["seconds"]
         self.recent.extend(x.to(self.runtime.device) for x in state["recent"])
         self.metrics, self.found, self.best = state["metrics"], state["found"], state["best"]
         busy = self.clock.seconds["synthesis"] + self.clock.seconds["distillation"]
         self.logged = (state["step"] * self.config["batch_size"] * self.runtime.world_size, busy)
+        if self.runtime.main:
+            print(f"resumed at step {state['step']} of {self.steps}", flush=True)
+        return int(state["step"])
 
     def _wall(self) -> float:
         return self.wall_before + time.perf_counter() - self.began
 
     def _finish(self) -> dict[str, Any]:
         """The result, and everything that a reader of the run directory wants."""
+        if not self.begun:  # all steps were made before; a file of the result is brought back
+            self._begin()
         if not self.metrics:
             self._evaluate(self.steps)
         check_finite(self.parts.result.state_dict(), self.steps)
@@ -272,7 +272,8 @@ class Training:
             self.runtime,
         )
         if self.runtime.main:
-            finish(self.directory, self.board, self.parts, result, self.config, self.recent[-1])
+            images = self.recent[-1]
+            result = finish(self.directory, self.board, self.parts, result, self.config, images)
         self.runtime.barrier()
         return result
 

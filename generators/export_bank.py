@@ -26,9 +26,9 @@ from PIL import Image
 from torch import Tensor
 
 from data.dataset import Dataset
+from engine.checkpoints import Checkpoints, files, read
 from engine.files import PARTIAL, write_whole
 from engine.parts import build_dataset, plain
-from engine.run import RunDirectory
 from engine.runtime import Runtime
 
 Arrays = dict[str, NDArray[Any]]
@@ -86,15 +86,13 @@ def _read(run: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if not (run / "config.yaml").is_file():
         raise ValueError(f"{run} is no run directory: it has no config.yaml")
     loaded = OmegaConf.load(run / "config.yaml")
-    loaded.run_dir = str(run)  # it may have been moved since
-    saved = RunDirectory(loaded, Runtime("cpu")).checkpoints()  # type: ignore[arg-type]
+    saved = Checkpoints(run / "checkpoints", Runtime("cpu")).whole()
     if not saved:
         raise ValueError(
             f"{run} has no checkpoint to read the bank from: run it with checkpoints=1 or more, "
             "and overwrite=true if it is finished"
         )
-    ranks = sorted(saved[-1].glob("rank*.pt"))
-    sources = [torch.load(file, "cpu", weights_only=True)["source"] for file in ranks]
+    sources = [read(file)["source"] for file in files(saved[-1])]
     sources = [source.get("experience") or source for source in sources]  # MAZE's bank is in there
     if "bank" not in sources[0]:
         raise ValueError(

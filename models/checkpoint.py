@@ -14,6 +14,7 @@ from torch import Tensor
 
 from data.spec import InputSpec
 from engine.files import write_whole
+from models.checksum import check, sealed, unsealed
 from models.classifier import Classifier
 from models.pickled import read_torch
 from models.state_dict import Say, select
@@ -26,6 +27,8 @@ def save_network(
     path: str | os.PathLike[str], classifier: Classifier, metadata: Mapping[str, str]
 ) -> None:
     """Write weights, input specification and class names as safetensors, whole or not at all.
+
+    The metadata hold a checksum, and files of equal contents are equal in their bytes.
 
     Args:
         metadata: more entries of the header, such as ``{"architecture": "resnet20"}``. Those of
@@ -46,7 +49,7 @@ def save_network(
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
         for name, tensor in state.items()
     }
-    write_whole(Path(path), save(tensors, header))
+    write_whole(Path(path), *sealed(save(tensors, header)))
 
 
 def load_weights(
@@ -63,7 +66,8 @@ def load_weights(
         say: is told of a choice, and of what is left out.
 
     Raises:
-        ValueError: for a file that is missing, truncated, foreign, or would need unpickling.
+        ValueError: for a file that is missing, truncated, foreign, would need unpickling, or is not
+            what its checksum says.
     """
     path = Path(path)
     start = _first_bytes(path)
@@ -91,10 +95,11 @@ def _first_bytes(path: Path) -> bytes:
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    check(path)
     try:
         with safe_open(path, "pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            return tensors, file.metadata() or {}
+            return tensors, unsealed(file.metadata() or {})
     except SafetensorError as error:
         raise ValueError(f"{path} is truncated or corrupt: {error}") from None
 

@@ -80,7 +80,7 @@ def test_a_resumed_run_ends_in_the_same_bits(
     with pytest.raises(Stopped):
         run(config, Runtime("cuda"))
     monkeypatch.setattr(Training, "_learn", learn)
-    assert RunDirectory(config, Runtime("cuda")).checkpoints()
+    assert RunDirectory(config, Runtime("cuda")).checkpoints.whole()
     run(config, Runtime("cuda"))
     a, b = (load_weights(tmp_path / d / "student.safetensors")[0] for d in "ab")
     assert all(torch.equal(a[k], b[k]) for k in a)

@@ -19,7 +19,7 @@ from tests.engine.runs import Run, contents
 def test_a_failed_write_leaves_the_previous_checkpoint(
     kind: Exception, directory: RunDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    directory.save(3, {"step": 3})
+    directory.checkpoints.save(3, {"step": 3})
     before = contents(directory.path)
 
     def half(state: Any, file: Any) -> None:
@@ -28,7 +28,7 @@ def test_a_failed_write_leaves_the_previous_checkpoint(
 
     monkeypatch.setattr(torch, "save", half)
     with pytest.raises(ValueError, match=r"step 6 .*step-000000003, is intact") as caught:
-        directory.save(6, {"step": 6})
+        directory.checkpoints.save(6, {"step": 6})
     assert "same command again" in str(caught.value)
     assert contents(directory.path) == before
 
@@ -43,16 +43,16 @@ def limit_files(size: int) -> int:
 
 def test_a_disk_that_is_full(directory: RunDirectory) -> None:
     """The operating system itself refuses the bytes."""
-    directory.save(3, {"step": 3})
+    directory.checkpoints.save(3, {"step": 3})
     before = contents(directory.path)
     former = limit_files(4096)
     try:
         with pytest.raises(ValueError, match="could not save the checkpoint of step 6"):
-            directory.save(6, {"x": torch.zeros(100_000)})
+            directory.checkpoints.save(6, {"x": torch.zeros(100_000)})
     finally:
         limit_files(former)
     assert contents(directory.path) == before
-    directory.save(6, {"step": 6})
+    directory.checkpoints.save(6, {"step": 6})
 
 
 @pytest.mark.parametrize("size", [1_000, 4_000, 20_000, 60_000])

@@ -1,0 +1,121 @@
+"""What is a run's: a folder that its contents prove ours, and the files in it that we wrote.
+
+Nothing else in the folder is ever changed or removed.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from PIL import Image
+from safetensors import safe_open
+
+from engine.checkpoints import Checkpoints
+from engine.files import PARTIAL, keep_aside
+from models.checksum import check, metadata
+from models.teacher import FORMAT
+
+CONFIG, VERSIONS, NEXT = "config.yaml", "versions.json", "config.yaml.next"
+RESULT, STUDENT, PICTURE = "result.json", "student.safetensors", "inputs.png"
+NAMES = (CONFIG, VERSIONS, NEXT, RESULT, STUDENT, PICTURE)
+LAYOUT = {"choices", "data_free", "distiller", "needs_teacher", "seed", "source", "student"}
+CHOICES = {"data", "method", "student"}
+RESULTS = {"schema", "status", "method", "data", "seed", "teacher", "student", "cost"}
+VERSIONED = {"torch", "python", "threads"}
+EVENTS = "events.out.tfevents."
+SUFFIX = ".reverie"  # of our event files: other programs may write theirs to the same folder
+UNMARKED = b"speed/images_per_second"  # a tag in those that we wrote before they had the suffix
+
+
+def stranger(folder: Path) -> str | None:
+    """Why a folder with files in it is not the directory of a run, or None where it is.
+
+    A ``config.yaml`` of our layout is not enough, since a user may have copied it: either something
+    beside it is ours too, or nothing has been written beside it yet.
+    """
+    beside = {p.name for p in folder.iterdir()} - {name + PARTIAL for name in NAMES}
+    if not beside:
+        return None
+    if CONFIG not in beside:
+        return f"it has no {CONFIG}"
+    if not laid_out(mapping(folder / CONFIG)):
+        return f"its {CONFIG} is another program's, or damaged"
+    if beside <= {CONFIG, NEXT} or mapping(folder / VERSIONS).keys() >= VERSIONED:
+        return None
+    if any(folder.glob("checkpoints/step-*/rank0.pt")):
+        return None
+    return f"it has no {VERSIONS} of ours"
+
+
+def laid_out(config: dict[str, Any]) -> bool:
+    """Whether this is the configuration of one of our runs."""
+    choices = config.get("choices")
+    return config.keys() >= LAYOUT and isinstance(choices, dict) and choices.keys() >= CHOICES
+
+
+def mapping(path: Path) -> dict[str, Any]:
+    """A YAML or JSON file's content; empty where it is missing, damaged or something else."""
+    try:
+        content = OmegaConf.to_container(OmegaConf.load(path))
+    except Exception:  # a damaged file can raise nearly anything
+        return {}
+    return content if isinstance(content, dict) else {}  # type: ignore[return-value]
+
+
+def event_files(folder: Path) -> list[Path]:
+    """TensorBoard's files that we wrote."""
+    found = (p for p in folder.glob(f"{EVENTS}*") if p.is_file())
+    return [p for p in found if p.name.endswith(SUFFIX) or UNMARKED in p.read_bytes()]
+
+
+def fault(path: Path) -> str | None:
+    """What is wrong with a file that a finished run leaves, or None where it is as it should be."""
+    if not path.is_file():
+        return "is missing"
+    try:
+        if path.name == STUDENT:
+            check(path)
+            with safe_open(path, "pt"):  # whose length is what its header says
+                pass
+            return None if metadata(path).get("format") == FORMAT else "is damaged"
+        if path.name == PICTURE:
+            with Image.open(path) as image:
+                image.verify()
+            return None
+        result = json.loads(path.read_text())
+        return None if result["status"] == "finished" and result.keys() >= RESULTS else "is damaged"
+    except PermissionError:
+        raise
+    except Exception:  # a damaged file can raise nearly anything
+        return "is damaged"
+
+
+def make_way(path: Path) -> None:
+    """Before we write or remove one of our names: what stands there may be somebody else's."""
+    if path.is_file() and path.name in (STUDENT, RESULT) and not _ours(path):
+        print(f"{path} is damaged or not ours, and kept as {keep_aside(path).name}", flush=True)
+
+
+def _ours(path: Path) -> bool:
+    if path.name == STUDENT:
+        return metadata(path).get("format") == FORMAT
+    return mapping(path).keys() >= RESULTS
+
+
+def remove_products(folder: Path, checkpoints: Checkpoints) -> None:
+    """Take away what a run has made; what says whose the folder is stays."""
+    for name in (RESULT, STUDENT, PICTURE):
+        make_way(folder / name)
+        (folder / name).unlink(missing_ok=True)
+    for path in event_files(folder):
+        path.unlink()
+    checkpoints.remove()
+
+
+def remove_partial(folder: Path) -> None:
+    """Take away what a kill left half written."""
+    for name in NAMES:
+        (folder / (name + PARTIAL)).unlink(missing_ok=True)

@@ -1,0 +1,49 @@
+"""What the parts of a run carry from one step to the next, taken and put back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from engine.parts import Parts
+from engine.runtime import Runtime
+
+
+def take(parts: Parts, runtime: Runtime) -> dict[str, Any]:
+    """Weights, optimizers, schedules, banks, averages, and the state of random numbers."""
+    cuda = runtime.device.type == "cuda"
+    return {
+        "distiller": parts.distiller.state_dict(),
+        "optimizer": parts.optimizer.state_dict(),
+        "source": parts.source.state_dict(),
+        "ema": parts.ema.state_dict() if parts.ema else None,
+        "random": torch.get_rng_state(),
+        "random_cuda": torch.cuda.get_rng_state() if cuda else None,
+    }
+
+
+def put_back(state: dict[str, Any], parts: Parts, runtime: Runtime, folder: Any) -> None:
+    """Everything that :func:`take` took.
+
+    Raises:
+        ValueError: for a state that these parts do not have.
+    """
+    try:
+        parts.distiller.load_state_dict(state["distiller"])
+        parts.optimizer.load_state_dict(state["optimizer"])
+        parts.source.load_state_dict(state["source"])
+        if parts.ema:
+            parts.ema.load_state_dict(state["ema"])
+        torch.set_rng_state(state["random"])
+        if state["random_cuda"] is not None and runtime.device.type == "cuda":
+            torch.cuda.set_rng_state(state["random_cuda"])
+    except torch.OutOfMemoryError:
+        raise
+    except (KeyError, RuntimeError, ValueError) as error:  # all that load_state_dict raises
+        reason = " ".join(str(error).split())[:100]
+        raise ValueError(
+            f"the checkpoint of step {state['step']} in {folder} does not fit "
+            f"({reason}): another version of the code wrote it. Go on with that version, or "
+            "start again with another run_dir=... or overwrite=true"
+        ) from error
