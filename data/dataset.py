@@ -1,113 +1,32 @@
-"""A data set as uint8 tensors on the device, opened split by split, guarded if data-free."""
+"""A data set, opened and checked split by split, and guarded if data-free."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
+from data.checks import check_classes, check_split
 from data.images import fit, to_tensors
+from data.memory import check_memory
+from data.notes import note
 from data.spec import InputSpec
+from data.split import DataFreeError, Split, data_free
 from engine.runtime import Runtime
 
-# Reads one split from where it lies: uint8 [N, H, W] or [N, H, W, C], and integers [N].
-Reader = Callable[[], tuple[NDArray[np.uint8], NDArray[np.integer]]]
+__all__ = ["DataFreeError", "Dataset", "Split"]
+
+# Reads one split from where it lies: uint8 [N, H, W] or [N, H, W, C], and integers [N]; what it
+# gives is checked.
+Reader = Callable[[], tuple[NDArray[Any], NDArray[Any]]]
 
 TRAINING = ("train", "val")  # the validation split is data that a data-free run does not have
 HOLD_OUT_SEED = 0  # the same rows are held out in every run, so that runs compare
-DEVICE_SHARE = 0.5  # of free device memory that one split may take; networks need the rest
-
-
-class DataFreeError(ValueError):
-    """Training data was asked for in a run that has none."""
-
-
-class Split:
-    """The images and labels of one split, kept as uint8 and handed out as floats.
-
-    Args:
-        images: [N, C, H, W] uint8.
-        labels: [N] int64.
-        device: where batches are needed. The split is held there if it takes at most half of
-            the free memory, and in host memory otherwise.
-        range: that 0 and 255 are mapped to.
-    """
-
-    def __init__(
-        self,
-        images: Tensor,
-        labels: Tensor,
-        device: torch.device,
-        range: tuple[float, float] = (0.0, 1.0),
-    ) -> None:
-        self.device = device
-        self.range = range
-        self.shape = tuple(images.shape[1:])
-        self.rows_read = 0
-        self.closed = False
-        self._length = len(labels)
-        self.storage = device if _fits(images, device) else torch.device("cpu")
-        self._images = images.to(self.storage)
-        self._labels = labels.to(self.storage)
-
-    def __len__(self) -> int:
-        return self._length
-
-    @property
-    def labels(self) -> Tensor:
-        """Of every row [N] int64, to choose among them; no input is read."""
-        if self.closed:
-            raise _data_free("read")
-        return self._labels
-
-    def batch(self, index: Tensor | slice) -> tuple[Tensor, Tensor]:
-        """Images [B, C, H, W] in ``range`` and labels [B] int64, on the device.
-
-        Args:
-            index: rows, as int64 on ``storage`` (elsewhere the device has to wait) or a slice.
-        """
-        images, labels = self._rows(index)
-        low, high = self.range
-        x = images.to(torch.float32, memory_format=torch.channels_last)
-        return x.mul_((high - low) / 255).add_(low), labels
-
-    def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Every row once, in fixed order; the last batch may be smaller."""
-        for start in range(0, len(self), size):
-            yield self.batch(slice(start, start + size))
-
-    def moments(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Mean and standard deviation of each channel, with values in 0..1."""
-        total = square = torch.zeros((), dtype=torch.float64, device=self.device)
-        for start in range(0, len(self), 1024):
-            x = self._rows(slice(start, start + 1024))[0].to(torch.float32).div_(255)
-            total = total + x.sum((0, 2, 3), dtype=torch.float64)
-            square = square + x.square().sum((0, 2, 3), dtype=torch.float64)
-        count = len(self) * self.shape[1] * self.shape[2]
-        mean = total / count
-        std = (square / count - mean.square()).clamp_min(1e-12).sqrt()
-        return tuple(mean.tolist()), tuple(std.tolist())
-
-    def close(self) -> None:
-        """Let go of the data; whoever still holds this split gets no row from it any more."""
-        self.closed = True
-        self._images, self._labels = self._images[:0], self._labels[:0]
-
-    def _rows(self, index: Tensor | slice) -> tuple[Tensor, Tensor]:
-        if self.closed:
-            raise _data_free("read")
-        if isinstance(index, Tensor):
-            index = index.to(self.storage)
-        images, labels = self._images[index], self._labels[index]
-        self.rows_read += len(labels)
-        if self.storage != self.device:  # page-locked, so that the copy does not hold up the device
-            images = images.pin_memory().to(self.device, non_blocking=True)
-            labels = labels.pin_memory().to(self.device, non_blocking=True)
-        return images, labels
+LEAST_STD = 1 / 255  # of a channel: one that varies by less than a step of its pixels is constant
+SMALLER = "set a smaller data.size, or take fewer images"
 
 
 class Dataset:
@@ -118,7 +37,7 @@ class Dataset:
     Args:
         name: for messages.
         readers: one for "train", one for "test", and one for "val" if the data set has it.
-        classes: class names in label order.
+        classes: class names in label order; kept in Unicode's form NFC.
         runtime: of the run; says which device the data is for.
         size: height and width wanted; None keeps the images' own. Smaller images are
             zero-padded, larger ones resized.
@@ -127,7 +46,8 @@ class Dataset:
         std: likewise; both are given or none.
 
     Raises:
-        ValueError: for a fraction or a size out of range, or a mean without std.
+        ValueError: for a fraction or a size out of range, a mean without std, or class names
+            that do not tell the classes apart.
     """
 
     def __init__(
@@ -150,14 +70,15 @@ class Dataset:
                 "give both data.dataset.mean and data.dataset.std, or neither to have them computed"
             )
         self.name = name
-        self.classes = tuple(classes)
+        self.classes = check_classes(name, classes)
         self.size = size
         self.val_fraction = val_fraction
         self.range = (0.0, 1.0)
         self._readers = readers
-        self._device = runtime.device
+        self._runtime = runtime
         self._moments = None if mean is None or std is None else (tuple(mean), tuple(std))
         self._splits: dict[str, Split] = {}
+        self._shapes: dict[str, tuple[int, ...]] = {}  # of images as they were read
         self._training_open = True
 
     @property
@@ -171,8 +92,18 @@ class Dataset:
 
     @functools.cached_property
     def spec(self) -> InputSpec:
-        """What a teacher trained here expects; reads the training split if no mean was given."""
+        """What a teacher trained here expects; reads the training split if no mean was given.
+
+        A constant channel, such as alpha, has no scale: its std is taken as 1, since to divide by
+        next to nothing would make huge numbers of the zeros that images are padded with.
+        """
         mean, std = self._moments or self.open("train").moments()
+        if self._moments is None:
+            for i, value in enumerate(std):
+                if value < LEAST_STD:
+                    line = f"data {self.name}: channel {i + 1} of {len(std)} is all but constant"
+                    note(self._runtime, f"{line} (std {value:.1g}); its std is taken as 1")
+            std = tuple(1.0 if value < LEAST_STD else value for value in std)
         return InputSpec(self.shape, (0.0, 1.0), mean, std)
 
     @property
@@ -185,15 +116,23 @@ class Dataset:
 
         Raises:
             DataFreeError: for training data after :meth:`close_training`.
-            ValueError: for "val" where there is none, or for data that cannot be read.
+            ValueError: for "val" where there is none, for data that cannot be read or does not
+                fit into memory, and for images of another shape than those of an open split.
         """
         assert which in ("train", "val", "test"), which
         if which in TRAINING and not self._training_open:
-            raise _data_free("open")
+            raise data_free("open")
         if which not in self._splits:
-            images, labels = to_tensors(*self._read(which))
+            where = f"data {self.name}: {which}"
+            arrays, numbers = check_split(where, *self._read(which), self.num_classes)
+            self._check_shape(which, arrays)
+            if missing := sorted(set(range(self.num_classes)) - set(np.unique(numbers).tolist())):
+                names = ", ".join(self.classes[i] for i in missing[:5])
+                more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+                note(self._runtime, f"{where} has no image of the class(es) {names}{more}")
+            images, labels = to_tensors(arrays, numbers)
             images = fit(images, self.size)
-            self._splits[which] = Split(images, labels, self._device, self.range)
+            self._splits[which] = Split(images, labels, self._runtime.device, self.range)
         return self._splits[which]
 
     def close_training(self) -> None:
@@ -233,7 +172,22 @@ class Dataset:
         for split in self._splits.values():
             split.range = spec.range
 
-    def _read(self, which: str) -> tuple[NDArray[np.uint8], NDArray[np.integer]]:
+    def _check_shape(self, which: str, images: NDArray[np.uint8]) -> None:
+        """Images of all splits are of one shape, and fit into memory at the size wanted."""
+        shape = (images.shape[-1] if images.ndim == 4 else 1, *images.shape[1:3])
+        for other, known in self._shapes.items():
+            if shape != known:
+                raise ValueError(
+                    f"data {self.name}: images of {other} are {'x'.join(map(str, known))}, but "
+                    f"those of {which} {'x'.join(map(str, shape))} (channels, height, width): "
+                    "bring all images to one size and number of channels"
+                )
+        self._shapes[which] = shape
+        height, width = shape[1:] if self.size is None else (self.size, self.size)
+        needed = len(images) * shape[0] * height * width
+        check_memory(needed, f"the {len(images)} {which} images of data {self.name}", SMALLER)
+
+    def _read(self, which: str) -> tuple[NDArray[Any], NDArray[Any]]:
         if which == "test" or not self.val_fraction:
             if which not in self._readers:
                 raise ValueError(
@@ -251,17 +205,3 @@ class Dataset:
             )
         rows = np.sort(order[:held_out] if which == "val" else order[held_out:])
         return images[rows], labels[rows]
-
-
-def _data_free(verb: str) -> DataFreeError:
-    return DataFreeError(
-        f"this run is data-free: it may not {verb} training data (train or val). "
-        "Use method=kd to distil with the data, or method=scratch to train on it"
-    )
-
-
-def _fits(images: Tensor, device: torch.device) -> bool:
-    if device.type != "cuda":
-        return True
-    free, _ = torch.cuda.mem_get_info(device)
-    return images.nbytes <= DEVICE_SHARE * free

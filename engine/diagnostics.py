@@ -19,6 +19,7 @@ LOOK = 512  # synthesized inputs that an evaluation looks at, all ranks together
 WIDEST = 2048  # features of the Inception network that FID is named after; C grows quadratically
 COVERED = 0.95  # of the inputs, so that a few strays do not hide that the others are alike
 FEW_CLASSES = 0.5  # of the classes that as many inputs of random classes would show
+ALIKE = 1e-6  # of the largest feature: nearest test inputs no further apart are equal, but for rounding
 NEAR_DUPLICATES = 0.1  # diversity, where 1 is that of test inputs
 
 
@@ -220,17 +221,20 @@ class Inspector:
         return found | ({"bn_gap": float(gap)} if gaps else {})
 
     def _compare(self, features: Tensor) -> dict[str, float]:
-        """Fréchet distance and diversity, unless there is a single input to compare."""
-        real, sample = self.reference.summary()
+        """Fréchet distance and diversity, unless there is a single input on either side.
+
+        Where all test inputs look alike, there is no diversity to hold against theirs.
+        """
         made = self._gather(features[-max(1, LOOK // self.runtime.world_size) :].double())
-        count = min(len(made), len(sample))
+        count = min(len(made), self.reference.rows)
         if count < 2:
             return {}
+        real, sample = self.reference.summary()
+        found = {"frechet_distance": frechet_distance(Gaussian.of(made), real)}
         usual = nearest_neighbour(spread(sample, count))
-        return {
-            "frechet_distance": frechet_distance(Gaussian.of(made), real),
-            "diversity": nearest_neighbour(spread(made, count)) / max(usual, 1e-12),
-        }
+        if usual > ALIKE * float(sample.abs().max()):
+            found["diversity"] = nearest_neighbour(spread(made, count)) / usual
+        return found
 
     def _features(self, outputs: Outputs) -> Tensor:
         chosen = outputs.logits if self.space == "logits" else outputs.features["pooled"]

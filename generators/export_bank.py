@@ -131,11 +131,17 @@ def _write_folder(arrays: Arrays, out: Path) -> None:
     names = [str(name).replace("/", "_") for name in arrays["classes"]]
     if len(set(names)) < len(names) or any(name[:1] in ("", ".") for name in names):
         raise ValueError("not every class name can name a folder: export to a name with .npz")
+    for which in ("train", "test"):
+        if absent := set(range(len(names))) - set(arrays[f"{which}_labels"].tolist()):
+            raise ValueError(
+                f"there is no {which} image of class {names[min(absent)]}, and folders need one of "
+                "every class: export to a name with .npz"
+            )
     partial = out.with_name(out.name + PARTIAL)
     try:
         for which in ("train", "test"):
             folders = [partial / which / name for name in names]
-            for folder in folders:  # also for a class without an image
+            for folder in folders:
                 folder.mkdir(parents=True)
             pairs = zip(arrays[f"{which}_images"], arrays[f"{which}_labels"], strict=True)
             for i, (pixels, label) in enumerate(pairs):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from data.dataset import Split
+from data.split import Split
 from data.spec import InputSpec
 from engine.evaluate import BINS, Evaluator
 from engine.runtime import Runtime

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import train
-from data.dataset import Split
+from data.split import Split
 from data.spec import InputSpec
 from engine import diagnostics
 from engine.diagnostics import Inspector, Reference

@@ -161,7 +161,7 @@ def test_colours_and_odd_names(
 ) -> None:
     names = ["T-shirt/top"] + [f"{i}" for i in range(1, 10)]
     other_data(names)
-    source = content((3, 4, 5))
+    source = content((3, 4, 5), count=10)
     run = fabricate(source)
     assert main([str(run), str(tmp_path / "a.npz")]) == 0
     dataset = npz(str(tmp_path / "a.npz"), Runtime("cpu"))
@@ -194,6 +194,7 @@ def test_mistakes(
     torch.save({"source": {"batches": 3}}, run / "checkpoints" / "step-000000004" / "rank0.pt")
     assert "has no bank: method=deep_inversion keeps no inputs" in fails(run, out)
     torch.save({"source": content()}, run / "checkpoints" / "step-000000004" / "rank0.pt")
+    assert "no train image of class 5, and folders need one" in fails(run, out)
     other_data(["a/b", "a_b"])
     assert "not every class name can name a folder" in fails(run, out)
     other_data([".", "b"])

@@ -1,0 +1,109 @@
+"""What every data set has to be: names of classes that differ, uint8 images, labels in range."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+MOST_CHANNELS = 4
+CONVERSIONS = {  # by dtype, or else by its kind
+    "bool": "convert it by (images * 255).astype(numpy.uint8)",
+    "uint16": "if 65535 is white, convert it by (images / 257).round().astype(numpy.uint8)",
+    "f": "if 1 is white, convert it by (images * 255).round().astype(numpy.uint8)",
+    "i": "if 255 is white, convert it by images.astype(numpy.uint8)",
+    "u": "if 255 is white, convert it by images.astype(numpy.uint8)",
+}
+
+
+def check_classes(name: str, classes: Sequence[str]) -> tuple[str, ...]:
+    """Class names in one Unicode form (NFC): file systems and keyboards differ in theirs.
+
+    Raises:
+        ValueError: for no names, and for one that is empty, no text, or there twice.
+    """
+    if not classes:
+        raise ValueError(f"data {name} has no classes: name them all, in label order")
+    for i, given in enumerate(classes):
+        if not given.strip():
+            raise ValueError(f"data {name}: the name of class {i} is empty")
+        if any("\ud800" <= c <= "\udfff" for c in given):  # bytes that are no UTF-8
+            raise ValueError(f"data {name}: class {i} is called {given!r}, which is no UTF-8 text")
+    normal = tuple(unicodedata.normalize("NFC", c) for c in classes)
+    if twice := [c for c, count in Counter(normal).items() if count > 1]:
+        raise ValueError(
+            f"data {name} has more than one class of the name {', '.join(map(repr, twice[:5]))}: "
+            "give each class a name of its own"
+        )
+    return normal
+
+
+def check_images(where: str, images: NDArray[Any]) -> None:
+    """Whether these are uint8 [N, H, W] or [N, H, W, C].
+
+    Raises:
+        ValueError: saying how to convert them. ``where`` begins the message.
+    """
+    if images.dtype != np.uint8:
+        known = CONVERSIONS.get(images.dtype.name) or CONVERSIONS.get(images.dtype.kind)
+        advice = f": {known}" if known else ""
+        raise ValueError(f"{where} is {images.dtype}; uint8 (0..255) is expected{advice}")
+    if images.ndim == 3 or (images.ndim == 4 and 1 <= images.shape[-1] <= MOST_CHANNELS):
+        return
+    advice = ""
+    if images.ndim == 4 and 1 <= images.shape[1] <= MOST_CHANNELS:
+        advice = ". Channels seem to come first: save images.transpose(0, 2, 3, 1)"
+    raise ValueError(
+        f"{where} has shape {images.shape}; [N, H, W] or [N, H, W, C] with C from 1 to "
+        f"{MOST_CHANNELS} is expected{advice}"
+    )
+
+
+def check_labels(where: str, labels: NDArray[Any]) -> NDArray[np.integer]:
+    """Labels [N], of [N] or [N, 1].
+
+    Raises:
+        ValueError: for any but integers from 0 on. ``where`` begins the message.
+    """
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
+    if labels.dtype.kind not in "iu" or labels.ndim != 1:
+        advice = ""
+        if labels.ndim == 2:
+            advice = ". Of one column per class, save labels.argmax(1)"
+        elif labels.ndim == 1 and labels.dtype.kind in "bf":
+            advice = ": save labels.astype(numpy.int64)"
+        raise ValueError(
+            f"{where} is {labels.dtype} of shape {labels.shape}; "
+            f"integers of shape [N] or [N, 1] are expected{advice}"
+        )
+    if len(labels) == 0 or labels.min() < 0:
+        raise ValueError(f"{where} is empty or has negative labels; 0, 1, ... are expected")
+    return labels
+
+
+def check_split(
+    where: str, images: NDArray[Any], labels: NDArray[Any], num_classes: int
+) -> tuple[NDArray[np.uint8], NDArray[np.integer]]:
+    """What a reader gave for one split, labels as [N].
+
+    Raises:
+        ValueError: where images or labels are not as expected, or do not belong together.
+    """
+    check_images(f"{where}_images", images)
+    labels = check_labels(f"{where}_labels", labels)
+    if len(images) != len(labels) or 0 in images.shape:
+        raise ValueError(
+            f"{where}_images has shape {images.shape} and {where.split()[-1]}_labels "
+            f"{labels.shape}; one label for each image, and at least one image, is expected"
+        )
+    if labels.max() >= num_classes:
+        raise ValueError(
+            f"{where}_labels go up to {labels.max()}, but there are {num_classes} classes "
+            "(0 is the first): name all of them with data.dataset.classes=[...]"
+        )
+    return images, labels

@@ -1,0 +1,112 @@
+"""One split as uint8 tensors on the device, handed out as floats and counted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+DEVICE_SHARE = 0.5  # of free device memory that one split may take; networks need the rest
+
+
+class DataFreeError(ValueError):
+    """Training data was asked for in a run that has none."""
+
+
+class Split:
+    """The images and labels of one split, kept as uint8 and handed out as floats.
+
+    Args:
+        images: [N, C, H, W] uint8.
+        labels: [N] int64.
+        device: where batches are needed. The split is held there if it takes at most half of
+            the free memory, and in host memory otherwise.
+        range: that 0 and 255 are mapped to.
+    """
+
+    def __init__(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        device: torch.device,
+        range: tuple[float, float] = (0.0, 1.0),
+    ) -> None:
+        self.device = device
+        self.range = range
+        self.shape = tuple(images.shape[1:])
+        self.rows_read = 0
+        self.closed = False
+        self._length = len(labels)
+        self.storage = device if _fits(images, device) else torch.device("cpu")
+        self._images = images.to(self.storage)
+        self._labels = labels.to(self.storage)
+
+    def __len__(self) -> int:
+        return self._length
+
+    @property
+    def labels(self) -> Tensor:
+        """Of every row [N] int64, to choose among them; no input is read."""
+        if self.closed:
+            raise data_free("read")
+        return self._labels
+
+    def batch(self, index: Tensor | slice) -> tuple[Tensor, Tensor]:
+        """Images [B, C, H, W] in ``range`` and labels [B] int64, on the device.
+
+        Args:
+            index: rows, as int64 on ``storage`` (elsewhere the device has to wait) or a slice.
+        """
+        images, labels = self._rows(index)
+        low, high = self.range
+        x = images.to(torch.float32, memory_format=torch.channels_last)
+        return x.mul_((high - low) / 255).add_(low), labels
+
+    def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Every row once, in fixed order; the last batch may be smaller."""
+        for start in range(0, len(self), size):
+            yield self.batch(slice(start, start + size))
+
+    def moments(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and standard deviation of each channel, with values in 0..1."""
+        total = square = torch.zeros((), dtype=torch.float64, device=self.device)
+        for start in range(0, len(self), 1024):
+            x = self._rows(slice(start, start + 1024))[0].to(torch.float32).div_(255)
+            total = total + x.sum((0, 2, 3), dtype=torch.float64)
+            square = square + x.square().sum((0, 2, 3), dtype=torch.float64)
+        count = len(self) * self.shape[1] * self.shape[2]
+        mean = total / count
+        std = (square / count - mean.square()).clamp_min(1e-12).sqrt()
+        return tuple(mean.tolist()), tuple(std.tolist())
+
+    def close(self) -> None:
+        """Let go of the data; whoever still holds this split gets no row from it any more."""
+        self.closed = True
+        self._images, self._labels = self._images[:0], self._labels[:0]
+
+    def _rows(self, index: Tensor | slice) -> tuple[Tensor, Tensor]:
+        if self.closed:
+            raise data_free("read")
+        if isinstance(index, Tensor):
+            index = index.to(self.storage)
+        images, labels = self._images[index], self._labels[index]
+        self.rows_read += len(labels)
+        if self.storage != self.device:  # page-locked, so that the copy does not hold up the device
+            images = images.pin_memory().to(self.device, non_blocking=True)
+            labels = labels.pin_memory().to(self.device, non_blocking=True)
+        return images, labels
+
+
+def data_free(verb: str) -> DataFreeError:
+    return DataFreeError(
+        f"this run is data-free: it may not {verb} training data (train or val). "
+        "Use method=kd to distil with the data, or method=scratch to train on it"
+    )
+
+
+def _fits(images: Tensor, device: torch.device) -> bool:
+    if device.type != "cuda":
+        return True
+    free, _ = torch.cuda.mem_get_info(device)
+    return images.nbytes <= DEVICE_SHARE * free
