@@ -1,4 +1,4 @@
-"""Networks in files, with what they expect of their input: save, load, freeze and check."""
+"""Networks in files, with what they expect of their input: save, load and freeze."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from data.spec import InputSpec
 from engine.files import write_whole
+from models.check import check_network
 from models.classifier import Classifier
 
 FORMAT = "reverie-1"
@@ -241,32 +242,3 @@ def _dims(shape: Iterable[int]) -> str:
 def freeze(classifier: Classifier) -> Classifier:
     """Put a network in eval mode and let it take no gradient; returns it."""
     return classifier.requires_grad_(False).eval()
-
-
-def check_network(classifier: Classifier, num_classes: int) -> None:
-    """Pass one input of zeros through a network, and leave the network as it was.
-
-    Raises:
-        ValueError: where it fails, or the logits are not [1, num_classes].
-    """
-    name, shape = type(classifier.module).__name__, classifier.spec.shape
-    parameter = next(classifier.parameters(), torch.zeros(()))
-    x = torch.zeros(1, *shape, device=parameter.device)
-    modes = {m: m.training for m in classifier.modules()}
-    try:
-        with torch.no_grad():
-            logits = classifier.eval()(x).logits
-    except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
-        reason = str(error).split("\n")[0]
-        raise ValueError(
-            f"{name} cannot take inputs of shape {_dims(shape)} for {num_classes} classes "
-            f"({reason}): set data.size=..., or choose another network"
-        ) from error
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-    if logits.shape != (1, num_classes):
-        raise ValueError(
-            f"{name} gives logits of shape {_dims(logits.shape)} for an input of shape "
-            f"{_dims(shape)}, but the data has {num_classes} classes: 1x{num_classes} is needed"
-        )
