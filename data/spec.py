@@ -83,6 +83,12 @@ class InputSpec:
         mean, std = _moments(self, x.device, x.dtype)
         return x * std + mean
 
+    def noise(self, size: int, device: torch.device) -> Tensor:
+        """[size, *shape], uniform in ``range`` and always the same, for a look at a network."""
+        low, high = self.range
+        x = torch.rand(size, *self.shape, generator=torch.Generator().manual_seed(0))
+        return (low + (high - low) * x).to(device)
+
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 

@@ -146,10 +146,7 @@ class Distiller(nn.Module):
         terms = {n: t for n, t in named.items() if isinstance(t, TransferTerm) and t.wants_shapes}
         if not terms:
             return
-        spec = self.student.spec
-        low, high = spec.range
-        noise = torch.rand(2, *spec.shape, generator=torch.Generator().manual_seed(0))
-        x = (low + (high - low) * noise).to(runtime.device)
+        x = self.student.spec.noise(2, runtime.device)
         mode = self.student.training
         dry = side(self.student, self.student.eval()(x))
         self.student.train(mode)

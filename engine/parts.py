@@ -19,8 +19,9 @@ from engine.schedules import Schedule
 from generators.base import Source
 from generators.black_box import check_budget
 from models.black_box import BlackBox
+from models.check import check_network, materialize
 from models.classifier import Classifier
-from models.teacher import check_network, freeze, load_classifier
+from models.teacher import freeze, load_classifier
 
 
 @dataclass
@@ -73,7 +74,7 @@ def build_network(
     network: torch.nn.Module = build(
         node, in_channels=shape[0], input_size=shape[1:], num_classes=len(classes)
     )
-    return network
+    return materialize(network, shape, len(classes))
 
 
 def build_objective(node: dict[str, Any], **available: Any) -> Objective:

@@ -12,8 +12,9 @@ from engine.config import compose, own_recipe
 from engine.parts import blank_teacher, build_parts, load_teacher
 from engine.run import RunDirectory
 from engine.runtime import Runtime
+from models.check import check_network
 from models.classifier import Classifier
-from models.teacher import check_network, freeze
+from models.teacher import freeze
 
 
 def obtain_teacher(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,19 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from data.spec import InputSpec
-
-BatchNorm = nn.modules.batchnorm._BatchNorm
-
-
-@dataclass
-class Statistics:
-    """Mean and biased variance [C] of a BatchNorm layer's input, beside its running ones."""
-
-    mean: Tensor
-    variance: Tensor
-    running_mean: Tensor
-    running_variance: Tensor
-
+from models.copying import shared_copy
+from models.logits import logits_of
+from models.recording import BatchNorm, Moments, Record, Statistics, Tap, by_layer, full_precision
 
 @dataclass
 class Outputs:
@@ -32,17 +21,12 @@ class Outputs:
     Args:
         logits: [B, C].
         features: the output of each tapped module, by tap name.
-        statistics: one entry per BatchNorm layer in order of execution, if asked for.
+        statistics: one entry per BatchNorm layer that ran, in order of execution, if asked for.
     """
 
     logits: Tensor
     features: dict[str, Tensor] = field(default_factory=dict)
     statistics: list[Statistics] = field(default_factory=list)
-
-
-def full_precision(x: Tensor) -> Tensor:
-    """float64 stays; anything else becomes float32."""
-    return x if x.dtype == torch.float64 else x.float()
 
 
 class Classifier(nn.Module):
@@ -53,13 +37,17 @@ class Classifier(nn.Module):
     weights through other taps, take a :meth:`frozen` view.
 
     Args:
-        module: maps normalised inputs [B, *spec.shape] to logits [B, C]. An attribute
+        module: maps normalised inputs [B, *spec.shape] to logits [B, C], or to what has them
+            among others (``models.logits``). An attribute
             ``taps`` ({name: module path}) names its stages, and ``channels_last`` the paths
             among them whose maps are [B, H, W, C]; as features these are [B, C, H, W].
         spec: what ``module`` expects.
         classes: class names in label order.
         taps: names or module paths whose outputs are returned as features.
         statistics: whether to return the statistics of every BatchNorm layer's input.
+
+    Attributes:
+        idle: BatchNorm layers that a view with statistics has, but does not run.
 
     Raises:
         ValueError: for a tap that does not exist, naming those that do.
@@ -78,22 +66,27 @@ class Classifier(nn.Module):
         self.spec = spec
         self.classes = tuple(classes)
         self.taps = tuple(dict.fromkeys(taps))
-        self._features: dict[str, Tensor] = {}
-        self._statistics: list[Statistics] = []
+        self.record = Record()
         for tap in self.taps:
-            self._resolve(tap).register_forward_hook(self._feature_hook(tap))
+            module, turned = self._resolve(tap)
+            module.register_forward_hook(Tap(self.record, tap, turned))
+        self.measured: frozenset[str] | None = None  # layers that run; a view knows them
+        self.idle: tuple[str, ...] = ()
         if statistics:
-            for layer in self.batchnorms():
-                layer.register_forward_pre_hook(self._statistics_hook())
-        self.expected_statistics = len(self.batchnorms()) if statistics else 0
+            for name, layer in self.named_batchnorms().items():
+                layer.register_forward_pre_hook(Moments(self.record, name))
 
     def batchnorms(self) -> list[BatchNorm]:
         """The layers with running statistics."""
-        return [
-            m
-            for m in self.module.modules()
+        return list(self.named_batchnorms().values())
+
+    def named_batchnorms(self) -> dict[str, BatchNorm]:
+        """The same by their paths."""
+        return {
+            name: m
+            for name, m in self.module.named_modules()
             if isinstance(m, BatchNorm) and m.running_mean is not None
-        ]
+        }
 
     def frozen(
         self, taps: Iterable[str] = (), statistics: bool = False, by_batch: bool = False
@@ -104,70 +97,89 @@ class Classifier(nn.Module):
         network's gradients, mode or BatchNorm statistics, and its hooks never fire here.
         With ``by_batch`` its BatchNorm layers normalise by the batch's own statistics, as in
         train mode, and know no running ones to ask ``statistics`` for.
+
+        BatchNorm layers that eval mode skips, as it does those of auxiliary heads, are ``idle``:
+        they have no statistics to give.
+
+        Raises:
+            ValueError: for a tap that does not exist, or does not run exactly once.
         """
         assert not (statistics and by_batch), "a view by batch has no running statistics to compare"
-        memo: dict[int, Any] = {}
-        for parameter in self.module.parameters():
-            memo[id(parameter)] = nn.Parameter(parameter.detach(), requires_grad=False)
-        for buffer in self.module.buffers():
-            memo[id(buffer)] = buffer
-        module = copy.deepcopy(self.module, memo)
-        for m in module.modules():
-            m._forward_hooks.clear()
-            m._forward_pre_hooks.clear()
-            m._compiled_call_impl = None
-            if by_batch and isinstance(m, BatchNorm):
-                m.running_mean = m.running_var = m.num_batches_tracked = None
-        view = Classifier(module, self.spec, self.classes, taps, statistics)
-        return view.eval()
+        module = shared_copy(self.module)
+        if by_batch:
+            for m in module.modules():
+                if isinstance(m, BatchNorm):
+                    m.running_mean = m.running_var = m.num_batches_tracked = None
+        view = Classifier(module, self.spec, self.classes, taps, statistics).eval()
+        if view.taps or statistics:
+            view.measured = view._running()
+            known = view.named_batchnorms() if statistics else {}
+            view.idle = tuple(name for name in known if name not in view.measured)
+        return view
+
+    def apart(self) -> Classifier:
+        """A copy with buffers of its own, to be tried in any mode; weights are shared."""
+        module = shared_copy(self.module, own_buffers=True)
+        return Classifier(module, self.spec, self.classes, self.taps)
 
     def forward(self, x: Tensor) -> Outputs:
-        """Map inputs [B, *shape] in the specification's value range to :class:`Outputs`."""
-        self._features.clear()
-        self._statistics.clear()
-        logits = self.module(self.spec.normalize(x))
-        assert len(self._features) == len(self.taps), "a tapped module did not run"
-        assert len(self._statistics) == self.expected_statistics, "a BatchNorm layer did not run"
-        features, statistics = dict(self._features), list(self._statistics)
-        self._features.clear()  # hold no activation longer than the caller does
-        self._statistics.clear()
-        return Outputs(full_precision(logits), features, statistics)
+        """Map inputs [B, *shape] in the specification's value range to :class:`Outputs`.
+
+        Raises:
+            ValueError: where the network gives no logits, and where a tap or a BatchNorm layer
+                does not run for these inputs as it did before.
+        """
+        self.record.clear()
+        output = self.module(self.spec.normalize(x))
+        logits = full_precision(logits_of(output, len(self.classes), self.name))
+        features, statistics = self._recorded()
+        if self.measured is not None and self.measured != statistics.keys():
+            changed = ", ".join(sorted(self.measured ^ statistics.keys()))
+            raise ValueError(
+                f"{self.name} runs BatchNorm layers for some inputs and not for others ({changed}), "
+                "so that their statistics cannot be inverted: use a method that reads none"
+            )
+        return Outputs(logits, features, list(statistics.values()))
+
+    @property
+    def name(self) -> str:
+        """The architecture's, for messages."""
+        return type(self.module).__name__
+
+    @torch.no_grad()
+    def _running(self) -> frozenset[str]:
+        """BatchNorm layers that one pass over noise runs, before anything is compiled."""
+        device = next(self.module.parameters(), torch.empty(0)).device
+        cuda = [device] if device.type == "cuda" else []
+        with torch.random.fork_rng(cuda):  # some networks draw in eval mode too
+            self.module(self.spec.normalize(self.spec.noise(2, device)))
+        return frozenset(self._recorded()[1])
+
+    def _recorded(self) -> tuple[dict[str, Tensor], dict[str, Statistics]]:
+        """Features and statistics of the latest pass, of which nothing is held any longer."""
+        features, statistics = self.record.features, by_layer(self.record.statistics)
+        ran = [name for name, _ in features]
+        found = dict(features)
+        self.record.clear()
+        if len(ran) != len(self.taps):
+            tap = next(tap for tap in self.taps if ran.count(tap) != 1)
+            mode = "training" if self.module.training else "eval"
+            times = f"runs {ran.count(tap)} times" if tap in ran else "does not run"
+            raise ValueError(
+                f"the tap {tap!r} of {self.name} {times} in {mode} mode: "
+                "name a module that runs once"
+            )
+        return found, statistics
 
     def parameter_count(self) -> int:
         return sum(p.numel() for p in self.module.parameters())
 
-    def _resolve(self, tap: str) -> nn.Module:
+    def _resolve(self, tap: str) -> tuple[nn.Module, bool]:
+        """The module, and whether its maps are [B, H, W, C]."""
         named: dict[str, str] = getattr(self.module, "taps", {})
         modules = dict(self.module.named_modules())
         path = named.get(tap, tap)
         if path not in modules or not path:
             known = ", ".join([*named, *(name for name in modules if name)])
-            raise ValueError(f"no tap {tap!r} in {type(self.module).__name__}; it has: {known}")
-        return modules[path]
-
-    def _feature_hook(self, tap: str) -> Any:
-        path = getattr(self.module, "taps", {}).get(tap, tap)
-        turned = path in getattr(self.module, "channels_last", ())
-
-        def hook(module: nn.Module, args: Any, output: Any) -> None:
-            if not isinstance(output, Tensor):
-                raise ValueError(
-                    f"the tap {tap!r} gives a {type(output).__name__}, not one tensor: "
-                    "name a module inside of it"
-                )
-            self._features[tap] = full_precision(output.movedim(-1, 1) if turned else output)
-
-        return hook
-
-    def _statistics_hook(self) -> Any:
-        def hook(layer: BatchNorm, args: tuple[Tensor]) -> None:
-            x = full_precision(args[0])
-            dims = [d for d in range(x.dim()) if d != 1]
-            variance, mean = torch.var_mean(x, dims, correction=0)
-            assert layer.running_mean is not None
-            assert layer.running_var is not None
-            self._statistics.append(
-                Statistics(mean, variance, layer.running_mean, layer.running_var)
-            )
-
-        return hook
+            raise ValueError(f"no tap {tap!r} in {self.name}; it has: {known}")
+        return modules[path], path in getattr(self.module, "channels_last", ())

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from data.spec import InputSpec
+from models.check import check_network
 from models.checkpoint import load_weights, read_metadata, save_network
 from models.classifier import Classifier
 from models.state_dict import Say, dims, load_state
@@ -96,32 +97,3 @@ def _specification(
 def freeze(classifier: Classifier) -> Classifier:
     """Put a network in eval mode and let it take no gradient; returns it."""
     return classifier.requires_grad_(False).eval()
-
-
-def check_network(classifier: Classifier, num_classes: int) -> None:
-    """Pass one input of zeros through a network, and leave the network as it was.
-
-    Raises:
-        ValueError: where it fails, or the logits are not [1, num_classes].
-    """
-    name, shape = type(classifier.module).__name__, classifier.spec.shape
-    parameter = next(classifier.parameters(), torch.zeros(()))
-    x = torch.zeros(1, *shape, device=parameter.device)
-    modes = {m: m.training for m in classifier.modules()}
-    try:
-        with torch.no_grad():
-            logits = classifier.eval()(x).logits
-    except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
-        reason = str(error).split("\n")[0]
-        raise ValueError(
-            f"{name} cannot take inputs of shape {dims(shape)} for {num_classes} classes "
-            f"({reason}): set data.size=..., or choose another network"
-        ) from error
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-    if logits.shape != (1, num_classes):
-        raise ValueError(
-            f"{name} gives logits of shape {dims(logits.shape)} for an input of shape "
-            f"{dims(shape)}, but the data has {num_classes} classes: 1x{num_classes} is needed"
-        )

@@ -8,9 +8,9 @@ from torch import nn
 
 from data.spec import InputSpec
 from distillers.base import side
+from models.check import check_network
 from models.classifier import Classifier
 from models.external import timm_model, torchvision_model
-from models.teacher import check_network
 
 SPEC = InputSpec((3, 32, 32), mean=(0.5,) * 3, std=(0.25,) * 3)
 

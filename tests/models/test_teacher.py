@@ -15,11 +15,12 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from data.spec import InputSpec
+from models.check import check_network
 from models.checkpoint import load_weights, save_network
 from models.classifier import Classifier
 from models.digits import DigitsCNN
 from models.lenet import LeNet5
-from models.teacher import check_network, freeze, load_classifier
+from models.teacher import freeze, load_classifier
 
 SPEC = InputSpec((1, 8, 8), (0.0, 1.0), (0.3,), (0.4,))
 CLASSES = tuple("abcde")
