@@ -18,7 +18,10 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
+from engine.lines import Lines
 from engine.runtime import Runtime
+
+METRICS = "metrics.jsonl"
 
 
 class Clock:
@@ -124,7 +127,7 @@ def brief(values: Mapping[str, float]) -> dict[str, float]:
 
 
 def _written(method: Callable[..., Any]) -> Callable[..., Any]:
-    """Tell in one message what TensorBoard's thread could not write."""
+    """Tell in one message what could not be written, by TensorBoard's thread or here."""
 
     @functools.wraps(method)
     def told(board: Board, *args: Any) -> Any:
@@ -132,7 +135,7 @@ def _written(method: Callable[..., Any]) -> Callable[..., Any]:
             return method(board, *args)
         except OSError as error:
             raise ValueError(
-                f"could not write TensorBoard's events in {board.folder} ({error.strerror}): "
+                f"could not write the metrics in {board.folder} ({error.strerror}): "
                 "free some space and run the same command again"
             ) from error
 
@@ -148,7 +151,8 @@ def _silence(args: threading.ExceptHookArgs) -> None:
 class Board:
     """TensorBoard events in the run directory, continued after a kill without a repeated step.
 
-    A checkpoint records how long the event files were; a resume cuts them back to that length.
+    The same scalars stand in metrics.jsonl, for programs. A checkpoint records how long the files
+    were; a resume cuts them back to that length.
     """
 
     def __init__(self, folder: Path, lengths: Mapping[str, int] | None = None) -> None:
@@ -162,11 +166,13 @@ class Board:
                     handle.truncate(length)
         threading.excepthook = _silence
         self.writer = SummaryWriter(str(folder))
+        self.lines = Lines(folder / METRICS, (lengths or {}).get(METRICS, 0))
 
     @_written
     def lengths(self) -> dict[str, int]:
         self.writer.flush()
-        return {p.name: p.stat().st_size for p in self.folder.glob("events.out.tfevents.*")}
+        events = {p.name: p.stat().st_size for p in self.folder.glob("events.out.tfevents.*")}
+        return events | {METRICS: self.lines.length}
 
     @_written
     def texts(self, values: Mapping[str, str], step: int) -> None:
@@ -177,6 +183,7 @@ class Board:
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         for name, value in values.items():
             self.writer.add_scalar(name, value, step)
+        self.lines.add({"step": step, **values})
 
     @_written
     def images(self, tag: str, images: Tensor, step: int) -> None:
@@ -206,6 +213,7 @@ class Board:
             self.writer.file_writer.add_summary(summary)  # type: ignore
         for name, value in metrics.items():
             self.writer.add_scalar(name, value)
+        self.lines.add({"step": settings["steps"], **metrics})
 
     @_written
     def close(self) -> None:
