@@ -11,6 +11,7 @@ from torch import Tensor
 from torchvision.utils import make_grid, save_image
 
 from data.spec import InputSpec
+from engine.card import card, write_card
 from engine.files import write_whole
 from engine.monitor import Board
 from engine.parts import Parts
@@ -102,6 +103,7 @@ def finish(
     settings = {k: v for k, v in config.items() if isinstance(v, (str, int, float, bool))}
     board.summarize(settings | config["choices"], final)
     board.close()
+    write_card(directory.path, card(directory.path, config, parts, result))
     write_whole(directory.path / "result.json", json.dumps(result, indent=1) + "\n")
 
 

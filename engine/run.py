@@ -28,7 +28,8 @@ NOT_IDENTITY += ["data.root", "data.dataset.root"]
 LONGEST = 200  # characters of a directory's name, less seed and hash; systems take 255
 POLL = 0.5  # seconds between looks at a lock that another process holds
 # What overwrite=true takes away; config.yaml is replaced in one go, so that a kill strands nothing.
-OURS = ("result.json", "checkpoints", "student.safetensors", "inputs.png", "versions.json")
+OURS = ["result.json", "checkpoints", "student.safetensors", "inputs.png", "versions.json"]
+OURS += ["metrics.jsonl", "README.md"]
 
 
 class RunDirectory:
