@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,6 +13,55 @@ from engine.runtime import Runtime
 from models.classifier import Classifier
 
 BINS = 15  # Guo et al., ICML 2017
+
+
+@dataclass
+class Answers:
+    """What a student says of n inputs; tensors [n] on the device.
+
+    Args:
+        predicted: class of the largest logit.
+        confidence: its probability.
+        labels: or None where the split has none.
+        guidance: the teacher's predictions, or None.
+        classes: that the student tells apart.
+    """
+
+    predicted: Tensor
+    confidence: Tensor
+    labels: Tensor | None
+    guidance: Tensor | None
+    classes: int
+
+    @property
+    def compared(self) -> tuple[Tensor | None, Tensor | None]:
+        """What the predictions are held against: labels, the teacher's predictions."""
+        return self.labels, self.guidance
+
+
+@dataclass
+class Measured:
+    """Fractions of one split; None is what cannot be known without labels or without a teacher.
+
+    Args:
+        inputs: how many.
+        reference: what decides an input's class below: its "label", or the "teacher" without.
+        accuracy, ece, agreement, ece_to_teacher: see :class:`Evaluator`.
+        teacher_accuracy: on the same inputs.
+        classes: for each its number of ``inputs`` and, over these, ``accuracy``, ``agreement`` and
+            mean ``confidence``; None where a class has no input.
+        confusion: [class, prediction, number of inputs] in ascending order, zeros left out.
+    """
+
+    inputs: int
+    reference: str
+    accuracy: float | None
+    ece: float | None
+    agreement: float | None
+    ece_to_teacher: float | None
+    teacher_accuracy: float | None
+    classes: list[dict[str, Any]]
+    confusion: list[list[int]]
 
 
 class Evaluator:
@@ -44,44 +94,105 @@ class Evaluator:
 
     @torch.no_grad()
     def teacher_accuracy(self) -> float | None:
-        """Of the teacher on the whole split, as a fraction."""
+        """Of the teacher on the whole split, as a fraction; None without teacher or labels."""
         if self.guidance is None:
             return None
         right = torch.zeros((), device=self.runtime.device)
         for (_, labels), predicted in zip(self._shard(), self.guidance, strict=True):
+            if labels is None:
+                return None
             right += (predicted == labels).sum()
         return float(self.runtime.sum(right)) / len(self.split)
 
-    @torch.no_grad()
     def __call__(self) -> dict[str, float]:
-        """accuracy, ece and, with a teacher, agreement: fractions.
+        """Fractions: accuracy and ece where the split has labels, agreement with a teacher.
 
         ``ece`` is the expected calibration error over 15 bins of equal width (Guo et al., 2017).
+        Without labels nobody knows what is right: ``ece_to_teacher`` is the same with agreement in
+        the place of accuracy: how far its confidence is from how often the teacher agrees.
         """
-        device = self.runtime.device
-        agree = torch.zeros((), device=device)
-        bins = torch.zeros(3, BINS, device=device)  # count, summed confidence, correct
-        for i, (images, labels) in enumerate(self._shard()):
+        return self._figures(self._answers())
+
+    def measure(self) -> Measured:
+        """The same and, class by class, what it is made of; in a single process.
+
+        Raises:
+            ValueError: where there are neither labels nor a teacher to compare with, or answers
+                are not finite.
+        """
+        assert self.runtime.world_size == 1, "each rank would see its own rows only"
+        answers = self._answers()
+        reference = answers.guidance if answers.labels is None else answers.labels
+        if reference is None:
+            raise ValueError("there are neither labels nor a teacher to compare the answers with")
+        if strange := int((~answers.confidence.isfinite()).sum()):
+            raise ValueError(f"the answers to {strange} of {len(self.split)} inputs are not finite")
+        figures, count = self._figures(answers), answers.classes
+        columns = {"inputs": torch.ones_like(answers.confidence), "confidence": answers.confidence}
+        for name, compared in zip(("accuracy", "agreement"), answers.compared, strict=True):
+            if compared is not None:
+                columns[name] = (answers.predicted == compared).float()
+        sums = torch.zeros(count, len(columns), dtype=torch.float64, device=self.runtime.device)
+        sums.index_add_(0, reference, torch.stack([*columns.values()], 1).double())
+        pairs, times = torch.unique(reference * count + answers.predicted, return_counts=True)
+        return Measured(
+            inputs=len(self.split),
+            reference="teacher" if answers.labels is None else "label",
+            accuracy=figures.get("accuracy"),
+            ece=figures.get("ece"),
+            agreement=figures.get("agreement"),
+            ece_to_teacher=figures.get("ece_to_teacher"),
+            teacher_accuracy=self.teacher_accuracy(),
+            classes=[_means(dict(zip(columns, row, strict=True))) for row in sums.tolist()],
+            confusion=torch.stack([pairs // count, pairs % count, times], 1).tolist(),
+        )
+
+    @torch.no_grad()
+    def _answers(self) -> Answers:
+        """One pass over this rank's rows; the device never waits."""
+        predicted, confidence, labels, classes = [], [], [], 0
+        for images, truth in self._shard():
             with self.runtime.autocast():
                 logits = self.student(images).logits
-            confidence, predicted = logits.softmax(1).max(1)
-            position = (confidence * BINS).ceil().long().clamp(1, BINS) - 1
-            correct = (predicted == labels).float()
-            values = (torch.ones_like(correct), confidence, correct)
-            for row, value in zip(bins, values, strict=True):
-                row.index_add_(0, position, value)
-            if self.guidance is not None:
-                agree += (predicted == self.guidance[i]).sum()
-        self.runtime.sum(agree)
+            sure, answer = logits.softmax(1).max(1)
+            classes = logits.shape[1]
+            predicted.append(answer)
+            confidence.append(sure)
+            labels.append(truth)
+        known = not any(truth is None for truth in labels)
+        return Answers(
+            predicted=self._join(predicted),
+            confidence=self._join(confidence).float(),
+            labels=self._join(labels) if known else None,
+            guidance=None if self.guidance is None else self._join(self.guidance),
+            classes=classes,
+        )
+
+    def _join(self, parts: list[Tensor]) -> Tensor:
+        """All rows; none, where there are more ranks than batches."""
+        empty = torch.zeros(0, dtype=torch.long, device=self.runtime.device)
+        return torch.cat(parts) if parts else empty
+
+    def _figures(self, answers: Answers) -> dict[str, float]:
+        """Of all ranks' rows, in one transfer from the device."""
+        position = (answers.confidence * BINS).ceil().long().clamp(1, BINS) - 1
+        bins = torch.zeros(3, BINS, device=self.runtime.device)  # confidence, correct, agreeing
+        bins[0].index_add_(0, position, answers.confidence)
+        for row, reference in zip(bins[1:], answers.compared, strict=True):
+            if reference is not None:
+                row.index_add_(0, position, (answers.predicted == reference).float())
         self.runtime.sum(bins)
+        gaps = (bins[0] - bins[1:]).abs()
+        right, agreeing, gap, distance = torch.cat([bins[1:].sum(1), gaps.sum(1)]).tolist()
         total = len(self.split)
-        metrics = {
-            "accuracy": float(bins[2].sum()) / total,
-            "ece": float((bins[1] - bins[2]).abs().sum()) / total,
-        }
-        if self.guidance is not None:
-            metrics["agreement"] = float(agree) / total
-        return metrics
+        figures: dict[str, float] = {}
+        if answers.labels is not None:
+            figures |= {"accuracy": right / total, "ece": gap / total}
+        if answers.guidance is not None:
+            figures |= {"agreement": agreeing / total}
+            if answers.labels is None:
+                figures |= {"ece_to_teacher": distance / total}
+        return figures
 
     @torch.no_grad()
     def _predictions(self, teacher: Classifier, inspector: Inspector | None) -> list[Tensor]:
@@ -102,3 +213,13 @@ class Evaluator:
         for i, batch in enumerate(self.split.batches(self.batch_size)):
             if i % self.runtime.world_size == self.runtime.rank:
                 yield batch
+
+
+def _means(sums: dict[str, float]) -> dict[str, Any]:
+    """Sums over the inputs of one class as their number and means."""
+    n = int(sums["inputs"])
+    means = {
+        name: sums[name] / n if n and name in sums else None
+        for name in ("accuracy", "agreement", "confidence")
+    }
+    return {"inputs": n} | means

@@ -18,7 +18,8 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
-from engine.ownership import SUFFIX, event_files
+from engine.lines import Lines
+from engine.ownership import METRICS, SUFFIX, event_files
 from engine.runtime import Runtime
 
 
@@ -131,7 +132,7 @@ def brief(values: Mapping[str, float]) -> dict[str, float]:
 
 
 def _written(method: Callable[..., Any]) -> Callable[..., Any]:
-    """Tell in one message what TensorBoard's thread could not write."""
+    """Tell in one message what could not be written, by TensorBoard's thread or here."""
 
     @functools.wraps(method)
     def told(board: Board, *args: Any) -> Any:
@@ -139,7 +140,7 @@ def _written(method: Callable[..., Any]) -> Callable[..., Any]:
             return method(board, *args)
         except OSError as error:
             raise ValueError(
-                f"could not write TensorBoard's events in {board.folder} ({error.strerror}): "
+                f"could not write the metrics in {board.folder} ({error.strerror}): "
                 "free some space and run the same command again"
             ) from error
 
@@ -155,8 +156,9 @@ def _silence(args: threading.ExceptHookArgs) -> None:
 class Board:
     """TensorBoard events in the run directory, continued after a kill without a repeated step.
 
-    A checkpoint records how long the event files were; a resume cuts them back to that length.
-    Files that other programs write to the folder stay as they are.
+    The same scalars stand in metrics.jsonl, for programs. A checkpoint records how long the files
+    were; a resume cuts them back to that length. Files that other programs write to the folder stay
+    as they are.
     """
 
     def __init__(self, folder: Path, lengths: Mapping[str, int] | None = None) -> None:
@@ -170,11 +172,13 @@ class Board:
                     handle.truncate(length)
         threading.excepthook = _silence
         self.writer = SummaryWriter(str(folder), filename_suffix=SUFFIX)
+        self.lines = Lines(folder / METRICS, (lengths or {}).get(METRICS, 0))
 
     @_written
     def lengths(self) -> dict[str, int]:
         self.writer.flush()
-        return {p.name: p.stat().st_size for p in event_files(self.folder)}
+        events = {p.name: p.stat().st_size for p in event_files(self.folder)}
+        return events | {METRICS: self.lines.length}
 
     @_written
     def texts(self, values: Mapping[str, str], step: int) -> None:
@@ -185,6 +189,7 @@ class Board:
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         for name, value in values.items():
             self.writer.add_scalar(name, value, step)
+        self.lines.add({"step": step, **values})
 
     @_written
     def images(self, tag: str, images: Tensor, step: int) -> None:
@@ -214,6 +219,7 @@ class Board:
             self.writer.file_writer.add_summary(summary)  # type: ignore
         for name, value in metrics.items():
             self.writer.add_scalar(name, value)
+        self.lines.add({"step": settings["steps"], **metrics})
 
     @_written
     def close(self) -> None:

@@ -20,7 +20,9 @@ from models.teacher import FORMAT
 
 CONFIG, VERSIONS, NEXT = "config.yaml", "versions.json", "config.yaml.next"
 RESULT, STUDENT, PICTURE = "result.json", "student.safetensors", "inputs.png"
-NAMES = (CONFIG, VERSIONS, NEXT, RESULT, STUDENT, PICTURE)
+METRICS, CARD = "metrics.jsonl", "README.md"
+NAMES = (CONFIG, VERSIONS, NEXT, RESULT, STUDENT, PICTURE, METRICS, CARD)
+MARK = "<!-- Written by train.py at the end of this run. -->"  # begins a card of ours
 LAYOUT = {"choices", "data_free", "distiller", "needs_teacher", "seed", "source", "student"}
 CHOICES = {"data", "method", "student"}
 RESULTS = {"schema", "status", "method", "data", "seed", "teacher", "student", "cost"}
@@ -110,6 +112,9 @@ def remove_products(folder: Path, checkpoints: Checkpoints) -> None:
     for name in (RESULT, STUDENT, PICTURE):
         make_way(folder / name)
         (folder / name).unlink(missing_ok=True)
+    (folder / METRICS).unlink(missing_ok=True)
+    if (card := folder / CARD).is_file() and card.read_bytes().startswith(MARK.encode()):
+        card.unlink()
     for path in event_files(folder):
         path.unlink()
     checkpoints.remove()

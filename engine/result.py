@@ -11,6 +11,7 @@ from torch import Tensor
 from torchvision.utils import make_grid, save_image
 
 from data.spec import InputSpec
+from engine.card import card, write_card
 from engine.files import write_whole
 from engine.monitor import Board
 from engine.ownership import PICTURE, RESULT, STUDENT, make_way
@@ -110,8 +111,10 @@ def finish(
     board.close()
     if (earlier := directory.result()) is not None:
         return earlier
+    write_card(directory.path, card(directory.path, config, parts, result))
     make_way(directory.path / RESULT)
-    write_whole(directory.path / RESULT, json.dumps(result, indent=1) + "\n")
+    write_whole(directory.path / RESULT, json.dumps(result, indent=1) + "
+")
     return result
 
 

@@ -176,6 +176,7 @@ def check_files(path: Path) -> None:
         "student.safetensors",
         "result.json",
         "inputs.png",
+        "metrics.jsonl",
     }
 
 

@@ -1,0 +1,231 @@
+"""README.md of a run directory: the card of the student that the run left."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+from data.spec import InputSpec
+from engine.catalogue import comment
+from engine.command import overrides_of
+from engine.config import ROOT
+from engine.files import write_whole
+from engine.ownership import CARD, MARK
+from engine.parts import Parts
+
+PARTS = ("synthesis", "distillation", "evaluation")
+NAMES = 20  # classes that are listed
+MEANINGS = {  # of the figures that engine.diagnostics finds
+    "class_balance": "entropy of the classes that the teacher sees in them; 1 is even",
+    "teacher_entropy": "of its answer to one input, the mean in nats",
+    "agreement": "of student and teacher on them, which is no measure of quality",
+    "bn_gap": "distance of their BatchNorm statistics from the teacher's, mean over layers",
+    "frechet_distance": "to the test inputs, in the teacher's features",
+    "diversity": "distance to the nearest neighbour; that of test inputs is 1",
+}
+
+
+def write_card(folder: Path, text: str) -> None:
+    """Write README.md, unless somebody else's is there, which stays.
+
+    Raises:
+        ValueError: where it cannot be written.
+    """
+    path = folder / CARD
+    if path.exists() and not path.read_bytes().startswith(MARK.encode()):
+        print(f"{path} is not this program's and stays; the run's card is not written", flush=True)
+        return
+    write_whole(path, text)
+
+
+def card(folder: Path, config: dict[str, Any], parts: Parts, result: dict[str, Any]) -> str:
+    """The card in Markdown; equal runs have equal cards, but for time, memory and versions.
+
+    Args:
+        folder: the run directory, for its versions.json.
+        config: plain settings.
+        parts: of the finished run.
+        result: the content of its result.json.
+    """
+    student, teacher = result["student"], result["teacher"]
+    of = f", a student of {teacher['name']}" if teacher else ""
+    sections = [
+        f"{MARK}\n# {student['name']}{of}",
+        _origin(config, parts, result),
+        "## The command\n\nIt makes this run again. Add `run_dir=` and, where data sets are not "
+        "in `datasets/`, `data.root=`.\n\n" + _indented(_command(config)),
+        _figures(config, parts, result),
+        _synthesized(result),
+        _cost(result),
+        "## Pictures\n\nThe last inputs that the student learned from.\n\n![inputs](inputs.png)",
+        _use(config, parts),
+        _versions(folder),
+    ]
+    return "\n\n".join(filter(None, sections)) + "\n"
+
+
+def _origin(config: dict[str, Any], parts: Parts, result: dict[str, Any]) -> str:
+    data, spec, classes = result["data"], parts.student.spec, parts.dataset.classes
+    names = ", ".join(map(_code, classes[:NAMES])) + (", …" if len(classes) > NAMES else "")
+    read = result["cost"]["real_training_inputs_read"]
+    use = "for evaluation alone" if config["data_free"] else f"{read:,} training inputs read"
+    averaged = f", averaged over its steps (decay {config['ema']:g})" if config["ema"] else ""
+    rows = [("student", f"{result['student']['name']}, {_size(result['student'])}{averaged}")]
+    if result["teacher"]:
+        rows.append(("teacher", _teacher(config, result)))
+    rows += [
+        ("method", _method(result["method"])),
+        ("losses", ", ".join(map(_code, config["distiller"]["terms"]))),
+        ("data", f"`{data}`, {use}"),
+        ("input", _input(spec)),
+        ("classes", f"{len(classes)}: {names}"),
+        ("seed", str(result["seed"])),
+    ]
+    return _table(("", ""), rows)
+
+
+def _method(name: str) -> str:
+    path = ROOT / "method" / f"{name}.yaml"
+    return _code(name) + (f": {comment(path)}" if path.exists() else "")
+
+
+def _teacher(config: dict[str, Any], result: dict[str, Any]) -> str:
+    path = config["teacher"]["checkpoint"]
+    whence = f"loaded from {_code(path)}" if path else "trained with real data by a run of its own"
+    box = ", a black box to the method" if config["teacher"]["black_box"] else ""
+    return f"{result['teacher']['name']}, {_size(result['teacher'])}, {whence}{box}"
+
+
+def _input(spec: InputSpec) -> str:
+    low, high = spec.range
+    mean, std = (", ".join(f"{v:.4g}" for v in values) for values in (spec.mean, spec.std))
+    size = " x ".join(map(str, spec.shape))
+    return f"{size}, values from {low:g} to {high:g}, normalised with mean {mean} and std {std}"
+
+
+def _command(config: dict[str, Any]) -> str:
+    """For a shell, in lines of at most about 90 characters."""
+    try:
+        words = overrides_of(config)
+    except ValueError:  # put together by a program
+        return "python train.py    # with the settings in config.yaml"
+    lines = ["python train.py"]
+    for word in map(shlex.quote, words):
+        if len(lines[-1]) + len(word) > 88:
+            lines.append("   ")
+        lines[-1] += f" {word}"
+    return " \\\n".join(lines)
+
+
+def _figures(config: dict[str, Any], parts: Parts, result: dict[str, Any]) -> str:
+    student, teacher = result["student"], result["teacher"]
+    rows = [("accuracy", _percent(student["accuracy"]), "share of inputs given their label")]
+    if teacher:
+        rows += [
+            ("accuracy of the teacher", _percent(teacher["accuracy"]), "on the same inputs"),
+            ("agreement", _percent(student["agreement"]), "share given the teacher's class"),
+        ]
+    error = "expected calibration error, 15 bins: confidence against accuracy"
+    rows.append(("ECE", _percent(student["ece"]), error))
+    if "val_accuracy" in student:
+        held = f"on {len(parts.dataset.open('val')):,} training inputs that were held out"
+        rows.append(("accuracy in validation", _percent(student["val_accuracy"]), held))
+    inputs = len(parts.dataset.open("test"))
+    head = (
+        f"## Figures\n\nMeasured after the last of {config['steps']:,} steps, on the test split of "
+        f"`{result['data']}`: {inputs:,} inputs that this run did not train on.\n\n"
+    )
+    best = (
+        f"\n\nThe highest accuracy of all evaluations was {_percent(student['best_accuracy'])}; "
+        "chosen on the test split, it is no estimate."
+    )
+    return head + _table(("figure", "value", "how it is measured"), rows) + best
+
+
+def _synthesized(result: dict[str, Any]) -> str:
+    found = result.get("synthesized")
+    if not found:
+        return ""
+    rows = [(n.replace("_", " "), f"{found[n]:.4g}", m) for n, m in MEANINGS.items() if n in found]
+    head = "## Synthesized inputs\n\nThe latest ones, as the teacher sees them.\n\n"
+    warnings = "".join(f"\n\nWarning: {words}." for words in found["warnings"].values())
+    return head + _table(("figure", "value", "what it is"), rows) + warnings
+
+
+def _cost(result: dict[str, Any]) -> str:
+    cost = result["cost"]
+    parts = ", ".join(f"{p} {cost[p + '_seconds']:.1f} s" for p in PARTS)
+    rows = [
+        ("time", f"{cost['wall_seconds']:.1f} s ({parts})"),
+        ("memory", f"{cost['peak_memory_bytes'] / 1e6:,.0f} MB at the peak"),
+        ("device", f"{cost['device']}, {cost['precision']}"),
+    ]
+    counts = ("images_synthesized", "teacher_queries", "real_training_inputs_read")
+    more = [name for name in ("out_of_domain_inputs_read",) if name in cost]
+    rows += [(name.replace("_", " "), f"{cost[name]:,}") for name in [*counts, *more]]
+    return "## Cost\n\n" + _table(("", ""), rows)
+
+
+def _use(config: dict[str, Any], parts: Parts) -> str:
+    root = config["student"]["model"]["_target_"].partition(".")[0]
+    trust = "" if root == "models" else f" trust=[{root}]"
+    commands = (
+        f"python -m tools.evaluate RUN data={config['choices']['data']}{trust}\n"
+        f"python -m tools.export RUN student.onnx{trust}"
+    )
+    return (
+        "## Use\n\nTo load it:\n\n```python\n"
+        + _loading(parts.student.spec, root)
+        + "```\n\nTo measure it on any data, and to export it, where RUN is this folder:\n\n"
+        + _indented(commands)
+    )
+
+
+def _loading(spec: InputSpec, root: str) -> str:
+    """Lines of Python that load the student."""
+    trust = "" if root == "models" else f", trust=[{root!r}]"
+    shape, (low, high) = ", ".join(map(str, spec.shape)), spec.range
+    return (
+        "from pathlib import Path\n"
+        "from engine.rebuild import student_of  # in a checkout of Reverie\n\n"
+        f"student = student_of(Path(RUN){trust}).eval()\n"
+        f"logits = student(x).logits  # x: [N, {shape}], values from {low:g} to {high:g}\n"
+    )
+
+
+def _versions(folder: Path) -> str:
+    path = folder / "versions.json"
+    versions = json.loads(path.read_text()) if path.exists() else {}
+    return "## Versions\n\n" + _table(("", ""), [(k, str(v)) for k, v in versions.items()])
+
+
+def _table(head: tuple[str, ...], rows: list[Any]) -> str:
+    lines = [head, ("---",) * len(head), *rows]
+    return "\n".join(f"| {' | '.join(map(_cell, line))} |" for line in lines)
+
+
+def _cell(text: str) -> str:
+    """Text that neither a bar nor a line break takes out of its cell."""
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+def _code(text: str) -> str:
+    """Verbatim, whatever it holds."""
+    fence = "`" * (1 + max((len(run) for run in re.findall("`+", text)), default=0))
+    pad = " " if "`" in text else ""
+    return f"{fence}{pad}{text}{pad}{fence}"
+
+
+def _indented(text: str) -> str:
+    return "\n".join(f"    {line}" for line in text.splitlines())
+
+
+def _size(network: dict[str, Any]) -> str:
+    return f"{network['parameters']:,} parameters"
+
+
+def _percent(value: float | None) -> str:
+    return "not measured" if value is None else f"{value:.2%}"

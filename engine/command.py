@@ -1,0 +1,139 @@
+"""From a configuration back to the command that composes it."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+
+from engine.config import compose, groups
+from engine.run import NOT_IDENTITY
+
+NAMED = ("experiment", "method", "data")  # groups that a command names in any case, if chosen
+ABSENT = object()  # a key that is taken away
+
+
+PASSES = 4  # what is read from elsewhere, and so on, is set by the second
+
+
+def overrides_of(config: Mapping[str, Any]) -> list[str]:
+    """The arguments of ``train.py`` that compose this plain configuration.
+
+    It is made from what the configuration says, not from what somebody typed: equal runs have equal
+    commands, and a teacher that was trained on the way has one of its own. Keys that do not change
+    what is computed, such as where the run and its data lie, are left out.
+
+    Raises:
+        ValueError: for a configuration that no command of this version composes.
+    """
+    chosen = _groups(config)
+    base = OmegaConf.create(_composed(tuple(chosen)))
+    values: dict[str, Any] = {}
+    for _ in range(PASSES):
+        differing = dict(_differences(_plain(base), config))
+        # What is read from elsewhere follows when that is set.
+        own = {k: v for k, v in differing.items() if not _derived(base, k.split("."))}
+        for key, value in (own or differing).items():
+            _apply(base, key, value)
+            values[key] = value
+        if not differing:
+            return [*chosen, *(_override(key, value) for key, value in values.items())]
+    raise ValueError("no command composes this configuration")
+
+
+def _groups(config: Mapping[str, Any]) -> list[str]:
+    """The choices that the configuration's group choices need, as overrides."""
+    choices = {group: str(name).partition("(")[0] for group, name in config["choices"].items()}
+    named = [f"{group}={choices[group]}" for group in NAMED if group in choices]
+    base = _composed(tuple(named))
+    before = {group: str(name).partition("(")[0] for group, name in base.choices.items()}
+    others = [
+        g for g in choices if g in groups() and g not in NAMED and before.get(g) != choices[g]
+    ]
+    terms = [t for t in config["distiller"]["terms"] if t not in base.distiller.terms]
+    added = [t for t in terms if t in groups()["term"]]
+    return [
+        *named,
+        *(f"{group}={choices[group]}" for group in sorted(others, reverse=True)),
+        *([f"term=[{','.join(added)}]"] if added else []),
+    ]
+
+
+@functools.cache  # composing is slow
+def _composed(chosen: tuple[str, ...]) -> DictConfig:
+    return compose(chosen, complete=False)
+
+
+def _plain(config: DictConfig) -> dict[str, Any]:
+    return OmegaConf.to_container(config, resolve=True)  # type: ignore[return-value]
+
+
+def _differences(before: Any, after: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys with the values that they need; a part of another kind is set as a whole."""
+    for key in [*after, *(k for k in before if k not in after)]:
+        path = f"{prefix}{key}"
+        old, new = before.get(key, ABSENT), after.get(key, ABSENT)
+        if path == "choices" or path in NOT_IDENTITY or repr(old) == repr(new):
+            continue
+        if isinstance(old, Mapping) and isinstance(new, Mapping) and _kind(old) == _kind(new):
+            yield from _differences(old, new, path + ".")
+        else:
+            yield path, new
+
+
+def _kind(node: Mapping[str, Any]) -> Any:
+    return node.get("_target_")
+
+
+def _derived(config: DictConfig, path: list[str]) -> bool:
+    """Whether the value comes from another place, by an interpolation on the way to it."""
+    node: Any = config
+    for part in path:
+        if not OmegaConf.is_dict(node) or part not in node:
+            return False
+        if OmegaConf.is_interpolation(node, part):
+            return True
+        node = node[part]
+    return False
+
+
+def _apply(config: DictConfig, key: str, value: Any) -> None:
+    *parents, last = key.split(".")
+    node = OmegaConf.select(config, ".".join(parents)) if parents else config
+    if value is ABSENT:
+        node.pop(last)
+    else:
+        node[last] = value
+
+
+def _override(key: str, value: Any) -> str:
+    if value is ABSENT:
+        return f"~{key}"
+    entry = key.split(".")[-2:-1] == ["terms"]
+    return f"{'+' if entry else ''}{key}={_text(value)}"
+
+
+def _text(value: Any) -> str:
+    """A value in the grammar of overrides."""
+    if isinstance(value, Mapping):
+        return "{" + ",".join(f"{_text(k)}:{_text(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ",".join(map(_text, value)) + "]"
+    if not isinstance(value, str):
+        return "null" if value is None else str(value).lower()
+    if re.fullmatch(r"[\w./@+-]+", value) and _reads(value) == value:
+        return value
+    return "'" + re.sub(r"(\\*)'", r"\1\1\\'", re.sub(r"\\+$", r"\g<0>\g<0>", value)) + "'"
+
+
+def _reads(text: str) -> Any:
+    """What the grammar makes of a bare value."""
+    try:
+        return OverridesParser.create().parse_override(f"key={text}").value()
+    except HydraException:
+        return None
