@@ -16,7 +16,7 @@ from safetensors import safe_open
 from engine.checkpoints import Checkpoints
 from engine.files import PARTIAL, keep_aside
 from models.checksum import check, metadata
-from models.teacher import FORMAT
+from models.checkpoint import FORMAT
 
 CONFIG, VERSIONS, NEXT = "config.yaml", "versions.json", "config.yaml.next"
 RESULT, STUDENT, PICTURE = "result.json", "student.safetensors", "inputs.png"

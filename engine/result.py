@@ -113,8 +113,7 @@ def finish(
         return earlier
     write_card(directory.path, card(directory.path, config, parts, result))
     make_way(directory.path / RESULT)
-    write_whole(directory.path / RESULT, json.dumps(result, indent=1) + "
-")
+    write_whole(directory.path / RESULT, json.dumps(result, indent=1) + "\n")
     return result
 
 
