@@ -27,6 +27,9 @@ class Evaluator:
         runtime: of the run.
         batch_size: of evaluation.
         inspector: is shown the teacher's outputs for the split.
+
+    Attributes:
+        tally: [3, classes + 1] labels, the teacher's answers, and right answers by label.
     """
 
     def __init__(
@@ -42,15 +45,15 @@ class Evaluator:
         self.split, self.runtime, self.batch_size = split, runtime, batch_size
         self.guidance = None if teacher is None else self._predictions(teacher, inspector)
 
-    @torch.no_grad()
     def teacher_accuracy(self) -> float | None:
         """Of the teacher on the whole split, as a fraction."""
-        if self.guidance is None:
-            return None
-        right = torch.zeros((), device=self.runtime.device)
-        for (_, labels), predicted in zip(self._shard(), self.guidance, strict=True):
-            right += (predicted == labels).sum()
-        return float(self.runtime.sum(right)) / len(self.split)
+        return None if self.guidance is None else float(self.tally[2].sum()) / len(self.split)
+
+    def guessing_accuracy(self) -> float:
+        """Of the teacher, if its answers were dealt out to the inputs at random: Σ_c p_c·q_c with
+        the frequencies of the labels p and of the answers q (the chance agreement of Cohen's κ)."""
+        labels, answers, _ = self.tally.double() / len(self.split)
+        return float((labels * answers).sum())
 
     @torch.no_grad()
     def __call__(self) -> dict[str, float]:
@@ -88,13 +91,20 @@ class Evaluator:
         view = inspector.reader if inspector else teacher.frozen()
         first = self.runtime.rank * self.batch_size
         predictions = []
-        for images, _ in self._shard():
+        labelled = int(self.split.labels.max()) + 1  # answers beyond are counted together
+        self.tally = torch.zeros(3, labelled + 1, device=self.runtime.device)
+        for images, labels in self._shard():
             with self.runtime.autocast():
                 outputs = view(images)
             if inspector:
                 inspector.show(outputs, first)
             first += self.runtime.world_size * self.batch_size
-            predictions.append(outputs.logits.argmax(1))
+            predictions.append(predicted := outputs.logits.argmax(1))
+            right = (predicted == labels).float()
+            self.tally[0].index_add_(0, labels, torch.ones_like(right))
+            self.tally[1].index_add_(0, predicted.clamp_max(labelled), torch.ones_like(right))
+            self.tally[2].index_add_(0, labels, right)
+        self.runtime.sum(self.tally)
         return predictions
 
     def _shard(self) -> Any:
