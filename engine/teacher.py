@@ -16,7 +16,7 @@ from engine.parts import blank_teacher, build_parts, load_teacher
 from engine.run import RunDirectory
 from engine.runtime import Runtime
 from models.classifier import Classifier
-from models.teacher import check_network, freeze
+from models.teacher import check_network, freeze, specification
 
 
 def obtain_teacher(
@@ -43,6 +43,8 @@ def obtain_teacher(
     """
     if not settings["needs_teacher"]:
         return None, ""
+    if settings["teacher"]["weights"] and not settings["teacher"]["checkpoint"]:
+        raise ValueError("teacher.weights names a part of teacher.checkpoint=..., which is not set")
     if path := settings["teacher"]["checkpoint"]:
         return load_teacher(settings, path, dataset, runtime), f"teacher: loaded from {path}"
     recipe = teacher_config(config)
@@ -97,6 +99,8 @@ def rehearse(settings: dict[str, Any], dataset: Dataset, runtime: Runtime) -> No
     """Build every part with an untrained teacher: mistakes are said before minutes of training."""
     teacher = runtime.prepare(freeze(blank_teacher(settings, dataset)))
     assert isinstance(teacher, Classifier)
+    node = settings["teacher"]
+    specification(teacher.spec, teacher.spec, node["mean"], node["std"], "the teacher")
     check_network(teacher, len(dataset.classes))
     build_parts(settings, dataset, teacher, runtime)
 

@@ -55,10 +55,16 @@ def load_classifier(
     """
     state, metadata = load_weights(path, weights, say)
     saved_spec, saved_classes, count = read_metadata(metadata, path)
-    spec = _specification(saved_spec, default_spec, mean, std, path)
+    spec = specification(saved_spec, default_spec, mean, std, path)
     known = tuple(classes)
     if count and known and count != len(known):
         raise ValueError(f"{path} knows {count} classes, but the data has {len(known)}")
+    if saved_classes != known and sorted(saved_classes) == sorted(known):
+        k = [a == b for a, b in zip(saved_classes, known, strict=True)].index(False)
+        raise ValueError(
+            f"{path} has its classes in another order than the data: class {k} is "
+            f"{saved_classes[k]!r} there and {known[k]!r} here; order the data's classes alike"
+        )
     load_state(module, state, path, metadata.get("architecture"), say)
     classifier = Classifier(module, spec, saved_classes or known, taps, statistics)
     if count or known:
@@ -66,13 +72,14 @@ def load_classifier(
     return classifier
 
 
-def _specification(
+def specification(
     saved: InputSpec | None,
     default: InputSpec | None,
     mean: Sequence[float] | None,
     std: Sequence[float] | None,
     path: str | os.PathLike[str],
 ) -> InputSpec:
+    """What a file's network expects of its input; see :func:`load_classifier`."""
     base = saved or default
     if base is None or (saved is None and (mean is None or std is None)):
         raise ValueError(
@@ -102,7 +109,7 @@ def check_network(classifier: Classifier, num_classes: int) -> None:
     """Pass one input of zeros through a network, and leave the network as it was.
 
     Raises:
-        ValueError: where it fails, or the logits are not [1, num_classes].
+        ValueError: where it fails, or the logits are not [1, num_classes], or not finite.
     """
     name, shape = type(classifier.module).__name__, classifier.spec.shape
     parameter = next(classifier.parameters(), torch.zeros(()))
@@ -125,3 +132,5 @@ def check_network(classifier: Classifier, num_classes: int) -> None:
             f"{name} gives logits of shape {dims(logits.shape)} for an input of shape "
             f"{dims(shape)}, but the data has {num_classes} classes: 1x{num_classes} is needed"
         )
+    if not bool(logits.isfinite().all()):
+        raise ValueError(f"{name} gives logits that are not finite for an input of zeros")
