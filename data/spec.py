@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import asdict, dataclass
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -37,7 +38,7 @@ class InputSpec:
     def __post_init__(self) -> None:
         for name in ("shape", "range", "mean", "std"):
             values = getattr(self, name)
-            kind = int if name == "shape" else (int, float)
+            kind = Integral if name == "shape" else Real
             if not isinstance(values, (list, tuple)) or not all(_is(v, kind) for v in values):
                 wanted = "whole numbers" if name == "shape" else "numbers"
                 raise ValueError(f"{name} must be a list of finite {wanted}, not {values!r:.80}")
@@ -97,7 +98,7 @@ def _is(value: Any, kind: Any) -> bool:
     """Whether a value is a finite number of a kind, which True is not, nor 10**400."""
     if isinstance(value, bool) or not isinstance(value, kind):
         return False
-    return abs(value) <= LARGEST  # false for NaN
+    return -LARGEST <= value <= LARGEST  # false for NaN
 
 
 @functools.lru_cache(maxsize=64)  # built once: a copy to the device each step would make it wait

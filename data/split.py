@@ -46,6 +46,11 @@ class Split:
         return self._length
 
     @property
+    def labelled(self) -> bool:
+        """Whether the labels are known."""
+        return self._labels is not None
+
+    @property
     def labels(self) -> Tensor:
         """Of every row [N] int64, to choose among them; no input is read."""
         if self.closed:

@@ -77,6 +77,10 @@ class Evaluator:
         runtime: of the run.
         batch_size: of evaluation.
         inspector: is shown the teacher's outputs for the split.
+
+    Attributes:
+        tally: [3, classes + 1] labels, the teacher's answers, and right answers by label; None
+            without teacher or labels.
     """
 
     def __init__(
@@ -90,19 +94,19 @@ class Evaluator:
     ) -> None:
         self.student = student.frozen()
         self.split, self.runtime, self.batch_size = split, runtime, batch_size
+        self.tally: Tensor | None = None
         self.guidance = None if teacher is None else self._predictions(teacher, inspector)
 
-    @torch.no_grad()
     def teacher_accuracy(self) -> float | None:
         """Of the teacher on the whole split, as a fraction; None without teacher or labels."""
-        if self.guidance is None:
-            return None
-        right = torch.zeros((), device=self.runtime.device)
-        for (_, labels), predicted in zip(self._shard(), self.guidance, strict=True):
-            if labels is None:
-                return None
-            right += (predicted == labels).sum()
-        return float(self.runtime.sum(right)) / len(self.split)
+        return None if self.tally is None else float(self.tally[2].sum()) / len(self.split)
+
+    def guessing_accuracy(self) -> float:
+        """Of the teacher, if its answers were dealt out to the inputs at random: Σ_c p_c·q_c with
+        the frequencies of the labels p and of the answers q (the chance agreement of Cohen's κ)."""
+        assert self.tally is not None, "there are labels and a teacher"
+        labels, answers, _ = self.tally.double() / len(self.split)
+        return float((labels * answers).sum())
 
     def __call__(self) -> dict[str, float]:
         """Fractions: accuracy and ece where the split has labels, agreement with a teacher.
@@ -199,14 +203,27 @@ class Evaluator:
         view = inspector.reader if inspector else teacher.frozen()
         first = self.runtime.rank * self.batch_size
         predictions = []
-        for images, _ in self._shard():
+        if self.split.labelled:
+            count = int(self.split.labels.max()) + 1  # answers beyond are counted together
+            self.tally = torch.zeros(3, count + 1, device=self.runtime.device)
+        for images, labels in self._shard():
             with self.runtime.autocast():
                 outputs = view(images)
             if inspector:
                 inspector.show(outputs, first)
             first += self.runtime.world_size * self.batch_size
-            predictions.append(outputs.logits.argmax(1))
+            predictions.append(predicted := outputs.logits.argmax(1))
+            if self.tally is not None:
+                self._count(self.tally, labels, predicted)
+        if self.tally is not None:
+            self.runtime.sum(self.tally)
         return predictions
+
+    def _count(self, tally: Tensor, labels: Tensor, predicted: Tensor) -> None:
+        right = (predicted == labels).float()
+        tally[0].index_add_(0, labels, torch.ones_like(right))
+        tally[1].index_add_(0, predicted.clamp_max(tally.shape[1] - 1), torch.ones_like(right))
+        tally[2].index_add_(0, labels, right)
 
     def _shard(self) -> Any:
         """Every world_size-th batch of the split, beginning with this rank's."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -9,12 +11,13 @@ from omegaconf import DictConfig
 
 from data.dataset import Dataset
 from engine.config import compose, own_recipe
+from engine.evaluate import Evaluator
 from engine.parts import blank_teacher, build_parts, load_teacher
 from engine.run import RunDirectory
 from engine.runtime import Runtime
 from models.check import check_network
 from models.classifier import Classifier
-from models.teacher import freeze
+from models.teacher import freeze, specification
 
 
 def obtain_teacher(
@@ -41,6 +44,8 @@ def obtain_teacher(
     """
     if not settings["needs_teacher"]:
         return None, ""
+    if settings["teacher"]["weights"] and not settings["teacher"]["checkpoint"]:
+        raise ValueError("teacher.weights names a part of teacher.checkpoint=..., which is not set")
     if path := settings["teacher"]["checkpoint"]:
         return load_teacher(settings, path, dataset, runtime), f"teacher: loaded from {path}"
     recipe = teacher_config(config)
@@ -58,10 +63,45 @@ def obtain_teacher(
     return teacher, f"teacher: {trained} with real data, kept in {checkpoint}"
 
 
+def check_accuracy(evaluate: Evaluator, strict: bool, runtime: Runtime) -> None:
+    """Warn of a teacher that hardly does better than guessing: all that it taught would be wrong.
+
+    Args:
+        evaluate: of the test split, with the teacher.
+        strict: whether it is an error.
+        runtime: of the run.
+
+    Raises:
+        ValueError: where ``strict``.
+    """
+    accuracy, count = evaluate.teacher_accuracy(), len(evaluate.split)
+    if accuracy is None or not hardly_above(accuracy, evaluate.guessing_accuracy(), count):
+        return
+    words = (
+        f"the teacher is right on {accuracy:.1%} of {count} test inputs, and guessing gives "
+        f"{evaluate.guessing_accuracy():.1%}: it has another order of classes, another "
+        "normalisation (teacher.mean, teacher.std), or this is another checkpoint"
+    )
+    if strict:
+        raise ValueError(f"{words}; strict=false goes on nevertheless")
+    if runtime.main:
+        print(f"warning: {words}", file=sys.stderr, flush=True)
+
+
+def hardly_above(accuracy: float, chance: float, count: int) -> bool:
+    """Whether an accuracy on ``count`` inputs is within 3 standard errors of that of chance, or
+    takes less than a tenth of the way from there to 1; never where even 1 would be."""
+    error = math.sqrt(max(0.0, chance * (1 - chance)) / count)
+    least = chance + max(3 * error, 0.1 * (1 - chance))
+    return accuracy <= least < 1
+
+
 def rehearse(settings: dict[str, Any], dataset: Dataset, runtime: Runtime) -> None:
     """Build every part with an untrained teacher: mistakes are said before minutes of training."""
     teacher = runtime.prepare(freeze(blank_teacher(settings, dataset)))
     assert isinstance(teacher, Classifier)
+    node = settings["teacher"]
+    specification(teacher.spec, teacher.spec, node["mean"], node["std"], "the teacher")
     check_network(teacher, len(dataset.classes))
     build_parts(settings, dataset, teacher, runtime)
 

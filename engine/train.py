@@ -19,7 +19,7 @@ from engine.result import finish, picture, summarize
 from engine.run import RunDirectory
 from engine.runtime import Runtime, Stopped
 from engine.snapshot import put_back, take
-from engine.teacher import obtain_teacher
+from engine.teacher import check_accuracy, obtain_teacher
 from models.classifier import Classifier
 
 
@@ -40,10 +40,12 @@ def run(config: DictConfig, runtime: Runtime, wait: bool = False) -> dict[str, A
         dataset = build_dataset(settings, runtime)
         teacher, origin = obtain_teacher(config, settings, dataset, runtime, run)
         parts = build_parts(settings, dataset, teacher, runtime)
+        training = Training(settings, parts, teacher, directory, runtime)
+        check_accuracy(training.evaluate, settings["strict"], runtime)
         lines = [origin, *(f"adapter: {line}" for line in parts.distiller.adaptations)]
         for line in filter(None, lines if runtime.main else []):
             print(line, flush=True)
-        return Training(settings, parts, teacher, directory, runtime).run()
+        return training.run()
 
 
 class Training:

@@ -83,6 +83,8 @@ def load_weights(
 
 
 def _first_bytes(path: Path) -> bytes:
+    if path.is_fifo() or path.is_char_device():  # which might never end
+        raise ValueError(f"cannot read the checkpoint {path}: it is no regular file")
     try:
         with open(path, "rb") as file:
             return file.read(9)

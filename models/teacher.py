@@ -56,10 +56,16 @@ def load_classifier(
     """
     state, metadata = load_weights(path, weights, say)
     saved_spec, saved_classes, count = read_metadata(metadata, path)
-    spec = _specification(saved_spec, default_spec, mean, std, path)
+    spec = specification(saved_spec, default_spec, mean, std, path)
     known = tuple(classes)
     if count and known and count != len(known):
         raise ValueError(f"{path} knows {count} classes, but the data has {len(known)}")
+    if saved_classes != known and sorted(saved_classes) == sorted(known):
+        k = [a == b for a, b in zip(saved_classes, known, strict=True)].index(False)
+        raise ValueError(
+            f"{path} has its classes in another order than the data: class {k} is "
+            f"{saved_classes[k]!r} there and {known[k]!r} here; order the data's classes alike"
+        )
     load_state(module, state, path, metadata.get("architecture"), say)
     classifier = Classifier(module, spec, saved_classes or known, taps, statistics)
     if count or known:
@@ -67,13 +73,14 @@ def load_classifier(
     return classifier
 
 
-def _specification(
+def specification(
     saved: InputSpec | None,
     default: InputSpec | None,
     mean: Sequence[float] | None,
     std: Sequence[float] | None,
     path: str | os.PathLike[str],
 ) -> InputSpec:
+    """What a file's network expects of its input; see :func:`load_classifier`."""
     base = saved or default
     if base is None or (saved is None and (mean is None or std is None)):
         raise ValueError(

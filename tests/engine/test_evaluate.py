@@ -65,6 +65,8 @@ def test_metrics_are_those_of_the_formulas(batch_size: int, split: Split) -> Non
     assert metrics["agreement"] == pytest.approx((p.argmax(1) == q.argmax(1)).mean())
     assert metrics["ece"] == pytest.approx(expected_calibration_error(p, labels), abs=1e-6)
     assert evaluator.teacher_accuracy() == pytest.approx((q.argmax(1) == labels).mean())
+    dealt = (q.argmax(1)[:, None] == labels).mean()  # every answer to every input
+    assert evaluator.guessing_accuracy() == pytest.approx(dealt)
     assert 0 < metrics["agreement"] < 1  # or the comparison would say little
     assert metrics["ece"] > 0.05
 
