@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from engine.schedules import Factor
 
+FAILED = "failed_loss"  # of an exception: name and term, where a loss raised it
+
 
 @dataclass
 class Losses:
@@ -109,9 +111,21 @@ class Objective(nn.Module):
                 ):
                     values[name] = weighted.nothing(device)  # type: ignore[operator]
                 else:
-                    values[name] = weighted(*args)
+                    values[name] = _value(name, weighted, args)
         total = torch.stack(list(values.values())).sum()
         return Losses(total, {name: value.detach() for name, value in values.items()})
+
+
+def _value(name: str, weighted: Weighted, args: tuple[Any, ...]) -> Tensor:
+    try:
+        value = weighted(*args)
+        if not isinstance(value, Tensor) or value.dim():
+            given = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise ValueError(f"gives {given}, where a tensor of shape () is needed")
+        return value
+    except Exception as error:
+        setattr(error, FAILED, (name, weighted.term))
+        raise
 
 
 def _device_type(args: tuple[Any, ...]) -> str:

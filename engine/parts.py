@@ -18,6 +18,7 @@ from engine.runtime import Runtime
 from engine.schedules import Schedule
 from generators.base import Source
 from generators.black_box import check_budget
+from generators.observer import unread_statistics
 from models.black_box import BlackBox
 from models.check import check_network, materialize
 from models.classifier import Classifier
@@ -26,7 +27,13 @@ from models.teacher import freeze, load_classifier
 
 @dataclass
 class Parts:
-    """What one run is made of; ``teacher`` is what source and distiller see of it."""
+    """What one run is made of.
+
+    Args:
+        teacher: what source and distiller see of it.
+        notes: lines on networks and losses that the user should see.
+        spare: whether a step may leave a parameter of the distiller without gradient.
+    """
 
     dataset: Dataset
     teacher: Classifier | None
@@ -36,6 +43,8 @@ class Parts:
     optimizer: torch.optim.Optimizer
     schedule: Schedule
     ema: EMA[Classifier] | None
+    notes: list[str]
+    spare: bool = False
 
     @property
     def result(self) -> Classifier:
@@ -132,19 +141,25 @@ def offered(
     }
 
 
-def build_distiller(config: dict[str, Any], available: dict[str, Any]) -> Distiller:
-    """The student, whose taps its terms decide, and the distiller around it, on the device."""
+def build_distiller(
+    config: dict[str, Any], available: dict[str, Any]
+) -> tuple[Distiller, list[str]]:
+    """The student, whose taps its terms decide, and the distiller around it, on the device.
+
+    Beside it, lines on what the student returns and on what joins features that differ.
+    """
     teacher, runtime = available["teacher"], available["runtime"]
     spec, classes = available["spec"], available["classes"]
     objective = build_objective(config["distiller"], **available)
     module = build_network(config["student"]["model"], spec.shape, classes)
     resolve_taps(objective, module, teacher)
     student = Classifier(module, spec, classes, taps=student_taps(objective))
-    check_network(student, len(classes))
+    line = check_network(student, len(classes), training=True)
     runtime.prepare(student)
     distiller = Distiller(student, objective, teacher, runtime, config["distiller"]["labels"])
     runtime.prepare(distiller)
-    return distiller
+    notes = [f"student: {line}"] if line else []
+    return distiller, [*notes, *(f"adapter: {line}" for line in distiller.adaptations)]
 
 
 def build_parts(
@@ -159,15 +174,18 @@ def build_parts(
     if teacher and config["teacher"]["black_box"]:
         teacher = build(config["teacher"]["black_box"], teacher=teacher, runtime=runtime)
     available = offered(config, dataset, teacher, runtime)
-    distiller = build_distiller(config, available)
+    distiller, notes = build_distiller(config, available)
     available["student"] = student = distiller.student
     if config["synthesis"]:
-        available["objective"] = build_objective(config["synthesis"], **available)
+        available["objective"] = objective = build_objective(config["synthesis"], **available)
+        notes += unread_statistics(teacher, objective) if teacher else []
     source = build(config["source"], **available)
     if isinstance(teacher, BlackBox):
         distiller.add_module("meter", teacher.meter)  # whose checkpoint thus holds the count
         check_budget(teacher, source, distiller, config["batch_size"], config["steps"])
     parameters = [p for p in distiller.parameters() if p.requires_grad]
+    if not any(p.requires_grad for p in student.parameters()):
+        raise ValueError(f"the student {student.name} has no parameter that could be trained")
     optimizer = build(config["optimizer"], **available)(parameters)
     return Parts(
         dataset=dataset,
@@ -178,4 +196,5 @@ def build_parts(
         optimizer=optimizer,
         schedule=Schedule(optimizer, build(config["schedule"], **available)),
         ema=EMA(student, config["ema"]) if config["ema"] else None,
+        notes=notes,
     )

@@ -92,12 +92,19 @@ class Runtime:
             module.compile()
         return module
 
-    def parallel(self, module: nn.Module) -> nn.Module:
-        """Average gradients over ranks; a single process gets the module back."""
+    def parallel(self, module: nn.Module, spare: bool = False) -> nn.Module:
+        """Average gradients over ranks; a single process gets the module back.
+
+        Args:
+            spare: whether a step may leave a parameter without gradient, on all ranks alike. It
+                then has none, as in a single process, and DDP looks for such in each step.
+        """
         if self.world_size == 1 or not any(p.requires_grad for p in module.parameters()):
             return module
         ids = [self.device.index] if self.device.type == "cuda" else None
-        return DistributedDataParallel(module, device_ids=ids, broadcast_buffers=False)
+        return DistributedDataParallel(
+            module, device_ids=ids, broadcast_buffers=False, find_unused_parameters=spare
+        )
 
     def average(self, tensors: list[Tensor]) -> None:
         """Replace each floating-point tensor by its mean over ranks, in place."""

@@ -13,6 +13,7 @@ from data.dataset import Dataset
 from engine.config import compose, own_recipe
 from engine.evaluate import Evaluator
 from engine.parts import blank_teacher, build_parts, load_teacher
+from engine.rehearsal import rehearse
 from engine.run import RunDirectory
 from engine.runtime import Runtime
 from models.check import check_network
@@ -52,7 +53,7 @@ def obtain_teacher(
     directory = RunDirectory(recipe, runtime)
     kept = not runtime.any(directory.result() is None)  # or ranks would go different ways
     if not kept:
-        rehearse(settings, dataset, runtime)
+        rehearse_blank(settings, dataset, runtime)
         if runtime.main:
             chosen = config.choices
             print(f"teacher: training {chosen.teacher} on {chosen.data}", flush=True)
@@ -96,14 +97,15 @@ def hardly_above(accuracy: float, chance: float, count: int) -> bool:
     return accuracy <= least < 1
 
 
-def rehearse(settings: dict[str, Any], dataset: Dataset, runtime: Runtime) -> None:
-    """Build every part with an untrained teacher: mistakes are said before minutes of training."""
+def rehearse_blank(settings: dict[str, Any], dataset: Dataset, runtime: Runtime) -> None:
+    """Take a step with an untrained teacher: mistakes are said before minutes of training."""
     teacher = runtime.prepare(freeze(blank_teacher(settings, dataset)))
     assert isinstance(teacher, Classifier)
     node = settings["teacher"]
     specification(teacher.spec, teacher.spec, node["mean"], node["std"], "the teacher")
     check_network(teacher, len(dataset.classes))
-    build_parts(settings, dataset, teacher, runtime)
+    build_parts(settings, dataset, teacher, runtime)  # at full length, for budgets and sizes
+    rehearse(settings, dataset, teacher, runtime)
 
 
 def teacher_config(config: DictConfig) -> DictConfig:

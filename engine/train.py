@@ -15,6 +15,7 @@ from engine.diagnostics import LOOK, Inspector, announce
 from engine.evaluate import Evaluator
 from engine.monitor import Board, Clock, Meter, Progress, brief, check_finite
 from engine.parts import Parts, build_dataset, build_parts, plain
+from engine.rehearsal import rehearse
 from engine.result import finish, picture, summarize
 from engine.run import RunDirectory
 from engine.runtime import Runtime, Stopped
@@ -39,10 +40,12 @@ def run(config: DictConfig, runtime: Runtime, wait: bool = False) -> dict[str, A
         settings = plain(config)
         dataset = build_dataset(settings, runtime)
         teacher, origin = obtain_teacher(config, settings, dataset, runtime, run)
+        spare = runtime.any(rehearse(settings, dataset, teacher, runtime))
         parts = build_parts(settings, dataset, teacher, runtime)
+        parts.spare = spare
         training = Training(settings, parts, teacher, directory, runtime)
         check_accuracy(training.evaluate, settings["strict"], runtime)
-        lines = [origin, *(f"adapter: {line}" for line in parts.distiller.adaptations)]
+        lines = [origin, *parts.notes]
         for line in filter(None, lines if runtime.main else []):
             print(line, flush=True)
         return training.run()
@@ -93,7 +96,7 @@ class Training:
     def run(self) -> dict[str, Any]:
         start = self._restore()
         self.runtime.compile(self.parts.student.module)
-        network = self.runtime.parallel(self.parts.distiller)
+        network = self.runtime.parallel(self.parts.distiller, self.parts.spare)
         progress = Progress(self.steps, start) if self.runtime.main else None
         evaluate_at, save_at = (
             _marks(self.steps, self.config[k]) for k in ("evaluations", "checkpoints")

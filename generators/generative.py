@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -102,12 +103,13 @@ class GenerativeSource:
         self.generator: GeneratorNetwork = runtime.prepare(generator).train()  # type: ignore[assignment]
         if replay:
             replay.start(self.generator)
-        self.parallel = runtime.parallel(runtime.compile(self.generator))
+        labelled = generator.conditional or any(objective.ask("needs_label")) or targets
+        self.num_classes = num_classes if labelled else None
+        spare = runtime.world_size > 1 and _spare(self.generator, self.num_classes, runtime)
+        self.parallel = runtime.parallel(runtime.compile(self.generator), spare)
         self.parameters = [*self.generator.parameters(), *self.observe.parameters]
         self.optimizer = optimizer(self.parameters)
         self.schedule = Schedule(self.optimizer, schedule or constant())
-        labelled = generator.conditional or any(objective.ask("needs_label")) or targets
-        self.num_classes = num_classes if labelled else None
         self.targets = targets
         self.steps, self.generator_steps, self.student_steps = steps, generator_steps, student_steps
         self.synthesis_batch_size = synthesis_batch_size or batch_size
@@ -235,6 +237,13 @@ class GenerativeSource:
         self.images_synthesized += self.replayed if replay.synthesizes else 0
         images = torch.cat([images, earlier])
         return images, None if label is None or known is None else torch.cat([label, known])
+
+
+def _spare(generator: GeneratorNetwork, num_classes: int | None, runtime: Runtime) -> bool:
+    """Whether its images leave a parameter of the generator without gradient."""
+    trial = copy.deepcopy(generator)
+    trial(*draw_latent(trial, 2, num_classes, runtime.noise("trial", 0))).sum().backward()
+    return any(p.requires_grad and p.grad is None for p in trial.parameters())
 
 
 def _check(

@@ -18,6 +18,25 @@ from models.classifier import Classifier, Outputs, Statistics
 WITHOUT_BATCHNORM = "dafl, zskt, dfad, zskd, pre_dfkd, mosaickd, psaq_vit, dfme, maze"
 
 
+def unread_statistics(teacher: Classifier, objective: Objective) -> list[str]:
+    """A line on BatchNorm layers that eval mode does not run, where a term reads statistics.
+
+    Raises:
+        ValueError: where it runs none.
+    """
+    if not any(objective.ask("needs_statistics")):
+        return []
+    check_statistics(teacher, objective)
+    view = teacher.frozen(statistics=True)
+    if not view.measured:
+        raise ValueError(
+            f"the teacher {teacher.name} runs no BatchNorm layer in eval mode, whose statistics "
+            f"this method inverts; methods that work without: {WITHOUT_BATCHNORM}"
+        )
+    idle = ", ".join(view.idle[:4]) + (", ..." if len(view.idle) > 4 else "")
+    return [f"synthesis: eval mode does not run the teacher's {idle}: left out"] if idle else []
+
+
 def check_statistics(teacher: Classifier, objective: Objective) -> None:
     """Raise a ValueError if a term reads BatchNorm statistics that the teacher does not have."""
     if any(objective.ask("needs_statistics")) and not teacher.batchnorms():

@@ -103,7 +103,9 @@ def _check_logits(trial: Classifier, logits: Tensor, size: int, num_classes: int
             f"{shape}, but the data has {num_classes} classes: {size}x{num_classes} is needed"
         )
     if not logits.is_floating_point():
-        raise ValueError(f"{name} gives {logits.dtype}{mode}, but logits are floating-point numbers")
+        raise ValueError(
+            f"{name} gives {logits.dtype}{mode}, but logits are floating-point numbers"
+        )
     if not logits.isfinite().all():
         raise ValueError(
             f"{name} gives logits{mode} that are not finite for noise in the data's range: its "

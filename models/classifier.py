@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +12,7 @@ from data.spec import InputSpec
 from models.copying import shared_copy
 from models.logits import logits_of
 from models.recording import BatchNorm, Moments, Record, Statistics, Tap, by_layer, full_precision
+
 
 @dataclass
 class Outputs:

@@ -7,7 +7,13 @@ from typing import Any
 
 from torch import Tensor
 
-NAMES = ("logits", "out", "output", "outputs", "predictions")  # in a mapping, the first that is there
+NAMES = (
+    "logits",
+    "out",
+    "output",
+    "outputs",
+    "predictions",
+)  # in a mapping, the first that is there
 
 
 def logits_of(output: Any, classes: int = 0, name: str = "the network") -> Tensor:

@@ -1,0 +1,93 @@
+"""One step of everything, on parts that are thrown away: mistakes are said before they cost."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+
+from data.dataset import Dataset
+from data.spec import Batch
+from distillers.distiller import Distiller, transfer_terms
+from engine.objective import FAILED
+from engine.parts import build_parts
+from engine.runtime import Runtime
+from models.classifier import Classifier
+
+Result = TypeVar("Result")
+SHORT = {"iterations": 1, "generator_steps": 1, "warmup_rounds": 0}  # of a source, where it has it
+
+
+def rehearse(
+    settings: dict[str, Any], dataset: Dataset, teacher: Classifier | None, runtime: Runtime
+) -> bool:
+    """Build a run's parts and take a step with them: synthesis, every loss, and their gradients.
+
+    Batches are as large as the run's. Terms that their schedules switch on later are computed too.
+    The parts are built for this alone, so that nothing that the run will use has changed, a black
+    box's count of queries included.
+
+    Args:
+        teacher: the run's, or its architecture before it is trained.
+
+    Returns:
+        Whether a step may leave a parameter without gradient, for which DDP would wait.
+
+    Raises:
+        ValueError: for a mistake, naming the loss where it is one's.
+    """
+    alone = copy.copy(runtime)  # no rank waits for another, and nothing is compiled
+    alone.world_size, alone.compiled, alone.stop_requested = 1, False, False
+    cuda = [runtime.device] if runtime.device.type == "cuda" else []
+    with torch.random.fork_rng(cuda):
+        parts = build_parts(_shortened(settings), dataset, teacher, alone)
+        batch = _try("the synthesis", parts.source.next, parts.distiller)
+        losses = _try("the distiller", lambda: parts.distiller(batch), parts.distiller)
+        _try("the gradient of the losses", losses.total.backward, parts.distiller)
+        _try("the source", lambda: parts.source.learned(batch, losses), parts.distiller)
+        scheduled = any(term.get("schedule") for term in settings["distiller"]["terms"].values())
+        return _spare(parts.distiller) or (scheduled and _spare_student(parts.distiller, batch))
+
+
+def _shortened(settings: dict[str, Any]) -> dict[str, Any]:
+    short = copy.deepcopy(settings)
+    for group in ("distiller", "synthesis"):
+        for term in ((short[group] or {}).get("terms") or {}).values():
+            term.pop("schedule", None)
+    short["source"] |= {key: value for key, value in SHORT.items() if key in short["source"]}
+    return short
+
+
+def _try(what: str, do: Callable[[], Result], distiller: Distiller) -> Result:
+    try:
+        return do()
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        failed = getattr(error, FAILED, None)
+        if failed is None and isinstance(error, ValueError):
+            raise
+        reason = str(error).split("\n")[0][:200]
+        if not isinstance(error, (RuntimeError, ValueError)) or not reason:
+            reason = f"{type(error).__name__}: {reason}".removesuffix(": ")
+        if failed is None:
+            raise ValueError(f"{what} fails at the first step: {reason}") from error
+        name, term = failed
+        taps = getattr(term, "taps", ()) if term in transfer_terms(distiller.objective) else ()
+        read = ", ".join(dict.fromkeys(term.student_taps + term.teacher_taps)) if taps else ""
+        raise ValueError(
+            f"loss {name}: {reason}" + (f" (it reads the taps {read})" if read else "")
+        ) from error
+
+
+def _spare(distiller: Distiller) -> bool:
+    return any(p.requires_grad and p.grad is None for p in distiller.parameters())
+
+
+def _spare_student(distiller: Distiller, batch: Batch) -> bool:
+    """Whether terms that can be off are all that reaches some of the student's parameters."""
+    distiller.student.zero_grad()
+    distiller.student(batch.student_input).logits.sum().backward()
+    return any(p.requires_grad and p.grad is None for p in distiller.student.parameters())
