@@ -98,6 +98,8 @@ def _opened(file: Path) -> Iterator[zipfile.ZipFile]:
         if str(file) in str(error):
             raise
         raise ValueError(f"{file} is damaged ({error}): copy or download it again") from error
+    except MemoryError:
+        raise
     except Exception as error:  # of damaged, encrypted or unusually packed members
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"{file} is damaged ({reason}): copy or download it again") from error

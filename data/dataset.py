@@ -123,16 +123,12 @@ class Dataset:
         if which in TRAINING and not self._training_open:
             raise data_free("open")
         if which not in self._splits:
-            where = f"data {self.name}: {which}"
-            arrays, numbers = check_split(where, *self._read(which), self.num_classes)
-            self._check_shape(which, arrays)
-            if missing := sorted(set(range(self.num_classes)) - set(np.unique(numbers).tolist())):
-                names = ", ".join(self.classes[i] for i in missing[:5])
-                more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
-                note(self._runtime, f"{where} has no image of the class(es) {names}{more}")
-            images, labels = to_tensors(arrays, numbers)
-            images = fit(images, self.size)
-            self._splits[which] = Split(images, labels, self._runtime.device, self.range)
+            try:
+                self._splits[which] = self._load(which)
+            except MemoryError as error:  # of a process that is allowed less than there is
+                raise ValueError(
+                    f"the {which} images of data {self.name} do not fit into memory: {SMALLER}"
+                ) from error
         return self._splits[which]
 
     def close_training(self) -> None:
@@ -171,6 +167,17 @@ class Dataset:
         self.range = spec.range
         for split in self._splits.values():
             split.range = spec.range
+
+    def _load(self, which: str) -> Split:
+        where = f"data {self.name}: {which}"
+        arrays, numbers = check_split(where, *self._read(which), self.num_classes)
+        self._check_shape(which, arrays)
+        if missing := sorted(set(range(self.num_classes)) - set(np.unique(numbers).tolist())):
+            names = ", ".join(self.classes[i] for i in missing[:5])
+            more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+            note(self._runtime, f"{where} has no image of the class(es) {names}{more}")
+        images, labels = to_tensors(arrays, numbers)
+        return Split(fit(images, self.size), labels, self._runtime.device, self.range)
 
     def _check_shape(self, which: str, images: NDArray[np.uint8]) -> None:
         """Images of all splits are of one shape, and fit into memory at the size wanted."""

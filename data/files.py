@@ -154,7 +154,7 @@ def _folder_split(
 ) -> Arrays:
     files, left_out = image_files(folder, classes, str(test))
     if left_out:
-        note(runtime, f"data: no image was read from {left_out} in {folder}")
+        note(runtime, f"data {folder}: {left_out}")
     images = None
     for i, (file, _) in enumerate(files):
         picture = read_picture(file, channels)

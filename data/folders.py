@@ -77,7 +77,10 @@ def image_files(
             )
         files += [(image, label) for image in images]
         left_out += others
-    return files, _kinds(left_out)
+    if not left_out:
+        return files, ""
+    words = f"{len(left_out)} are left out, which are no images in class folders"
+    return files, f"{words}: {_kinds(left_out)}"
 
 
 def _kinds(paths: Sequence[Path]) -> str:

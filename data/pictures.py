@@ -42,6 +42,8 @@ def read_picture(file: Path, channels: int) -> NDArray[np.uint8]:
         raise ValueError(f"{file} {error}") from error
     except Image.DecompressionBombError as error:
         raise ValueError(f"{file} is too large ({error}): make it smaller first") from error
+    except MemoryError:
+        raise
     except Exception as error:  # a damaged file shows as almost any exception
         reason = (getattr(error, "strerror", None) or str(error)).split("\n")[0][:100]
         if isinstance(error, Image.UnidentifiedImageError):

@@ -19,7 +19,7 @@ LOOK = 512  # synthesized inputs that an evaluation looks at, all ranks together
 WIDEST = 2048  # features of the Inception network that FID is named after; C grows quadratically
 COVERED = 0.95  # of the inputs, so that a few strays do not hide that the others are alike
 FEW_CLASSES = 0.5  # of the classes that as many inputs of random classes would show
-ALIKE = 1e-6  # of the largest feature: nearest test inputs no further apart are equal, but for rounding
+ALIKE = 1e-6  # of the largest feature: test inputs no further apart differ by rounding alone
 NEAR_DUPLICATES = 0.1  # diversity, where 1 is that of test inputs
 
 

@@ -164,6 +164,65 @@ def test_mean_and_std_are_computed_from_the_training_split(runtime: Runtime) -> 
         dataset(runtime, mean=[0.5])
 
 
+def test_a_constant_channel_has_no_scale(
+    runtime: Runtime, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Alpha of 255, or of next to nothing else: zeros that pad it must not become huge."""
+    images = np.random.default_rng(0).integers(0, 256, (50, 4, 4, 4), dtype=np.uint8)
+    images[..., 3] = 255
+    images[0, 0, 0, 3] = 254
+    plain = Dataset(
+        "rgb", dict.fromkeys(("train", "test"), lambda: (images[..., :3], LABELS)), "ab", runtime
+    )
+    data = Dataset(
+        "rgba", dict.fromkeys(("train", "test"), lambda: (images, LABELS)), "ab", runtime
+    )
+    assert data.spec.std == (*plain.spec.std, 1.0)
+    assert data.spec.normalize(torch.zeros(1, 4, 4, 4)).abs().max() < 2
+    [line] = capsys.readouterr().out.splitlines()
+    assert "data rgba: channel 4 of 4 is all but constant" in line
+
+
+LABELS = np.arange(50) % 2
+
+
+def test_what_a_reader_gives_is_checked(runtime: Runtime) -> None:
+    """Of built-in sets too, whose files may not be those that their names promise."""
+    images, labels = ramp(12)
+    for given, said in [
+        ((images, labels[:5]), "one label for each image"),
+        ((images / 255, labels), "test_images is float64"),
+        ((images, labels + 1), "test_labels go up to 3, but there are 3 classes"),
+        ((images, labels - 1), "negative"),
+    ]:
+        data = Dataset("wrong", {"test": lambda given=given: given}, list("abc"), runtime)
+        with pytest.raises(ValueError, match=said):
+            data.open("test")
+
+
+def test_splits_of_different_shapes(runtime: Runtime) -> None:
+    """Which a size would hide; a data-free run, that has the test split alone, reads no other."""
+    images, labels = ramp(12)
+    readers = {"train": lambda: (images[:, :3], labels), "test": lambda: (images, labels)}
+    data = Dataset("mixed", readers, list("abc"), runtime, size=8)
+    data.open("test")
+    with pytest.raises(ValueError, match=r"test are 1x4x4, but those of train 1x3x4"):
+        data.open("train")
+    data.close_training()
+    assert data.shape == (1, 8, 8)
+
+
+def test_a_size_that_no_machine_has(runtime: Runtime) -> None:
+    with pytest.raises(ValueError, match=r"12 test images .* would take 11,\d+.\d GiB, but"):
+        dataset(runtime, size=10**6).open("test")
+
+    def exhausted() -> Any:
+        raise MemoryError
+
+    with pytest.raises(ValueError, match="the test images of data x do not fit into memory"):
+        Dataset("x", {"test": exhausted}, ["a"], runtime).open("test")
+
+
 def test_a_teacher_that_does_not_fit_is_refused(runtime: Runtime) -> None:
     data = dataset(runtime)
     with pytest.raises(ValueError, match=r"\(1, 8, 8\).*\(1, 4, 4\).*data\.size=8"):

@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
-from data.files import image_folder, npz
+from data.files import npz
 from engine.runtime import Runtime
 
 Write = Callable[..., Path]
@@ -42,6 +41,26 @@ def test_npz_without_names(write: Write, runtime: Runtime) -> None:
     assert npz(path, runtime, classes=["a", "b", "c", "d"]).num_classes == 4
 
 
+@pytest.mark.parametrize("stray", [10**9, 255, 3])
+def test_an_uncertain_number_of_classes(write: Write, runtime: Runtime, stray: int) -> None:
+    """From 1 on, a stray -1 that is 255 in uint8, or a class without test images."""
+    labels = np.array([0, 1, 2, 1, 2, 1, 2, 1, stray]) if stray > 3 else np.arange(9) % 3 + 1
+    path = str(write(classes=None, test_labels=labels))
+    with pytest.raises(ValueError, match=rf"go up to {stray}, but only \d labels.*classes=\["):
+        npz(path, runtime)
+
+
+def test_a_class_without_images_is_named(
+    write: Write, runtime: Runtime, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(train_labels=np.zeros(20, int))
+    for _ in range(2):
+        npz(str(path), runtime).open("train")
+    assert capsys.readouterr().out.splitlines() == [
+        f"data {path}: train has no image of the class(es) green, blue"
+    ]
+
+
 IMAGES = np.zeros((20, 6, 6, 3), np.uint8)
 WRONG: list[tuple[dict[str, Any], str]] = [
     ({"train_images": None}, "lacks train_images"),
@@ -49,22 +68,37 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"train_images": IMAGES.astype(np.float32)}, "float32; uint8"),
     ({"train_images": IMAGES[0, 0]}, "shape (6, 3)"),
     ({"train_images": IMAGES[:, :, None]}, "shape (20, 6, 1, 6, 3)"),
-    ({"train_images": IMAGES.transpose(0, 3, 1, 2)}, "shape (20, 3, 6, 6)"),
+    ({"train_images": IMAGES.transpose(0, 3, 1, 2)}, "save images.transpose(0, 2, 3, 1)"),
+    ({"train_images": IMAGES.astype(np.uint16)}, "(images / 257).round()"),
+    ({"train_images": IMAGES > 0}, "bool; uint8"),
+    ({"train_images": IMAGES.astype(">i8")}, "images.astype(numpy.uint8)"),
+    ({"test_images": np.zeros((9, 6, 5, 3), np.uint8)}, "train are 3x6x6, but those of test 3x6x5"),
+    ({"train_images": IMAGES[..., 0]}, "train are 1x6x6, but those of test 3x6x6"),
     ({"train_images": IMAGES[:5]}, "one label for each image"),
     ({"train_labels": np.zeros(20)}, "integers of shape"),
-    ({"train_labels": np.zeros((20, 14), int)}, "integers of shape"),
+    ({"train_labels": np.zeros((20, 14), int)}, "labels.argmax(1)"),
+    ({"train_labels": np.arange(20.0)}, "labels.astype(numpy.int64)"),
+    ({"train_labels": np.full(20, 10**9)}, "go up to 1000000000"),
+    ({"train_labels": np.full(20, 2**64 - 1, np.uint64)}, "go up to 18446744073709551615"),
     ({"train_labels": np.full(20, 3)}, "data.dataset.classes"),
     ({"train_labels": np.full(20, -1)}, "negative"),
     ({"test_labels": np.zeros(0, int)}, "is empty"),
     ({"train_labels": np.array([{}] * 20)}, "never unpickled"),
     ({"classes": np.arange(3)}, "list of strings"),
+    ({"classes": np.array("red")}, "list of strings"),
+    ({"classes": np.array(["red", "red", "blue"])}, "more than one class of the name 'red'"),
+    ({"classes": np.array(["\u00e9", "e\u0301", "b"])}, "more than one class of the name 'é'"),
+    ({"classes": np.array(["red", " ", "blue"])}, "name of class 1 is empty"),
+    ({"classes": np.array(["red", "\udce9", "b"])}, "no UTF-8"),
+    ({"classes": np.array(["red", "green"])}, "there are 2 classes"),
+    ({"classes": np.array([], "U3")}, "has no classes"),
     ({"val_images": IMAGES}, "lacks val_labels"),
 ]
 
 
 def open_all(path: Path, runtime: Runtime) -> None:
     data = npz(str(path), runtime)
-    for which in ("train", "val", "test"):
+    for which in ("train", "test", "val"):
         data.open(which)
 
 
@@ -113,75 +147,3 @@ def test_unpacked_cifar_layout(tmp_path: Path, runtime: Runtime) -> None:
     assert (data.shape, data.num_classes) == ((3, 32, 32), 10)
     x, _ = data.open("test").batch(torch.tensor([4]))
     assert x[0, 1, 2, 3].item() == pytest.approx(images[4, 2, 3, 1] / 255)
-
-
-def draw(path: Path, value: int, size: tuple[int, int] = (8, 8), mode: str = "RGB") -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new(mode, size, value if mode == "L" else (value, 0, 0)).save(path)
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    for split, count in (("train", 3), ("val", 1)):
-        for i in range(count):
-            draw(tmp_path / split / "cat" / f"{i}.png", 50, (10, 6))
-            draw(tmp_path / split / "dog" / f"{i}.png", 200, mode="L")
-    (tmp_path / "train" / "cat" / "notes.txt").write_text("not an image")
-    return tmp_path
-
-
-def test_image_folder(folder: Path, runtime: Runtime) -> None:
-    data = image_folder(str(folder), runtime, size=8)
-    assert data.classes == ("cat", "dog")
-    x, y = data.open("train").batch(slice(0, 6))
-    assert x.shape == (6, 3, 8, 8)
-    assert y.tolist() == [0, 0, 0, 1, 1, 1]
-    colours = (x[:, :, 4, 4] * 255).round()
-    assert colours[0].tolist() == [50, 0, 0]
-    assert colours[5].tolist() == [200, 200, 200]
-    assert len(data.open("test")) == 2  # val stands in for test
-    grey = image_folder(str(folder), runtime, size=8, channels=1)
-    assert grey.shape == (1, 8, 8)
-
-
-def test_image_folder_overlooks_what_is_hidden(folder: Path, runtime: Runtime) -> None:
-    for split in ("train", "val"):
-        draw(folder / split / "cat" / "._0.png", 90)
-        draw(folder / split / "cat" / ".ipynb_checkpoints" / "0-checkpoint.png", 90)
-    draw(folder / "train" / ".ipynb_checkpoints" / "0.png", 90)
-    data = image_folder(str(folder), runtime, size=8)
-    assert data.classes == ("cat", "dog")
-    assert (len(data.open("train")), len(data.open("test"))) == (6, 2)
-    draw(folder / "val" / ".cache" / "0.png", 90)
-    assert image_folder(str(folder), runtime, size=8).classes == ("cat", "dog")
-
-
-def test_image_folder_with_both_val_and_test(folder: Path, runtime: Runtime) -> None:
-    for name in ("cat", "dog"):
-        for i in range(2):
-            draw(folder / "test" / name / f"{i}.png", 9)
-    data = image_folder(str(folder), runtime, size=8)
-    assert (len(data.open("val")), len(data.open("test"))) == (2, 4)
-
-
-def test_image_folder_reads_only_what_is_opened(folder: Path, runtime: Runtime) -> None:
-    (folder / "train" / "cat" / "0.png").write_bytes(b"broken")
-    data = image_folder(str(folder), runtime, size=8)
-    data.close_training()
-    assert len(data.open("test")) == 2
-    with pytest.raises(ValueError, match=r"0\.png is not a readable image"):
-        image_folder(str(folder), runtime, size=8).open("train")
-
-
-def test_image_folder_with_mistakes(folder: Path, tmp_path: Path, runtime: Runtime) -> None:
-    with pytest.raises(ValueError, match="does not exist"):
-        image_folder(str(folder / "absent"), runtime)
-    with pytest.raises(ValueError, match="needs the folders"):
-        image_folder(str(folder / "train"), runtime)
-    with pytest.raises(ValueError, match=r"channels must be 1"):
-        image_folder(str(folder), runtime, channels=2)
-    with pytest.raises(ValueError, match=r"different sizes: set data\.size"):
-        image_folder(str(folder), runtime, size=None).open("train")
-    (folder / "train" / "bird").mkdir()
-    with pytest.raises(ValueError, match="class folders: bird"):
-        image_folder(str(folder), runtime).open("train")

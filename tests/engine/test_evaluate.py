@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from data.split import Split
 from data.spec import InputSpec
+from data.split import Split
 from engine.evaluate import BINS, Evaluator
 from engine.runtime import Runtime
 from models.classifier import Classifier

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 import train
-from data.split import Split
 from data.spec import InputSpec
+from data.split import Split
 from engine import diagnostics
 from engine.diagnostics import Inspector, Reference
 from engine.evaluate import Evaluator
@@ -168,6 +168,16 @@ def test_one_input_has_nothing_to_be_compared_with(split: Split) -> None:
     found = inspector(network(0), split)(torch.rand(1, 1, 6, 6))
     assert not {"frechet_distance", "diversity"} & set(found)
     assert found["teacher_entropy"] >= 0
+
+
+@pytest.mark.parametrize("rows", [1, 9])
+def test_few_test_inputs_of_one_kind(rows: int) -> None:
+    """One has no spread, and equal ones have no diversity, to compare with."""
+    images = torch.zeros(rows, 1, 6, 6, dtype=torch.uint8)
+    look = inspector(network(0), Split(images, torch.zeros(rows).long(), torch.device("cpu")), 4)
+    found = look(torch.rand(20, 1, 6, 6, generator=random(3)))
+    assert ("frechet_distance" in found) == (rows > 1)
+    assert "diversity" not in found
 
 
 def without_tap() -> Classifier:
