@@ -24,7 +24,7 @@ KEYS = ("train_images", "train_labels", "test_images", "test_labels")
 
 
 def npz(
-    path: str | None,
+    path: str | Path | None,
     runtime: Runtime,
     classes: Sequence[str] | None = None,
     size: int | None = None,
@@ -110,7 +110,7 @@ def _names(file: Path) -> list[str]:
     return [str(name) for name in names]
 
 
-def _existing(path: str | None) -> Path:
+def _existing(path: str | Path | None) -> Path:
     if not path:
         raise ValueError("this data set needs a path: set data.path=...")
     if not Path(path).exists():
@@ -143,7 +143,7 @@ def _open(file: Path, take: Any) -> Any:
 
 
 def image_folder(
-    path: str | None,
+    path: str | Path | None,
     runtime: Runtime,
     size: int | None = 32,
     channels: int = 3,
