@@ -66,7 +66,7 @@ def _digits(which: str) -> Arrays:
 
 def torchvision_dataset(
     name: str,
-    root: str,
+    root: str | Path,
     classes: Sequence[str],
     runtime: Runtime,
     size: int | None = None,

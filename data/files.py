@@ -27,7 +27,7 @@ KEYS = ("train_images", "train_labels", "test_images", "test_labels")
 
 
 def npz(
-    path: str | None,
+    path: str | Path | None,
     runtime: Runtime,
     classes: Sequence[str] | None = None,
     size: int | None = None,
@@ -89,7 +89,7 @@ def _names(file: Path) -> list[str]:
     return [str(name) for name in names]
 
 
-def _existing(path: str | None) -> Path:
+def _existing(path: str | Path | None) -> Path:
     if not path:
         raise ValueError("this data set needs a path: set data.path=...")
     try:
@@ -102,7 +102,7 @@ def _existing(path: str | None) -> Path:
 
 
 def image_folder(
-    path: str | None,
+    path: str | Path | None,
     runtime: Runtime,
     size: int | None = 32,
     channels: int = 3,

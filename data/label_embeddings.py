@@ -31,7 +31,7 @@ MODEL, WHEEL = "sentence-transformers/all-MiniLM-L6-v2 (Apache-2.0)", "gt-all-mi
 PROMPT = "a class of {name}"
 
 
-def label_embeddings(classes: Sequence[str], path: str | None = None) -> Tensor:
+def label_embeddings(classes: Sequence[str], path: str | Path | None = None) -> Tensor:
     """The embedding of each class name: float32 [len(classes), D], of length 1, on the CPU.
 
     Args:

@@ -3,30 +3,108 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from pkgutil import resolve_name
-from typing import Any
+from typing import Any, get_args, get_origin
 
+import torch
+from torch import Tensor, nn
+
+from engine.annotations import hints_of, is_part, say, shorten
 from engine.check import SPECIAL, is_target, parameters_of
+from engine.memory import check_weights, is_exhausted
+
+ONLY_WITH = {"objective": "synthesis", "teacher": "needs_teacher"}  # keys that parts come with
 
 
-def build(node: Any, **available: Any) -> Any:
+def build(node: Any, kind: Any = Any, path: str = "", /, **available: Any) -> Any:
     """Build a plain configuration node, deepest part first.
 
     A target receives the node's own keys and, of ``available``, those that its signature names:
     a part says what it needs by naming an argument, and nothing is passed through by hand.
     ``_partial_: true`` gives a function that waits for the rest, as optimizers do for parameters.
+
+    Args:
+        kind: an annotation that says what is needed here; each part below is held against the
+            annotation of the argument that it is for.
+        path: of the node in the configuration, for messages.
+
+    Raises:
+        ValueError: where a part cannot be built, or is not what its place needs.
     """
     if isinstance(node, Mapping):
-        built = {k: build(v, **available) for k, v in node.items() if k not in SPECIAL}
-        if not is_target(node):
-            return built
-        target = resolve_name(node["_target_"])
-        if node.get("_partial_"):
-            return functools.partial(target, **built)
+        if is_target(node):
+            return _part(node, kind, path, available)
+        return {k: build(v, Any, f"{path}.{k}", **available) for k, v in node.items()}
+    if isinstance(node, list):
+        item = _item(kind)
+        return [build(v, item, f"{path}[{i}]", **available) for i, v in enumerate(node)]
+    return node
+
+
+def _part(node: Mapping[str, Any], kind: Any, path: str, available: dict[str, Any]) -> Any:
+    target = resolve_name(node["_target_"])
+    hints = hints_of(target)
+    built = {
+        k: build(v, hints.get(k, Any), f"{path}.{k}", **available)
+        for k, v in node.items()
+        if k not in SPECIAL
+    }
+    name = f"{path} ({node['_target_']})"
+    if node.get("_partial_"):
+        part: Any = functools.partial(target, **built)
+        if inspect.isclass(target) and issubclass(target, torch.optim.Optimizer):
+            _call(target, name, built, [torch.nn.Parameter(torch.zeros(1))])  # mistakes show now
+    else:
         wanted, _ = parameters_of(target)
         injected = {k: v for k, v in available.items() if k in wanted and k not in built}
-        return target(**injected, **built)
-    if isinstance(node, list):
-        return [build(v, **available) for v in node]
-    return node
+        for k, p in wanted.items():
+            if p.default is p.empty and k not in built and k not in injected:
+                key = ONLY_WITH.get(k)
+                raise ValueError(
+                    f"{name} needs {k}, which this run does not have"
+                    + (f": see the key {key}" if key else "")
+                )
+        part = _network_or_other(target, name, hints, {**injected, **built})
+    if not is_part(part, kind):
+        gives = "a function" if inspect.isfunction(part) else f"a {type(part).__name__}"
+        if isinstance(part, functools.partial):
+            gives = f"a function (_partial_) that gives a {getattr(target, '__name__', target)}"
+        raise ValueError(f"{name} gives {gives}, where {say(kind)} is needed")
+    return part
+
+
+def _network_or_other(
+    target: Callable[..., Any], name: str, hints: dict[str, Any], arguments: dict[str, Any]
+) -> Any:
+    """Build a part; one that holds weights must fit the machine, and have some in every layer."""
+    gives = hints.get("return")
+    of_settings = not any(isinstance(v, (nn.Module, Tensor)) for v in arguments.values())
+    if inspect.isclass(gives) and issubclass(gives, nn.Module) and of_settings:
+        check_weights(functools.partial(target, **arguments), name)
+    part = _call(target, name, arguments)
+    if isinstance(part, nn.Module):
+        for key, weight in part.named_parameters():
+            if not nn.parameter.is_lazy(weight) and not weight.numel():
+                raise ValueError(f"{name} has no weights in {key}: a size among its settings is 0")
+    return part
+
+
+def _call(target: Callable[..., Any], name: str, built: dict[str, Any], *first: Any) -> Any:
+    """Build a part; whatever it says of its settings is a mistake of theirs."""
+    try:
+        return target(*first, **built)
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{name}: {error}") from error
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        more = "takes more memory than there is" if is_exhausted(error) else "cannot be built"
+        raise ValueError(f"{name} {more} with these settings: {shorten(reason, str)}") from error
+
+
+def _item(kind: Any) -> Any:
+    """What a list's elements are to be, in an annotation such as ``Sequence[X] | None``."""
+    found = [k for k in (kind, *get_args(kind)) if isinstance(get_origin(k), type)]
+    lists = [k for k in found if issubclass(get_origin(k), Sequence) and get_args(k)]
+    return get_args(lists[0])[0] if lists else Any

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import difflib
 import inspect
-import types
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pkgutil import resolve_name
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any
 
 from omegaconf import OmegaConf
-from torch import Tensor, nn
+
+from engine.annotations import MISSING, check_type, hints_of, shorten
 
 SPECIAL = {"_target_", "_partial_", "_training_"}  # never arguments of the target
 
@@ -35,8 +36,8 @@ def describe_unknown(name: str, known: Sequence[str]) -> str:
     """A line on a name that does not exist: what was probably meant, or all there is."""
     near = difflib.get_close_matches(name, known, 1, 0.6)
     if near:
-        return f"no {name!r}; did you mean {near[0]!r}?"
-    return f"no {name!r}; there is: {', '.join(known) or 'nothing to set here'}"
+        return f"no {shorten(name)}; did you mean {near[0]!r}?"
+    return f"no {shorten(name)}; there is: {', '.join(known) or 'nothing to set here'}"
 
 
 def is_target(node: Any) -> bool:
@@ -46,7 +47,10 @@ def is_target(node: Any) -> bool:
 
 def parameters_of(target: Callable[..., Any]) -> tuple[dict[str, inspect.Parameter], bool]:
     """Parameters that a callable takes by name, and whether it takes any other keyword."""
-    parameters = inspect.signature(target).parameters
+    try:
+        parameters = inspect.signature(target).parameters
+    except ValueError:  # some of Python's own say nothing
+        return {}, True
     open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     return {n: p for n, p in parameters.items() if p.kind in named}, open_ended
@@ -63,21 +67,24 @@ def check_node(node: Any, path: str) -> list[str]:
     elif isinstance(node, list):
         for i, value in enumerate(node):
             mistakes += check_node(value, f"{path}[{i}]")
-    elif isinstance(node, str) and node == "???":
+    elif isinstance(node, str) and node == MISSING:
         mistakes.append(f"{path} is not set and has no default: give {path}=...")
+    elif isinstance(node, float) and not math.isfinite(node):
+        mistakes.append(f"{path}={node} is not finite: give a number")
     return mistakes
 
 
 def _check_target(node: Mapping[str, Any], path: str) -> list[str]:
+    name = node["_target_"]
     try:
-        target = resolve_name(node["_target_"])
-    except Exception:  # an import can raise anything; what the user can mend is the name
-        return [f"{path}._target_: cannot import {node['_target_']!r}{_near_target(node)}"]
+        target = resolve_name(name)
+    except (Exception, SystemExit):  # an import can raise anything; a user can mend the name
+        return [f"{path}._target_: cannot import {shorten(name)}{_near_target(node)}"]
     if not callable(target):
-        return [f"{path}._target_: {node['_target_']!r} is nothing that builds a part"]
+        return [f"{path}._target_: {name!r} is nothing that builds a part"]
     parameters, open_ended = parameters_of(target)
-    hints = _hints(target)
-    mistakes = []
+    hints = hints_of(target)
+    mistakes = check_type(node.get("_partial_", False), bool, f"{path}._partial_")
     for key, value in node.items():
         if key in SPECIAL:
             continue
@@ -88,9 +95,9 @@ def _check_target(node: Mapping[str, Any], path: str) -> list[str]:
         elif not is_target(value):
             mistakes += check_type(value, hints.get(key, Any), f"{path}.{key}")
     if not node.get("_partial_"):
-        for name, parameter in parameters.items():
-            if parameter.default is parameter.empty and name not in node and name not in AVAILABLE:
-                mistakes.append(f"{path}.{name} is not set, and {node['_target_']} needs it")
+        for wanted, parameter in parameters.items():
+            if parameter.default is parameter.empty and wanted not in node and wanted not in AVAILABLE:
+                mistakes.append(f"{path}.{wanted} is not set, and {name} needs it")
     return mistakes
 
 
@@ -98,63 +105,7 @@ def _near_target(node: Mapping[str, Any]) -> str:
     module, _, name = str(node["_target_"]).rpartition(".")
     try:
         known = [n for n in vars(resolve_name(module)) if not n.startswith("_")]
-    except Exception:
+    except (Exception, SystemExit):
         return f": there is no module {module!r}"
     near = difflib.get_close_matches(name, known, 1, 0.6)
     return f"; did you mean {module}.{near[0]}?" if near else f": {module} has no {name!r}"
-
-
-def _hints(target: Callable[..., Any]) -> dict[str, Any]:
-    try:
-        return get_type_hints(target.__init__ if inspect.isclass(target) else target)
-    except Exception:  # a library's annotation that does not evaluate: names are still checked
-        return {}
-
-
-def check_type(value: Any, annotation: Any, path: str) -> list[str]:
-    """A mistake where a plain value cannot be what the annotation says; none where it may be."""
-    if _fits(value, annotation):
-        return []
-    return [f"{path}={value!r} should be {_say(annotation)}"]
-
-
-def _fits(value: Any, annotation: Any) -> bool:
-    origin, args = get_origin(annotation), get_args(annotation)
-    if isinstance(value, str) and value == "???":
-        return True
-    if origin in (Union, types.UnionType):
-        return any(_fits(value, a) for a in args)
-    if origin is Literal:
-        return value in args
-    if annotation is type(None) or annotation is None:
-        return value is None
-    if annotation is bool:
-        return isinstance(value, bool)
-    if annotation is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    if annotation is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
-    if annotation is str:
-        return isinstance(value, str)
-    container = origin or annotation
-    parts = (nn.Module, Tensor)
-    if container is Callable or (inspect.isclass(container) and issubclass(container, parts)):
-        return False  # a plain value is neither; a node with a _target_ is not checked here
-    if inspect.isclass(container) and issubclass(container, Mapping):
-        return isinstance(value, Mapping)
-    if inspect.isclass(container) and issubclass(container, Sequence):
-        ok = isinstance(value, (list, tuple))
-        return ok and (not args or all(_fits(v, args[0]) or is_target(v) for v in value))
-    return True  # what a nested node builds, or an annotation that says nothing of plain values
-
-
-def _say(annotation: Any) -> str:
-    origin, args = get_origin(annotation), get_args(annotation)
-    if origin in (Union, types.UnionType):
-        return " or ".join(_say(a) for a in args)
-    if origin is Literal:
-        return "one of " + ", ".join(map(str, args))
-    names = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
-    if annotation is type(None):
-        return "null"
-    return names.get(annotation, str(annotation).replace("typing.", ""))

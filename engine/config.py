@@ -4,31 +4,26 @@ from __future__ import annotations
 
 import difflib
 import functools
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any, get_args, get_type_hints
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from engine.check import check_node, check_type, describe_unknown, is_target
+from engine.annotations import check_type, hints_of, is_path, shorten
+from engine.check import check_node, describe_unknown, is_target
+from engine.overrides import ALIASES, Setting, sort_overrides
 from engine.schema import LEAST, Config, Node, TermConfig
 
 ROOT = Path(__file__).resolve().parents[1] / "configs"
-
-OPTIONAL = ("experiment", "term")  # groups of which nothing may be chosen
-
-# One folder of models serves both roles.
-ALIASES = {"teacher": "model@teacher.model", "student": "model@student.model"}
 
 
 class ConfigError(ValueError):
@@ -60,7 +55,7 @@ def compose(arguments: Sequence[str], complete: bool = True) -> DictConfig:
         ConfigError: naming every mistake at once, each with what was probably meant.
     """
     mistakes: list[str] = []
-    chosen, values = _sort_overrides(arguments, mistakes)
+    chosen, values = sort_overrides(arguments, groups(), mistakes)
     try:
         config = _hydra("train", overrides=chosen, return_hydra_config=True)
     except (HydraException, OmegaConfBaseException, YAMLError) as error:
@@ -74,8 +69,8 @@ def compose(arguments: Sequence[str], complete: bool = True) -> DictConfig:
         if f.name not in config and f.default is not MISSING:
             config[f.name] = f.default
     own_recipe(config)
-    for override in values:
-        _set(config, override, mistakes)
+    for setting in values:
+        _set(config, setting, mistakes)
     _fold_taps(config)
     if complete:
         _check(config, mistakes)
@@ -128,59 +123,9 @@ def _readable(choices: dict[str, Any]) -> dict[str, Any]:
     return {names.get(k, k): v for k, v in choices.items() if not k.startswith("hydra/") and v}
 
 
-def _sort_overrides(
-    arguments: Sequence[str], mistakes: list[str]
-) -> tuple[list[str], list[Override]]:
-    """Split overrides into group choices, for Hydra, and values, for us."""
-    known = groups()
-    chosen, values = [], []
-    parser = OverridesParser.create()
-    for argument in arguments:
-        try:
-            override = parser.parse_override(argument)
-        except HydraException:
-            mistakes.append(f"cannot read {argument!r}: write key=value, such as seed=1")
-            continue
-        if override.is_sweep_override():
-            mistakes.append(f"{argument!r} names several values: start one run for each")
-        elif override.key_or_group in known:
-            if choice := _choose(override, known, mistakes):
-                chosen.append(choice)
-        else:
-            values.append(override)
-    added = {name for c in chosen if c.startswith("term=") for name in re.findall(r"\w+", c[5:])}
-    for override in values:  # keys are set once the groups are composed, whatever the order
-        name = override.key_or_group.removeprefix("distiller.terms.")
-        if override.is_delete() and name in added:
-            mistakes.append(f"~{override.key_or_group} takes away what term={name} adds: leave one")
-    return chosen, values
-
-
-def _choose(override: Override, known: dict[str, list[str]], mistakes: list[str]) -> str | None:
-    """The override in Hydra's words, with each choice that does not exist put right or left out."""
-    group, value = override.key_or_group, override.value()
-    if value is None and group in OPTIONAL:
-        return None
-    several = group == "term"
-    choices = []
-    for name in value if several and isinstance(value, list) else [value]:
-        choice = "null" if name is None else str(name)
-        if choice not in known[group]:
-            mistakes.append(f"{group}={choice}: {describe_unknown(choice, known[group])}")
-            # go on with what was probably meant, so that no key is blamed for the group
-            near = difflib.get_close_matches(choice, known[group], 1)
-            choice = near[0] if near else ""
-        choices.append(choice)
-    choices = [c for c in choices if c]
-    if not choices:
-        return None
-    written = f"[{','.join(choices)}]" if several else choices[0]
-    return f"{ALIASES.get(group, group)}={written}"
-
-
-def _set(config: DictConfig, override: Override, mistakes: list[str]) -> None:
+def _set(config: DictConfig, setting: Setting, mistakes: list[str]) -> None:
     """Set one key that the schema, the composed files or a target's signature knows."""
-    *parents, last = (key := override.key_or_group).split(".")
+    *parents, last = (key := setting.key).split(".")
     node: Any = config
     for part in parents:
         if not OmegaConf.is_dict(node) or part not in node or OmegaConf.is_missing(node, part):
@@ -192,16 +137,44 @@ def _set(config: DictConfig, override: Override, mistakes: list[str]) -> None:
     if not OmegaConf.is_dict(node):
         return mistakes.append(_unknown_key(config, key, {}, last))
     entry = parents[-2:-1] == ["terms"] and last in get_type_hints(TermConfig)
-    addable = is_target(node) or entry or (parents[-1:] == ["terms"] and override.is_add())
-    if last not in node and (override.is_delete() or not addable):
+    addable = is_target(node) or entry or (parents[-1:] == ["terms"] and setting.adds)
+    if last not in node and (setting.deletes or not addable):
         return mistakes.append(_unknown_key(config, key, node, last))
-    if not override.is_delete():
-        node[last] = override.value()
+    if not setting.deletes:
+        _assign(node, last, setting, _annotation(node, parents, last), mistakes)
     elif is_target(node) or entry or parents[-1:] == ["terms"]:
         node.pop(last)
     else:
         mistakes.append(f"~{key}: every run has this key; set another value")
     return None
+
+
+def _assign(
+    node: DictConfig, last: str, setting: Setting, annotation: Any, mistakes: list[str]
+) -> None:
+    if setting.mistake and not is_path(annotation):
+        return mistakes.append(setting.mistake)
+    try:
+        node[last] = setting.path() if is_path(annotation) else setting.value
+        node[last]  # which resolves what it refers to
+    except (OmegaConfBaseException, ValueError) as error:
+        quote = " (write \\${ in single quotes where that is text)" if "${" in setting.text else ""
+        return mistakes.append(f"{setting.key}: {_one_line(error)}{quote}")
+    except RecursionError:
+        return mistakes.append(f"{setting.key}={shorten(setting.text, str)} is nested too deep")
+
+
+def _annotation(node: DictConfig, parents: list[str], last: str) -> Any:
+    """What the target that has this argument, or the schema, says of a key."""
+    if is_target(node):
+        try:
+            return hints_of(resolve_name(node._target_)).get(last)
+        except (Exception, SystemExit):  # whose name is a mistake that the check will report
+            return None
+    schema: Any = Config
+    for part in parents:
+        schema = _section(get_type_hints(schema).get(part)) if schema else None
+    return get_type_hints(schema).get(last) if schema else None
 
 
 def _unknown_key(config: DictConfig, key: str, node: Any, part: str) -> str:
@@ -240,6 +213,9 @@ def _check(config: DictConfig, mistakes: list[str]) -> None:
     except OmegaConfBaseException as error:
         mistakes.append(_one_line(error))
         return
+    except RecursionError:
+        mistakes.append("the configuration is nested too deep")
+        return
     _check_fields(plain, Config, "", mistakes)
     for key, least in LEAST.items():
         value = plain.get(key)  # type: ignore[union-attr]
@@ -249,7 +225,7 @@ def _check(config: DictConfig, mistakes: list[str]) -> None:
 
 def _check_fields(node: Any, schema: Any, prefix: str, mistakes: list[str]) -> None:
     if not isinstance(node, dict):
-        mistakes.append(f"{prefix[:-1]} is a group of keys, not {node!r}")
+        mistakes.append(f"{prefix[:-1]} is a group of keys, not {shorten(node)}")
         return
     hints = get_type_hints(schema)
     for key, value in node.items():
@@ -264,7 +240,7 @@ def _check_fields(node: Any, schema: Any, prefix: str, mistakes: list[str]) -> N
                 _check_fields(value, section, path + ".", mistakes)
         elif Node in (hint := hints[key], *get_args(hint)) and not is_target(value):
             if value is not None or hint is Node:
-                mistakes.append(f"{path} builds a part: a group with a _target_, not {value!r}")
+                mistakes.append(f"{path} builds a part: a group with a _target_, not {shorten(value)}")
         else:
             mistakes += check_type(value, hints[key], path)
             mistakes += check_node(value, path)

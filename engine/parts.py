@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,9 +15,10 @@ from data.spec import InputSpec
 from distillers.distiller import Distiller, resolve_taps, student_taps
 from engine.build import build
 from engine.ema import EMA
+from engine.memory import check_size
 from engine.objective import Objective, Weighted
 from engine.runtime import Runtime
-from engine.schedules import Schedule
+from engine.schedules import Factor, Schedule
 from generators.base import Source
 from generators.black_box import check_budget
 from generators.observer import unread_statistics
@@ -70,32 +73,34 @@ def plain(config: DictConfig) -> dict[str, Any]:
 
 def build_dataset(config: dict[str, Any], runtime: Runtime) -> Dataset:
     """The data set; a data-free run cannot open its training split."""
-    dataset: Dataset = build(config["data"]["dataset"], runtime=runtime)
+    dataset: Dataset = build(config["data"]["dataset"], Dataset, "data.dataset", runtime=runtime)
     if config["data_free"]:
         dataset.close_training()
     return dataset
 
 
 def build_network(
-    node: dict[str, Any], shape: tuple[int, ...], classes: tuple[str, ...]
+    node: dict[str, Any], shape: tuple[int, ...], classes: tuple[str, ...], path: str = "model"
 ) -> torch.nn.Module:
     """A network for inputs of this shape, with one output for each class."""
-    network: torch.nn.Module = build(
-        node, in_channels=shape[0], input_size=shape[1:], num_classes=len(classes)
-    )
+    offered = {"in_channels": shape[0], "input_size": shape[1:], "num_classes": len(classes)}
+    network: torch.nn.Module = build(node, torch.nn.Module, path, **offered)
     return materialize(network, shape, len(classes))
 
 
-def build_objective(node: dict[str, Any], **available: Any) -> Objective:
-    """The weighted sum of the terms under ``node``."""
-    entries = {name: Weighted(**build(entry, **available)) for name, entry in node["terms"].items()}
-    return Objective(entries)
+def build_objective(node: dict[str, Any], path: str = "", /, **available: Any) -> Objective:
+    """The weighted sum of the terms under ``node``, which stands at ``path``."""
+    weighted = {"_target_": f"{Weighted.__module__}.{Weighted.__qualname__}"}
+    nodes = {name: {**weighted, **entry} for name, entry in node["terms"].items()}
+    return Objective(
+        {n: build(node, Weighted, f"{path}.terms.{n}", **available) for n, node in nodes.items()}
+    )
 
 
 def blank_teacher(config: dict[str, Any], dataset: Dataset) -> Classifier:
     """The teacher's architecture, untrained; its normalisation is for a file or a user to say."""
     shape = dataset.shape
-    module = build_network(config["teacher"]["model"], shape, dataset.classes)
+    module = build_network(config["teacher"]["model"], shape, dataset.classes, "teacher.model")
     spec = InputSpec(shape, dataset.range, (0.0,) * shape[0], (1.0,) * shape[0])
     return Classifier(module, spec, dataset.classes)
 
@@ -150,8 +155,8 @@ def build_distiller(
     """
     teacher, runtime = available["teacher"], available["runtime"]
     spec, classes = available["spec"], available["classes"]
-    objective = build_objective(config["distiller"], **available)
-    module = build_network(config["student"]["model"], spec.shape, classes)
+    objective = build_objective(config["distiller"], "distiller", **available)
+    module = build_network(config["student"]["model"], spec.shape, classes, "student.model")
     resolve_taps(objective, module, teacher)
     student = Classifier(module, spec, classes, taps=student_taps(objective))
     line = check_network(student, len(classes), training=True)
@@ -172,21 +177,32 @@ def build_parts(
     """
     torch.manual_seed(runtime.seed)  # a teacher trained just now, or earlier, changes no draw
     if teacher and config["teacher"]["black_box"]:
-        teacher = build(config["teacher"]["black_box"], teacher=teacher, runtime=runtime)
+        teacher = build(
+            config["teacher"]["black_box"],
+            Classifier,
+            "teacher.black_box",
+            teacher=teacher,
+            runtime=runtime,
+        )
     available = offered(config, dataset, teacher, runtime)
+    inputs = 4 * config["batch_size"] * math.prod(available["spec"].shape)
+    check_size(inputs, f"one batch of batch_size={config['batch_size']} inputs")
     distiller, notes = build_distiller(config, available)
     available["student"] = student = distiller.student
     if config["synthesis"]:
-        available["objective"] = objective = build_objective(config["synthesis"], **available)
+        objective = build_objective(config["synthesis"], "synthesis", **available)
+        available["objective"] = objective
         notes += unread_statistics(teacher, objective) if teacher else []
-    source = build(config["source"], **available)
+    source = build(config["source"], Source, "source", **available)
     if isinstance(teacher, BlackBox):
         distiller.add_module("meter", teacher.meter)  # whose checkpoint thus holds the count
         check_budget(teacher, source, distiller, config["batch_size"], config["steps"])
     parameters = [p for p in distiller.parameters() if p.requires_grad]
     if not any(p.requires_grad for p in student.parameters()):
         raise ValueError(f"the student {student.name} has no parameter that could be trained")
-    optimizer = build(config["optimizer"], **available)(parameters)
+    kind = Callable[..., torch.optim.Optimizer]
+    optimizer = build(config["optimizer"], kind, "optimizer", **available)(parameters)
+    schedule = build(config["schedule"], Factor, "schedule", **available)
     return Parts(
         dataset=dataset,
         teacher=teacher,
@@ -194,7 +210,7 @@ def build_parts(
         source=source,
         distiller=distiller,
         optimizer=optimizer,
-        schedule=Schedule(optimizer, build(config["schedule"], **available)),
+        schedule=Schedule(optimizer, schedule),
         ema=EMA(student, config["ema"]) if config["ema"] else None,
         notes=notes,
     )

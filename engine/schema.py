@@ -1,8 +1,13 @@
-"""The schema: every key that a configuration has, its type and its default."""
+"""The schema: every key that a configuration has, its type and its default.
+
+A key whose type names ``Path`` holds a path: the command line gives it as it is, unread by Hydra's
+grammar. So does an argument of a part that is annotated so.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, NewType
 
 Node = NewType("Node", dict)  # what the builder builds: a mapping with a _target_
@@ -26,8 +31,8 @@ class DataConfig:
     dataset: Node
     training: TrainingConfig
     steps: int  # of a data-free run, whatever the method, so that methods compare
-    root: str = "datasets"
-    path: str | None = None
+    root: str | Path = "datasets"
+    path: str | Path | None = None
     size: int | None = None
     val_fraction: float = 0.0
 
@@ -37,7 +42,7 @@ class TeacherConfig:
     """``mean`` and ``std`` are for checkpoints that do not say what normalisation they expect."""
 
     model: Node
-    checkpoint: str | None = None
+    checkpoint: str | Path | None = None
     weights: str | None = None  # which of a checkpoint's networks
     mean: list[float] | None = None
     std: list[float] | None = None
@@ -96,8 +101,8 @@ class Config:
     evaluations: int = 10
     checkpoints: int = 20
     log_every: int = 50
-    run_root: str = "runs"
-    run_dir: str | None = None
+    run_root: str | Path = "runs"
+    run_dir: str | Path | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["fp32", "bf16"] = "fp32"
     compile: bool = False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from functools import partial
 from typing import Any
 
 import torch
@@ -98,8 +99,8 @@ class Training:
         self.runtime.compile(self.parts.student.module)
         network = self.runtime.parallel(self.parts.distiller, self.parts.spare)
         progress = Progress(self.steps, start) if self.runtime.main else None
-        evaluate_at, save_at = (
-            _marks(self.steps, self.config[k]) for k in ("evaluations", "checkpoints")
+        evaluates, saves = (
+            partial(_is_due, self.steps, self.config[k]) for k in ("evaluations", "checkpoints")
         )
         for step in range(start, self.steps):
             try:
@@ -113,9 +114,9 @@ class Training:
                 self._check_first(step)
                 self._begin()
             done = step + 1
-            if done % self.config["log_every"] == 0 or done in evaluate_at | save_at:
+            if done % self.config["log_every"] == 0 or evaluates(done) or saves(done):
                 self._log(done)
-            if done in evaluate_at:
+            if evaluates(done):
                 with self.clock.part("evaluation"):
                     self._evaluate(done)
             if progress:
@@ -124,7 +125,7 @@ class Training:
                 progress.update(done, images, self.losses, note)
             if self.runtime.asked_to_stop(step):
                 self._stop(done)
-            if done in save_at:
+            if saves(done):
                 self._save(done)
         if progress:
             progress.close()
@@ -283,6 +284,9 @@ class Training:
         return result
 
 
-def _marks(steps: int, count: int) -> set[int]:
-    """``count`` step numbers spread evenly over the run; the last one is its end."""
-    return {steps * (i + 1) // count for i in range(count)} - {0}
+def _is_due(steps: int, count: int, step: int) -> bool:
+    """Whether ``step`` is one of ``count`` spread evenly over the run, of which its end is one.
+
+    The multiples of ``steps / count``, rounded down; none is ever listed, however many they are.
+    """
+    return 0 < step and -(-step * count // steps) < -(-(step + 1) * count // steps)

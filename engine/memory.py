@@ -1,0 +1,59 @@
+"""Whether a failure, or a size, is more than the memory that there is."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import nn
+
+# How PyTorch's allocators say so where it is no OutOfMemoryError, and its sizes before them.
+WORDS = ("can't allocate memory", "not enough memory", "CUDA out of memory")
+WORDS += ("storage size calculation overflowed", "would overflow", "array is too big")
+
+
+def is_exhausted(error: BaseException) -> bool:
+    """Whether an exception says that memory has run out, or could never do."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    said = str(error).lower()
+    return isinstance(error, (RuntimeError, ValueError)) and any(w.lower() in said for w in WORDS)
+
+
+def physical() -> int:
+    """Bytes of memory that this machine has."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def check_size(size: int, what: str) -> None:
+    """Refuse what does not fit this machine, before anything of it is allocated.
+
+    Raises:
+        ValueError: for more bytes than the machine has.
+    """
+    if size > physical():
+        wanted, there = size / 2**30, physical() / 2**30
+        raise ValueError(f"{what} would take {wanted:.3g} GiB, and this machine has {there:.3g}")
+
+
+def check_weights(make: Callable[[], Any], what: str) -> None:
+    """Refuse a network whose weights do not fit, having built it once without any storage.
+
+    Raises:
+        ValueError: for more bytes than the machine has.
+    """
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]), torch.device("meta"):
+        warnings.simplefilter("ignore")
+        try:
+            network = make()
+        except Exception as error:
+            if not is_exhausted(error):
+                return  # what needs storage to be built, or has a mistake that building will show
+            raise ValueError(f"{what} would take more memory than any machine has") from error
+    if isinstance(network, nn.Module):
+        tensors = chain(network.parameters(), network.buffers())
+        check_size(sum(t.numel() * t.element_size() for t in tensors), f"the weights of {what}")
