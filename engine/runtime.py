@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import resource
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+
+# What gloo, NCCL and the store say when a rank is gone
+GONE = re.compile("gloo|NCCL|TCPStore|Broken pipe|Connection (closed|reset|refused)")
 
 
 class Stopped(Exception):
@@ -141,6 +146,23 @@ class Runtime:
         if self.device.type == "cuda":
             return int(torch.cuda.max_memory_allocated())
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """For work that ranks share.
+
+        Raises:
+            ValueError: instead of what the communication raises once another rank is gone.
+        """
+        try:
+            yield
+        except RuntimeError as error:
+            if self.world_size == 1 or not GONE.search(str(error)):
+                raise
+            raise ValueError(
+                "another process of this run has ended, and this one with it: see what that one "
+                "said; the same command goes on from the last checkpoint"
+            ) from error
 
     def close(self) -> None:
         if dist.is_initialized():

@@ -34,7 +34,7 @@ def run(config: DictConfig, runtime: Runtime, wait: bool = False) -> dict[str, A
         ValueError: for whatever a user can mend.
         Stopped: after a signal, when the checkpoint is on disk.
     """
-    with RunDirectory(config, runtime, wait).claimed() as directory:
+    with runtime.together(), RunDirectory(config, runtime, wait).claimed() as directory:
         if (result := directory.result()) is not None:
             return result
         directory.say_lost()
