@@ -10,6 +10,7 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from engine.config import compose, groups
 from engine.run import NOT_IDENTITY
@@ -32,7 +33,15 @@ def overrides_of(config: Mapping[str, Any]) -> list[str]:
         ValueError: for a configuration that no command of this version composes.
     """
     chosen = _groups(config)
-    base = OmegaConf.create(_composed(tuple(chosen)))
+    try:
+        values = _changes(OmegaConf.create(_composed(tuple(chosen))), config)
+    except OmegaConfBaseException as error:  # a value that reads like an interpolation
+        raise ValueError(f"no command composes this configuration: {error}") from error
+    return [*chosen, *(_override(key, value) for key, value in values.items())]
+
+
+def _changes(base: DictConfig, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys that make ``base`` (which becomes it) the configuration, with their values."""
     values: dict[str, Any] = {}
     for _ in range(PASSES):
         differing = dict(_differences(_plain(base), config))
@@ -42,7 +51,7 @@ def overrides_of(config: Mapping[str, Any]) -> list[str]:
             _apply(base, key, value)
             values[key] = value
         if not differing:
-            return [*chosen, *(_override(key, value) for key, value in values.items())]
+            return values
     raise ValueError("no command composes this configuration")
 
 

@@ -128,7 +128,7 @@ class Evaluator:
         answers = self._answers()
         reference = answers.guidance if answers.labels is None else answers.labels
         if reference is None:
-            raise ValueError("there are neither labels nor a teacher to compare the answers with")
+            raise ValueError("the data has no labels: give teacher=NAME teacher.checkpoint=FILE")
         if strange := int((~answers.confidence.isfinite()).sum()):
             raise ValueError(f"the answers to {strange} of {len(self.split)} inputs are not finite")
         figures, count = self._figures(answers), answers.classes

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Callable
 from itertools import chain
@@ -10,6 +9,8 @@ from typing import Any
 
 import torch
 from torch import nn
+
+from data.memory import check_memory
 
 # How PyTorch's allocators say so where it is no OutOfMemoryError, and its sizes before them.
 WORDS = ("can't allocate memory", "not enough memory", "CUDA out of memory")
@@ -22,22 +23,6 @@ def is_exhausted(error: BaseException) -> bool:
         return True
     said = str(error).lower()
     return isinstance(error, (RuntimeError, ValueError)) and any(w.lower() in said for w in WORDS)
-
-
-def physical() -> int:
-    """Bytes of memory that this machine has."""
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-
-def check_size(size: int, what: str) -> None:
-    """Refuse what does not fit this machine, before anything of it is allocated.
-
-    Raises:
-        ValueError: for more bytes than the machine has.
-    """
-    if size > physical():
-        wanted, there = size / 2**30, physical() / 2**30
-        raise ValueError(f"{what} would take {wanted:.3g} GiB, and this machine has {there:.3g}")
 
 
 def check_weights(make: Callable[[], Any], what: str) -> None:
@@ -56,4 +41,5 @@ def check_weights(make: Callable[[], Any], what: str) -> None:
             raise ValueError(f"{what} would take more memory than any machine has") from error
     if isinstance(network, nn.Module):
         tensors = chain(network.parameters(), network.buffers())
-        check_size(sum(t.numel() * t.element_size() for t in tensors), f"the weights of {what}")
+        size = sum(t.numel() * t.element_size() for t in tensors)
+        check_memory(size, f"the weights of {what}", "choose a smaller network")

@@ -11,11 +11,11 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from data.dataset import Dataset
+from data.memory import check_memory
 from data.spec import InputSpec
 from distillers.distiller import Distiller, resolve_taps, student_taps
 from engine.build import build
 from engine.ema import EMA
-from engine.memory import check_size
 from engine.objective import Objective, Weighted
 from engine.runtime import Runtime
 from engine.schedules import Factor, Schedule
@@ -186,7 +186,8 @@ def build_parts(
         )
     available = offered(config, dataset, teacher, runtime)
     inputs = 4 * config["batch_size"] * math.prod(available["spec"].shape)
-    check_size(inputs, f"one batch of batch_size={config['batch_size']} inputs")
+    what = f"one batch of batch_size={config['batch_size']} inputs"
+    check_memory(inputs, what, "set a smaller batch_size")
     distiller, notes = build_distiller(config, available)
     available["student"] = student = distiller.student
     if config["synthesis"]:

@@ -6,6 +6,7 @@ ends them is a real signal: nothing of a process can hold it up or tidy after it
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import signal
@@ -32,6 +33,7 @@ TINY = [
     "checkpoints=6",
     "log_every=3",
 ]
+KINDS = ("student/", "source/", "lr/", "test/", "synthesized/")  # less speed, memory and time
 _processes = multiprocessing.get_context("forkserver")
 # beside the program, what it imports late
 _LATE = ["sklearn.datasets", "torch._dynamo", "PIL.PngImagePlugin"]
@@ -227,14 +229,31 @@ def scalars(run: Path) -> dict[tuple[str, int], bytes]:
     """The values in the event files, less what may differ: speed, memory and time."""
     from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
-    kinds = ("student/", "source/", "lr/", "test/", "synthesized/")
     return {
         (value.tag, event.step): value.tensor.SerializeToString()
         for file in sorted(run.glob("events.out.tfevents.*"))
         for event in EventFileLoader(str(file)).Load()
         for value in event.summary.value
-        if value.tag.startswith(kinds)
+        if value.tag.startswith(KINDS)
     }
+
+
+def lines(run: Path) -> dict[tuple[str, int], float]:
+    """The values in metrics.jsonl, of which none stands there twice."""
+    found: dict[tuple[str, int], float] = {}
+    for line in (run / "metrics.jsonl").read_text().splitlines():
+        values = json.loads(line)
+        step = values.pop("step")
+        for name, value in values.items():
+            assert (name, step) not in found
+            found[name, step] = value
+    return found
+
+
+def card(run: Path) -> list[str]:
+    """The lines of the model card, less what may differ: time and memory."""
+    text = (run / "README.md").read_text().splitlines()
+    return [line for line in text if not line.startswith(("| time |", "| memory |"))]
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -13,7 +13,7 @@ import train
 from engine.evaluate import Evaluator
 from engine.monitor import Board, Clock, Meter, Progress, brief
 from engine.runtime import Runtime
-from tests.engine.runs import contents, events
+from tests.engine.runs import contents, events, lines
 
 SCHEMA = {  # of the design, in its order
     "": "schema status method data seed teacher student cost",
@@ -177,6 +177,7 @@ def check_files(path: Path) -> None:
         "result.json",
         "inputs.png",
         "metrics.jsonl",
+        "README.md",
     }
 
 
@@ -196,6 +197,12 @@ def check_events(path: Path) -> None:
     assert evaluated == {8, 16, 24}
     logged = {step for tag, step in found if tag == "student/kd"}
     assert logged == set(range(3, 25, 3)) | {4, 8, 12, 16, 20, 24}
+    kinds = ("student/", "source/", "lr/", "speed/", "memory/", "test/", "synthesized/")
+    series = {k for k in found if k[0].startswith(kinds)}
+    series -= {("synthesized/inputs", s) for s in evaluated}  # pictures and histograms
+    series -= {("synthesized/classes", s) for s in evaluated}
+    series |= {(tag, 24) for tag in tags if tag.startswith("final/")}
+    assert set(lines(path)) == series
 
 
 def test_the_last_accuracy_is_the_result_and_not_the_best(

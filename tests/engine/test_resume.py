@@ -11,7 +11,18 @@ from pathlib import Path
 import pytest
 
 from models.checkpoint import load_weights
-from tests.engine.runs import ROOT, TINY, Run, checkpoint, differing, events, scalars
+from tests.engine.runs import (
+    KINDS,
+    ROOT,
+    TINY,
+    Run,
+    card,
+    checkpoint,
+    differing,
+    events,
+    lines,
+    scalars,
+)
 
 INVERSION = ["method=deep_inversion", "source.iterations=3", "source.synthesis_batch_size=16"]
 INVERSION += ["source.student_steps=6", "source.capacity=40"]
@@ -61,9 +72,13 @@ def same_run(a: Path, b: Path, stopped: bool = False) -> None:
     found, wanted = events(b), events(a)
     assert max(found.values()) == 1, [k for k, n in found.items() if n > 1]
     assert not wanted - found
+    series = [{k: v for k, v in lines(run).items() if k[0].startswith(KINDS)} for run in (a, b)]
+    assert series[0].keys() <= series[1].keys()
+    assert card(a) == card(b)
     if not stopped:
         assert not found - wanted
         assert scalars(a) == scalars(b)
+        assert series[0] == series[1]
 
 
 @pytest.mark.parametrize("method", KILLS)

@@ -1,0 +1,209 @@
+"""Measure a network on data: accuracy, agreement with a teacher and calibration, class by class.
+
+python -m tools.evaluate RUN data=mnist
+python -m tools.evaluate RUN data=npz data.path=new.npz teacher=resnet20 teacher.checkpoint=big.pth
+python -m tools.evaluate FILE student=resnet20 data=cifar10 student.mean=[...] student.std=[...]
+python -m tools.evaluate FILE student=timm student.model.name=vit_tiny_patch16_224 data=cifar10
+
+RUN is a run directory, or the student.safetensors in one. For any other FILE (ours, torchvision's,
+timm's), student= names its architecture, and whatever teacher.KEY of train.py says about a
+teacher's file, student.KEY says about this one. The test split is measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+
+from data.dataset import Dataset
+from engine.config import compose, groups
+from engine.evaluate import Evaluator, Measured
+from engine.files import write_whole
+from engine.parts import build_dataset, load_teacher, plain
+from engine.rebuild import STUDENT, student_of
+from engine.runtime import Runtime
+from models.classifier import Classifier
+from models.teacher import freeze
+from tools.report import report
+
+
+def evaluate(subject: Path, overrides: Sequence[str]) -> dict[str, Any]:
+    """Measure a network on the test split of the data that the overrides name.
+
+    Args:
+        subject: a run directory or a file of weights.
+        overrides: of ``train.py``, and ``trust=[PACKAGE]`` for a run whose student is built by code
+            of another package.
+
+    Returns:
+        What :class:`engine.evaluate.Measured` holds, class by class with names, and what was
+        measured on what; None for what could not be.
+
+    Raises:
+        ValueError: for whatever a user can mend.
+    """
+    mine, teachers, common, trust = _sort(overrides)
+    if not any(word.startswith("data=") for word in common):
+        raise ValueError(f"on which data? data=NAME, one of {', '.join(groups()['data'])}")
+    if not subject.exists():
+        raise ValueError(f"{subject} does not exist: give a run directory or a file of weights")
+    config = compose([*common, *teachers])
+    if teachers and not config.teacher.checkpoint:
+        raise ValueError("which teacher? teacher.checkpoint=FILE, and teacher=NAME says what it is")
+    runtime = Runtime(config.device, config.precision, seed=config.seed)
+    if runtime.world_size > 1:
+        raise ValueError("an evaluation is one process: start it without torchrun")
+    dataset = build_dataset(plain(config), runtime)
+    with _as_student(subject):
+        student = _student(subject, mine, common, trust, dataset, runtime)
+    _compare_names(student, dataset, subject)
+    teacher = None
+    if teachers:
+        teacher = load_teacher(plain(config), config.teacher.checkpoint, dataset, runtime)
+    split = dataset.open("test")
+    # The teacher answers here, in the range that it was just loaded with; the student afterwards.
+    evaluator = Evaluator(student, teacher, split, runtime, config.batch_size)
+    dataset.adapt(student.spec, len(dataset.classes))
+    return _described(evaluator.measure(), subject, student, teacher, dataset, config)
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.evaluate",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("network", type=Path, help="a run directory, or a file of weights")
+    parser.add_argument("overrides", nargs="*", help="data=..., and as above", metavar="KEY=VALUE")
+    parser.add_argument("--json", type=Path, metavar="OUT", help="write everything to this file")
+    given = parser.parse_intermixed_args(arguments)
+    try:
+        _check_free(given.json)
+        found = evaluate(given.network, given.overrides)
+        print(report(found))
+        if given.json:
+            write_whole(given.json, json.dumps(found, allow_nan=False) + "\n")
+            print(f"\nall of it: {given.json}")
+    except torch.OutOfMemoryError as error:
+        print(f"error: {error}\nWith less memory, give a smaller batch_size=...", file=sys.stderr)
+        return 1
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _check_free(out: Path | None) -> None:
+    """Before minutes of work, whether there is a place for what they bring."""
+    if out and (out.exists() or out.is_symlink()):
+        raise ValueError(f"{out} exists: remove it, or give another name")
+    if out and not out.parent.is_dir():
+        raise ValueError(f"{out.parent} is no folder: make it, or give another name")
+
+
+def _sort(overrides: Sequence[str]) -> tuple[list[str], list[str], list[str], list[str]]:
+    """The overrides of the network, of the teacher and of both, and the trusted packages."""
+    mine: list[str] = []
+    teachers: list[str] = []
+    common: list[str] = []
+    trust: list[str] = []
+    for word in overrides:
+        key, _, value = word.partition("=")
+        role = key.lstrip("+~").partition(".")[0]
+        if key == "trust":
+            trust += [name.partition(".")[0] for name in re.findall(r"[\w.]+", value)]
+        elif role == "student":
+            mine.append(word)
+        else:
+            (teachers if role == "teacher" else common).append(word)
+    return mine, teachers, common, trust
+
+
+def _student(
+    subject: Path,
+    mine: list[str],
+    common: list[str],
+    trust: list[str],
+    dataset: Dataset,
+    runtime: Runtime,
+) -> Classifier:
+    """The network under test, frozen, on the device and held against the data."""
+    left = subject.name == STUDENT and (subject.parent / "config.yaml").is_file()
+    run = subject if subject.is_dir() else subject.parent if left and not mine else None
+    if run is None:
+        if not any(word.startswith("student=") for word in mine):
+            raise ValueError(
+                f"{subject} is in no run directory: say what it is with student=NAME, one of "
+                f"{', '.join(groups()['student'])}"
+            )
+        # What a teacher's file may need said about it is what this one may need.
+        renamed = [re.sub(r"^([+~]?)student\b", r"\1teacher", word) for word in mine]
+        config = plain(compose([*common, *renamed]))
+        return load_teacher(config, str(subject), dataset, runtime)
+    if mine:
+        raise ValueError(f"{subject} says itself what its student is: leave out {mine[0]}")
+    student = student_of(run, trust)
+    dataset.adapt(student.spec, len(student.classes))
+    runtime.prepare(freeze(student))
+    return student
+
+
+@contextmanager
+def _as_student(path: Path) -> Iterator[None]:
+    """What is said of a teacher's file, said of the network under test."""
+    try:
+        yield
+    except ValueError as error:
+        parts = str(error).split(str(path))  # whose name stays
+        words = [re.sub(r"\bteacher\b(?=[.=])", "student", part) for part in parts]
+        words = [re.sub(r"\bteacher\b", "network", word) for word in words]
+        raise ValueError(str(path).join(words)) from error
+
+
+def _compare_names(student: Classifier, dataset: Dataset, subject: Path) -> None:
+    """Classes of other names are perhaps other classes, or in another order."""
+    pairs = enumerate(zip(student.classes, dataset.classes, strict=True))
+    differ = next(((i, ours, its) for i, (ours, its) in pairs if ours != its), None)
+    if differ:
+        i, ours, its = differ
+        print(
+            f"warning: class {i} is {ours!r} in {subject} and {its!r} in data {dataset.name}: "
+            "are they the same classes, in the same order?",
+            file=sys.stderr,
+        )
+
+
+def _described(
+    measured: Measured,
+    subject: Path,
+    student: Classifier,
+    teacher: Classifier | None,
+    dataset: Dataset,
+    config: DictConfig,
+) -> dict[str, Any]:
+    found = asdict(measured)
+    named = zip(dataset.classes, found["classes"], strict=True)
+    found["classes"] = [{"name": name, **row} for name, row in named]
+    return {
+        "schema": 1,
+        "network": str(subject),
+        "architecture": type(student.module).__name__,
+        "parameters": student.parameter_count(),
+        "teacher": teacher and str(config.teacher.checkpoint),
+        "data": config.choices.data,
+        **found,
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
