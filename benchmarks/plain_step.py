@@ -34,7 +34,7 @@ LATENT = 100
 def measure(overrides: list[str], repeat: int) -> dict[str, Any]:
     """Seconds of a cycle of each loop, and the ratio of ours to the plain one's in each pair."""
     config = compose(overrides)
-    runtime = Runtime(config.device, config.precision, config.compile, config.seed)
+    runtime = Runtime.of(config)
     stand_in: Any = SimpleNamespace(spec=SPEC, classes=CLASSES)
     parts = prepare(plain(config), runtime, stand_in)
     steps = config.source.student_steps

@@ -61,7 +61,7 @@ def main(description: str, measure: Callable[[list[str], int], dict[str, Any]]) 
 def measure(overrides: list[str], repeat: int) -> dict[str, Any]:
     """Seconds of each part over ``repeat`` cycles, after those that warm up."""
     config = compose(overrides)
-    runtime = Runtime(config.device, config.precision, config.compile, config.seed)
+    runtime = Runtime.of(config)
     stand_in: Any = SimpleNamespace(spec=SPEC, classes=CLASSES)
     parts = prepare(plain(config), runtime, stand_in)
     per_cycle = config.source.student_steps

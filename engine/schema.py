@@ -100,6 +100,8 @@ class Config:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["fp32", "bf16"] = "fp32"
     compile: bool = False
+    deterministic: bool = True
+    tf32: bool = False
     overwrite: bool = False
     choices: dict[str, Any] = field(default_factory=dict)
 
