@@ -57,7 +57,7 @@ def main(arguments: list[str]) -> int:
         if show:
             print(OmegaConf.to_yaml(config))
             return 0
-        runtime = Runtime(config.device, config.precision, config.compile, config.seed)
+        runtime = Runtime.of(config)
         handle_signals(runtime)
         result = run(config, runtime)
     except Stopped as stopped:

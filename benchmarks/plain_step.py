@@ -14,7 +14,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -23,7 +22,7 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.step_time import CLASSES, SPEC, WARM_UP, cycle, main, now, prepare, spread
+from benchmarks.step_time import CLASSES, SPEC, WARM_UP, cycle, loop, main, now, spread
 from engine.config import compose
 from engine.parts import build_network, plain
 from engine.runtime import Runtime
@@ -34,14 +33,13 @@ LATENT = 100
 def measure(overrides: list[str], repeat: int) -> dict[str, Any]:
     """Seconds of a cycle of each loop, and the ratio of ours to the plain one's in each pair."""
     config = compose(overrides)
-    runtime = Runtime(config.device, config.precision, config.compile, config.seed)
-    stand_in: Any = SimpleNamespace(spec=SPEC, classes=CLASSES)
-    parts = prepare(plain(config), runtime, stand_in)
+    runtime = Runtime.of(config)
+    training = loop(plain(config), runtime)
     steps = config.source.student_steps
     theirs = plain_loop(runtime, config.batch_size, steps)
     pairs = []
     for i in range(WARM_UP + repeat):
-        loops: list[Callable[[], object]] = [lambda: cycle(parts, runtime, steps), theirs]
+        loops: list[Callable[[], object]] = [lambda: cycle(training, steps), theirs]
         seconds = {k: timed(loops[k], runtime) for k in ((0, 1) if i % 2 else (1, 0))}
         pairs.append((seconds[0], seconds[1]))
     pairs = pairs[WARM_UP:]

@@ -4,13 +4,15 @@
     python benchmarks/reproduce.py                     all but optional ones, into runs/results/
     python benchmarks/reproduce.py digits mnist-dafl -- data.root=datasets
     python benchmarks/reproduce.py cifar10-public-teacher -- data.path=F teacher.checkpoint=F
+    python benchmarks/reproduce.py gpu-cifar10-wrn_40_2-wrn_16_1-nayer -- data=npz data.path=F
     python benchmarks/reproduce.py --table             docs/results.md from benchmarks/results/
 
 A row that is finished is not run again; one that was interrupted goes on. Where a run fails, those
 after it are still run, and the failed are named at the end. A row with a budget of seconds is timed
 first, and keeps the steps that it found beside its runs. What a run leaves in its
 result.json goes into benchmarks/results/, a file a row, which is kept with the code: a row that was
-run again shows as a change there.
+run again shows as a change there. With data=npz a row's data set is read from a file of yours, and
+is the same in all else: classes, normalisation and recipe are the row's.
 """
 
 from __future__ import annotations
@@ -30,12 +32,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.page import page
 from benchmarks.records import record
+from data.builtin import MOMENTS
+from engine.config import compose
+from engine.parts import plain
 
 ROOT = Path(__file__).resolve().parents[1]
 TABLES = ROOT / "benchmarks" / "tables"
 RECORDS = ROOT / "benchmarks" / "results"
 PROBES = (200, 600)  # steps
 # What changes where a row runs and not what it is; the result tells device and precision.
+FROM_FILE = "data=npz"
 ELSEWHERE = {"data.root", "data.path", "teacher.checkpoint", "device", "precision", "run_root"}
 
 
@@ -75,7 +81,8 @@ def main() -> int:
 
 def run(row: dict[str, Any], runs: Path, extra: list[str], dry: bool) -> None:
     """Run a row's seeds, or with ``dry`` say how, and keep their results; a failed run ends it."""
-    given = {override.split("=")[0] for override in extra}
+    given = {override.split("=")[0] for override in extra if override != FROM_FILE}
+    extra = placed(row, extra)
     if missing := [key for key in row.get("needs", []) if key not in given]:
         print(f"{row['name']} is left out: it needs {', '.join(missing)}")
         return
@@ -88,6 +95,23 @@ def run(row: dict[str, Any], runs: Path, extra: list[str], dry: bool) -> None:
             record(row, seed, runs / row["name"] / f"seed{seed}", RECORDS)
         else:
             print(f"not kept in {RECORDS}: with {' '.join(extra)} it is another run")
+
+
+def placed(row: dict[str, Any], extra: list[str]) -> list[str]:
+    """The overrides, with ``data=npz`` as another place of the row's data set.
+
+    As a choice of the group it would bring a recipe and a normalisation of its own.
+    """
+    if FROM_FILE not in extra:
+        return extra
+    dataset = plain(compose(row["overrides"]))["data"]["dataset"]
+    moments = MOMENTS.get((dataset.get("name", ""), dataset["size"]), (None, None))
+    node = {key: dataset.get(key) for key in ("classes", "size", "val_fraction")}
+    node |= {"_target_": "data.files.npz", "path": "${data.path}"}
+    for key, known in zip(("mean", "std"), moments, strict=True):
+        node[key] = known if dataset[key] is None else dataset[key]
+    text = ", ".join(f"{key}: {json.dumps(value)}" for key, value in node.items())
+    return [o for o in extra if o != FROM_FILE] + [f"data.dataset={{{text}}}"]
 
 
 def meant(given: str, name: str, known: list[str]) -> bool:

@@ -4,7 +4,8 @@
 
 WRN-40-2 -> WRN-16-1 on 32x32 colour images at batch 64 with DAFL's terms, by default; any
 override of `train.py` may follow (precision=bf16, compile=true, batch_size=256, device=cuda).
-Weights are random: they do not change the time. Prints median, minimum and maximum.
+Weights are random: they do not change the time. Clip and EMA
+are timed too where they are on. Prints median, minimum and maximum.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -26,8 +27,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from data.dataset import Dataset
 from data.spec import InputSpec
 from engine.config import compose
+from engine.monitor import Clock, Meter
 from engine.parts import Parts, build_network, build_parts, plain
 from engine.runtime import Runtime
+from engine.train import Training
 from models.classifier import Classifier
 from models.teacher import freeze
 
@@ -61,20 +64,18 @@ def main(description: str, measure: Callable[[list[str], int], dict[str, Any]]) 
 def measure(overrides: list[str], repeat: int) -> dict[str, Any]:
     """Seconds of each part over ``repeat`` cycles, after those that warm up."""
     config = compose(overrides)
-    runtime = Runtime(config.device, config.precision, config.compile, config.seed)
-    stand_in: Any = SimpleNamespace(spec=SPEC, classes=CLASSES)
-    parts = prepare(plain(config), runtime, stand_in)
+    runtime = Runtime.of(config)
+    training = loop(plain(config), runtime)
     per_cycle = config.source.student_steps
-    for _ in range(WARM_UP):
-        cycle(parts, runtime, per_cycle)
-    cycles = [cycle(parts, runtime, per_cycle) for _ in range(repeat)]
-    totals = [sum(drawing) + sum(learning) for drawing, learning in cycles]
-    later = [seconds for drawing, _ in cycles for seconds in drawing[1:]]
-    draw = statistics.median(later) if later else 0.0  # a batch's, where nothing is updated
+    cycles = [timed_cycle(training, per_cycle) for _ in range(WARM_UP + repeat)][WARM_UP:]
+    totals = [seconds["cycle"] for seconds in cycles]
+    # of a batch alone, where nothing is updated
+    draws = [seconds.get("draw", 0.0) / max(per_cycle - 1, 1) for seconds in cycles]
+    pairs = list(zip(cycles, draws, strict=True))
     return {
         "cycle_seconds": spread(totals),
-        "generator_step_seconds": spread([drawing[0] - draw for drawing, _ in cycles]),
-        "student_step_seconds": spread([s + draw for _, learning in cycles for s in learning]),
+        "generator_step_seconds": spread([seconds["update"] - draw for seconds, draw in pairs]),
+        "student_step_seconds": spread([s["learn"] / per_cycle + draw for s, draw in pairs]),
         "images_per_second": round(config.batch_size * per_cycle / statistics.median(totals), 1),
         "peak_memory_bytes": runtime.peak_memory(),
         "device": runtime.device_name,
@@ -82,6 +83,19 @@ def measure(overrides: list[str], repeat: int) -> dict[str, Any]:
         "torch": torch.__version__,
         "overrides": " ".join(overrides),
     }
+
+
+def loop(settings: dict[str, Any], runtime: Runtime) -> Training:
+    """The loop of a run whose data are a few black images, with an untrained teacher."""
+
+    def read() -> tuple[np.ndarray, np.ndarray]:
+        return np.zeros((len(CLASSES), *SPEC.shape[1:], 3), np.uint8), np.arange(len(CLASSES))
+
+    splits = {"train": read, "test": read}
+    data = Dataset("black", splits, CLASSES, runtime, mean=SPEC.mean, std=SPEC.std)
+    parts = prepare(settings, runtime, data)
+    directory: Any = None  # nothing is saved
+    return Training(settings, parts, parts.teacher, directory, runtime)
 
 
 def prepare(settings: dict[str, Any], runtime: Runtime, dataset: Dataset) -> Parts:
@@ -95,19 +109,28 @@ def prepare(settings: dict[str, Any], runtime: Runtime, dataset: Dataset) -> Par
     return parts
 
 
-def cycle(parts: Parts, runtime: Runtime, steps: int) -> tuple[list[float], list[float]]:
-    """Seconds of each step for its batch, the first with a generator step, and for the student."""
-    drawing, learning = [], []
-    for _ in range(steps):
-        began = now(runtime)
-        batch = parts.source.next()
-        drawn = now(runtime)
-        parts.distiller(batch).total.backward()
-        parts.optimizer.step()
-        parts.optimizer.zero_grad()
-        drawing.append(drawn - began)
-        learning.append(now(runtime) - drawn)
-    return drawing, learning
+def timed_cycle(training: Training, steps: int) -> dict[str, float]:
+    """Seconds of a ``cycle``, and of its parts: ``update`` (with the first batch), ``draw``
+    (all other batches) and ``learn`` (all of the student's steps).
+
+    The device is waited for at the ends of the cycle alone: parts are timed by its own events.
+    """
+    began = now(training.runtime)
+    clock = cycle(training, steps)
+    total = now(training.runtime) - began
+    return {"cycle": total, **clock.settle()}
+
+
+def cycle(training: Training, steps: int) -> Clock:
+    """All that a run does in a cycle, with clip, EMA and meter, but for what it logs."""
+    clock = Clock(training.runtime)
+    for i in range(steps):
+        with clock.part("draw" if i else "update"):
+            batch = training.parts.source.next()
+        with clock.part("learn"):
+            training._learn(training.parts.distiller, batch, i)
+    training.meter = Meter()  # of which a run keeps no more than log_every steps
+    return clock
 
 
 def now(runtime: Runtime) -> float:

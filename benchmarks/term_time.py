@@ -70,7 +70,7 @@ def measure(terms: Sequence[str], overrides: Sequence[str], repeat: int) -> dict
     """The ratio of each term's step to that of KD beside it, over ``repeat`` pairs."""
     settings = [*DEFAULTS, *overrides]
     config = compose(settings)
-    runtime = Runtime(config.device, config.precision, config.compile, config.seed)
+    runtime = Runtime.of(config)
     data = noise(runtime)
     found = {}
     for term in terms:

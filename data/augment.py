@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from data.crop import at_once
 from data.spec import InputSpec
 
 
@@ -127,7 +128,7 @@ class Kornia(nn.Module):
         self.range = spec.range
         size = tuple(spec.shape[-2:])
         self.augmentations = nn.ModuleList(
-            a(size=size) if isinstance(a, functools.partial) else a for a in augmentations
+            at_once(a(size=size) if isinstance(a, functools.partial) else a) for a in augmentations
         )
 
     def forward(self, x: Tensor, generator: torch.Generator) -> Tensor:

@@ -53,8 +53,12 @@ class EMA(Generic[Module]):
             decay = min(decay, (1 + self.updates) / (10 + self.updates))
         self.updates += 1
         torch._foreach_lerp_(average, current, 1 - decay)
-        if buffers := list(self.module.buffers()):
-            torch._foreach_copy_(buffers, list(self.source.buffers()))
+        kinds: dict[torch.dtype, list[tuple[Tensor, Tensor]]] = {}
+        for pair in zip(self.module.buffers(), self.source.buffers(), strict=True):
+            kinds.setdefault(pair[0].dtype, []).append(pair)
+        for pairs in kinds.values():  # of two types in one list, CUDA copies tensor by tensor
+            kept, now = zip(*pairs, strict=True)
+            torch._foreach_copy_(kept, now)
 
     def state_dict(self) -> dict[str, Any]:
         return {"module": self.module.state_dict(), "updates": self.updates}

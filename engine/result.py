@@ -81,7 +81,7 @@ def _cost(
         **dict(zip(counts, totals, strict=True)),
         "peak_memory_bytes": runtime.peak_memory(),
         "device": runtime.device_name,
-        "precision": config["precision"],
+        **{setting: config[setting] for setting in ("precision", "deterministic", "tf32")},
     }
 
 

@@ -12,6 +12,7 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -31,6 +32,10 @@ class Runtime:
         precision: "fp32" or "bf16" (autocast; no loss scaling is needed).
         compile: whether networks are compiled in place.
         seed: of the run; weights are initialised alike on every rank, noise is not.
+        deterministic: whether cuDNN may only take algorithms that give the same bits each time;
+            otherwise it takes the fastest, found by trial, and a resumed run differs in bits.
+        tf32: whether float32 convolutions and matrix products on CUDA may round their factors to
+            TF32 (10 bits of mantissa for 23), which is several times faster.
 
     Raises:
         ValueError: for ``device="cuda"`` without CUDA.
@@ -42,6 +47,8 @@ class Runtime:
         precision: str = "fp32",
         compile: bool = False,
         seed: int = 0,
+        deterministic: bool = True,
+        tf32: bool = False,
     ) -> None:
         if device == "cuda" and not torch.cuda.is_available():
             raise ValueError("device=cuda, but PyTorch sees no CUDA device: use device=cpu or auto")
@@ -61,11 +68,21 @@ class Runtime:
                     "use --nproc-per-node with at most as many as there are devices"
                 )
             torch.cuda.set_device(self.device)
-            torch.backends.cudnn.deterministic = True  # or a resumed run would differ in bits
+            torch.backends.cudnn.deterministic = deterministic
+            torch.backends.cudnn.benchmark = not deterministic
+            # PyTorch's own default is True for the first; not by fp32_precision, since a process
+            # that has used both interfaces gets errors from either
+            torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32
         if self.world_size > 1 and not dist.is_initialized():
             backend = "nccl" if kind == "cuda" else "gloo"
             dist.init_process_group(backend, timeout=timedelta(minutes=30))
         torch.manual_seed(seed)
+
+    @classmethod
+    def of(cls, config: DictConfig) -> Runtime:
+        """As a composed configuration says."""
+        names = ("device", "precision", "compile", "seed", "deterministic", "tf32")
+        return cls(**{name: config[name] for name in names})
 
     @property
     def main(self) -> bool:

@@ -106,6 +106,8 @@ class Config:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["fp32", "bf16"] = "fp32"
     compile: bool = False
+    deterministic: bool = True
+    tf32: bool = False
     overwrite: bool = False
     strict: bool = False  # what is a warning otherwise ends the run before it begins
     choices: dict[str, Any] = field(default_factory=dict)

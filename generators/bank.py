@@ -126,7 +126,13 @@ class Bank:
         self.losses.scatter_reduce_(0, index, loss, "amax", include_self=False)
 
     def state_dict(self) -> dict[str, Any]:
-        kept = {name: getattr(self, name)[: len(self)].clone() for name in PER_ENTRY}
+        """Its tensors share the bank's memory where that is the host's, and hold no more than what
+        is filled; from a device they are copied to the host.
+
+        The bank may be most of the memory that there is, and a file holds a tensor's whole storage.
+        """
+        filled = {name: getattr(self, name)[: len(self)].cpu().numpy() for name in PER_ENTRY}
+        kept = {name: torch.from_numpy(array) for name, array in filled.items()}
         return kept | {"added": self.added}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

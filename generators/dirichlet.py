@@ -40,16 +40,15 @@ class DirichletTargets:
                 f"{num_classes} outputs, whose weights this method reads: use another method"
             )
         self.concentration = class_similarity(layers[-1].weight.detach())
-        self.scales = tuple(scales)
+        self.scales = torch.tensor(scales, device=self.concentration.device)
 
     def __call__(self, label: Tensor, noise: torch.Generator) -> Tensor:
         """Targets [B, C], rows that sum to 1, for the classes [B]."""
-        scale = torch.tensor(self.scales, device=label.device).repeat(
-            -(-len(label) // len(self.scales))
-        )
+        scale = self.scales.repeat(-(-len(label) // len(self.scales)))
         concentration = self.concentration[label] * scale[: len(label), None]
         with seeded(noise, label.device):
-            return torch.distributions.Dirichlet(concentration).sample()
+            # without checks of the arguments, each of which makes the host wait for the device
+            return torch.distributions.Dirichlet(concentration, validate_args=False).sample()
 
 
 def class_similarity(weight: Tensor, least: float = 1e-3) -> Tensor:

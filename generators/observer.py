@@ -96,7 +96,7 @@ class Observer:
         self.queries_per_image = 2 if self.needs_local else 1
         self.parameters: list[nn.Parameter] = [p for p in objective.parameters() if p.requires_grad]
         self.remembering = [term for term in _terms(objective) if _remembers(term)]
-        self.keeping = any(term.remembers_best for term in self.remembering)
+        self.keeping = [term for term in self.remembering if term.remembers_best]
         self.latest: Synthesis | None = None
         self.kept: Synthesis | None = None
         runtime.compile(self.teacher.module)
@@ -148,7 +148,8 @@ class Observer:
     def keep(self, better: Tensor) -> None:
         """The latest batch is the round's best so far, if ``better`` [] says so."""
         if self.keeping and self.latest is not None:
-            new, old = self.latest, self.kept or self.latest
+            new = _read_by(self.keeping, self.latest)
+            old = self.kept or new
             self.kept = _each(lambda a, b: torch.where(better, a, b), new, old)
 
     @torch.no_grad()
@@ -171,6 +172,26 @@ def _terms(objective: Objective) -> list[SynthesisTerm]:
 
 def _remembers(term: nn.Module) -> bool:
     return isinstance(term, SynthesisTerm) and type(term).commit is not SynthesisTerm.commit
+
+
+def _read_by(terms: Sequence[SynthesisTerm], synthesis: Synthesis) -> Synthesis:
+    """The part of a batch that the terms read, as their attributes say.
+
+    To select among all of a deep teacher's statistics would take hundreds of launches.
+    """
+    taps = {tap for term in terms for tap in term.taps}
+    statistics = any(term.needs_statistics for term in terms)
+
+    def part(outputs: Outputs) -> Outputs:
+        features = {tap: x for tap, x in outputs.features.items() if tap in taps}
+        return Outputs(outputs.logits, features, outputs.statistics if statistics else [])
+
+    return dataclasses.replace(
+        synthesis,
+        teacher=part(synthesis.teacher),
+        student=synthesis.student if any(term.needs_student for term in terms) else None,
+        local=synthesis.local and part(synthesis.local),
+    )
 
 
 def _each(function: Callable[..., Tensor], *syntheses: Synthesis) -> Synthesis:

@@ -67,9 +67,13 @@ class BatchNormStatistics(SynthesisTerm):
         now = [(layer.mean, layer.variance) for layer in synthesis.teacher.statistics]
         if not self.earlier:
             return now
+        if (
+            self.earlier[0][0].device != now[0][0].device
+        ):  # from a checkpoint: one copy, not each time
+            self.earlier = [(mean.to(now[0][0]), var.to(now[0][0])) for mean, var in self.earlier]
         m = self.momentum
         return [
-            ((1 - m) * mean + m * mean_before.to(mean), (1 - m) * var + m * var_before.to(var))
+            ((1 - m) * mean + m * mean_before, (1 - m) * var + m * var_before)
             for (mean, var), (mean_before, var_before) in zip(now, self.earlier, strict=True)
         ]
 

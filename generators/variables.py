@@ -61,8 +61,8 @@ class Pixels(Variable):
     def begin(self, label: Tensor, index: int, noise: torch.Generator) -> Groups:
         shape = (len(label), *self.spec.shape)
         self.pixels = torch.randn(shape, generator=noise, device=label.device)
-        ends = self.pixels.new_tensor(self.spec.range).view(2, *(1,) * len(self.spec.shape))
-        self.low, self.high = self.spec.normalize(ends.expand(2, *self.spec.shape))
+        ends = (torch.full_like(self.pixels[:1], end) for end in self.spec.range)
+        self.low, self.high = (self.spec.normalize(end) for end in ends)
         self.pixels.clamp_(self.low, self.high).requires_grad_()
         return [{"params": [self.pixels]}]
 

@@ -9,11 +9,10 @@ from typing import Any
 import pytest
 
 import train
-from benchmarks import plain_step, reproduce, term_time
-from benchmarks.page import cells_of, device, page, plain_line
+from benchmarks import reproduce, term_time
+from benchmarks.page import cells_of, device, page
 from benchmarks.records import record, recorded
 from benchmarks.reproduce import commands, read, steps_within, to_two_digits, written_out
-from benchmarks.step_time import DEFAULTS
 from engine.build import build
 from engine.config import compose, groups
 from engine.parts import plain
@@ -281,11 +280,3 @@ def test_an_unknown_row_is_named(capsys: pytest.CaptureFixture[str]) -> None:
         with pytest.raises(SystemExit):
             reproduce.main()
     assert "no row digitz" in capsys.readouterr().err
-
-
-def test_a_plain_loop_is_timed_in_pairs() -> None:
-    figures = plain_step.measure([*DEFAULTS, "batch_size=2"], repeat=2)
-    ours, other, ratio = (figures[k] for k in ("cycle_seconds", "plain_seconds", "ratio"))
-    assert 0 < ratio["min"] <= ratio["median"] <= ratio["max"]
-    assert 0.99 * ours["min"] / other["max"] < ratio["median"] < 1.01 * ours["max"] / other["min"]
-    assert f"{ratio['median']:.3f}" in plain_line(figures)

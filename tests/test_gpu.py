@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
 from data.spec import InputSpec
-from engine.parts import Parts, build_dataset, build_parts, plain
+from engine.parts import build_dataset, plain
 from engine.run import RunDirectory
 from engine.runtime import Runtime, Stopped
 from engine.train import Training, run
 from generators.bank import Bank
 from models.checkpoint import load_weights, save_network
+from tests.cycles import of_method
 from tests.test_contracts import METHODS, small, teacher_for
 from tests.test_terms import TERMS, make
 
@@ -26,23 +28,13 @@ pytestmark = [
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_no_step_makes_the_device_wait(method: str, precision: str) -> None:
-    config = plain(small(method, "device=cuda", f"precision={precision}"))
-    runtime = Runtime("cuda", precision)
-    dataset = build_dataset(config, runtime)
-    teacher = teacher_for(config, dataset) if config["needs_teacher"] else None
-    if teacher:
-        runtime.prepare(teacher)
-    _step_without_waiting(build_parts(config, dataset, teacher, runtime))
+    """Not in an update or a round either, nor in clip, EMA, meter and what a source is told."""
+    cycles = of_method(method, "device=cuda", f"precision={precision}")
+    _second_without_waiting(cycles.run)
 
 
-def _step_without_waiting(parts: Parts) -> None:
-    """The second step, for the first may set things up."""
-
-    def step() -> None:
-        parts.distiller(parts.source.next()).total.backward()
-        parts.optimizer.step()
-        parts.optimizer.zero_grad()
-
+def _second_without_waiting(step: Callable[[], None]) -> None:
+    """The first one may set things up."""
     step()
     torch.cuda.set_sync_debug_mode("error")
     try:
@@ -51,10 +43,35 @@ def _step_without_waiting(parts: Parts) -> None:
         torch.cuda.set_sync_debug_mode("default")
 
 
+def test_a_wait_is_an_error_there() -> None:
+    """Or the test above could not fail."""
+    x = torch.ones(3, device="cuda")
+    with pytest.raises(RuntimeError, match="synchroniz"):
+        _second_without_waiting(lambda: x.sum().item())  # type: ignore[arg-type,return-value]
+
+
 @pytest.mark.parametrize("term", TERMS)
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_no_term_makes_the_device_wait(term: str, precision: str) -> None:
-    _step_without_waiting(make(term, "device=cuda", f"precision={precision}"))
+    parts = make(term, "device=cuda", f"precision={precision}")
+
+    def step() -> None:
+        parts.distiller(parts.source.next()).total.backward()
+        parts.optimizer.step()
+        parts.optimizer.zero_grad()
+
+    _second_without_waiting(step)
+
+
+def test_settings_reach_the_device() -> None:
+    """TF32 keeps 10 bits of the mantissa of what it multiplies."""
+    x = torch.full((1, 8, 8, 8), 1 + 2**-14, device="cuda")
+    exact = torch.full((8, 8, 1, 1), 1.0, device="cuda")
+    found = []
+    for tf32 in (True, False):
+        Runtime("cuda", tf32=tf32)
+        found.append((torch.nn.functional.conv2d(x, exact) - 8).abs().max().item())
+    assert found[1] == 8 * 2**-14
 
 
 @pytest.mark.parametrize("method", ["reverie", "deep_inversion"])

@@ -2,12 +2,18 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
-from benchmarks import records
+from benchmarks import records, reproduce
 from benchmarks.records import chosen, digest, record, recorded
+from data.builtin import MOMENTS
+from engine.config import compose
+from engine.parts import build_dataset, plain
+from engine.runtime import Runtime
 from tests.test_benchmarks import left_in, result
 
 
@@ -59,6 +65,44 @@ def test_a_file_changes_with_those_that_it_starts_from(
     seen.add(digest("model/own"))
     assert len(seen) == 3
     assert digest("model/base") == ""
+
+
+@pytest.mark.parametrize("key", ["cifar10", "cifar100"])
+def test_data_from_a_file_is_where_a_row_runs_and_not_what_it_is(
+    key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Recipe, classes and normalisation stay the row's, and its result is kept."""
+    row = {"name": "x", "overrides": ["method=kd", f"data={key}"], "seeds": [0]}
+    file = tmp_path / "a file.npz"
+    images, labels = np.zeros((100, 32, 32, 3), np.uint8), np.arange(100) % 10
+    parts = {"images": images, "labels": labels}
+    splits = {f"{split}_{k}": v for split in ("train", "test") for k, v in parts.items()}
+    np.savez(file, **splits)
+    commands: list[list[str]] = []
+
+    def run(command: list[str], **_: Any) -> None:
+        commands.append(command)
+        left_in(tmp_path / "runs" / "x" / "seed0", result(0.9))
+
+    monkeypatch.setattr(reproduce.subprocess, "run", run)
+    monkeypatch.setattr(reproduce, "RECORDS", tmp_path / "results")
+    reproduce.run(row, tmp_path / "runs", ["data=npz", f"data.path={file}"], dry=False)
+    assert recorded(row, tmp_path / "results")["0"]["student"]["accuracy"] == 0.9
+    own, here = compose(row["overrides"]), compose(commands[0][2:])
+    assert here.choices == own.choices
+    assert here.data.training == own.data.training
+    assert here.data.dataset.classes == own.data.dataset.classes
+    spec = build_dataset(plain(here), Runtime("cpu")).spec
+    assert (spec.mean, spec.std) == MOMENTS[key.upper(), 32]
+
+
+def test_other_data_is_another_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    row = {"name": "x", "overrides": ["data=cifar10"], "seeds": [0]}
+    monkeypatch.setattr(reproduce.subprocess, "run", lambda *_, **__: None)
+    monkeypatch.setattr(reproduce, "RECORDS", tmp_path / "results")
+    for other in ("data=cifar100", "data.dataset={_target_: data.files.npz, path: x.npz}"):
+        reproduce.run(row, tmp_path / "runs", [other], dry=False)
+    assert not (tmp_path / "results").exists()
 
 
 def test_the_files_of_a_run_are_named(tmp_path: Path) -> None:

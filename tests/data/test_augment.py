@@ -10,6 +10,7 @@ from data.augment import Kornia, RandomAffine, RandomCrop, RandomFlip
 from data.spec import InputSpec
 from engine.build import build
 from engine.check import check_node
+from tests.waits import Launches
 
 SPEC = InputSpec((3, 12, 10), (-1.0, 1.0), (0.0,) * 3, (1.0,) * 3)
 ALL: list[Any] = [
@@ -121,6 +122,37 @@ def test_kornia_is_built_from_yaml_and_differentiable(channels: int) -> None:
     assert y.max() <= 3
     (gradient,) = torch.autograd.grad(y.sum(), x)
     assert (gradient.flatten(1).abs().sum(1) > 0).all()
+
+
+@pytest.mark.parametrize("aligned", [True, False])
+@pytest.mark.parametrize("scale", [(0.05, 1.0), (0.01, 0.02), (1.0, 1.0)])
+def test_kornias_crops_are_cut_at_once(aligned: bool, scale: tuple[float, float]) -> None:
+    """The same boxes and, but for rounding, the same pixels as cut one by one, and gradients."""
+    settings: Any = {"size": (12, 10), "scale": scale, "align_corners": aligned}
+    one_by_one, at_once = (K.RandomResizedCrop(**settings) for _ in range(2))
+    x, weight = images().requires_grad_(), torch.randn(64, 3, 12, 10, generator=seeded(3))
+    found = []
+    for augment in (one_by_one, Kornia(SPEC, [at_once]).augmentations[0]):
+        torch.manual_seed(5)
+        y = augment(x)
+        found.append((y, *torch.autograd.grad((y * weight).sum(), x)))
+    torch.testing.assert_close(found[0], found[1], atol=2e-5, rtol=0)
+
+
+def test_a_batch_is_cut_in_as_few_launches_as_an_image() -> None:
+    crop = Kornia(SPEC, [K.RandomResizedCrop((12, 10), scale=(0.25, 1.0))])
+    counts = []
+    for count in (1, 64):
+        with Launches() as launches:
+            crop(images(count), seeded())
+        counts.append(launches.count)
+    assert counts[1] < counts[0] + 10
+
+
+def test_crops_of_another_kind_are_left_as_they_are() -> None:
+    nearest = K.RandomResizedCrop((12, 10), resample="nearest")
+    kept = Kornia(SPEC, [nearest]).augmentations[0]
+    assert "apply_transform" not in vars(kept)
 
 
 def test_kornia_computes_in_float32() -> None:

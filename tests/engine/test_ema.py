@@ -70,6 +70,20 @@ def test_buffers_are_copied() -> None:
     assert int(ema.module.batchnorms()[0].num_batches_tracked) == 3  # type: ignore[arg-type]
 
 
+def test_buffers_are_copied_in_lists_of_one_type(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of others, CUDA copies each tensor by itself."""
+    copied: list[tuple[int, set[torch.dtype]]] = []
+    copy = torch._foreach_copy_
+
+    def recorded(kept: list[Tensor], now: list[Tensor]) -> None:
+        copied.append((len(kept), {tensor.dtype for tensor in [*kept, *now]}))
+        copy(kept, now)
+
+    monkeypatch.setattr(torch, "_foreach_copy_", recorded)
+    EMA(nn.Sequential(*(nn.BatchNorm1d(3) for _ in range(5))), decay=0.9).update()
+    assert copied == [(10, {torch.float32}), (5, {torch.int64})]
+
+
 def test_a_plain_module_without_buffers() -> None:
     linear = nn.Linear(2, 2)
     ema = EMA(linear, decay=0.0)

@@ -21,7 +21,7 @@ SCHEMA = {  # of the design, in its order
     "student": "name accuracy best_accuracy agreement ece parameters",
     "cost": "wall_seconds synthesis_seconds distillation_seconds evaluation_seconds steps "
     "images_synthesized teacher_queries real_training_inputs_read peak_memory_bytes device "
-    "precision",
+    "precision deterministic tf32",
 }
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from data.spec import InputSpec
 from generators import bank as bank_module
-from generators.bank import Bank, Policy
+from generators.bank import PER_ENTRY, Bank, Policy
 
 SPEC = InputSpec((1, 2, 2), (-1.0, 3.0), (0.0,), (1.0,))
 CPU = torch.device("cpu")
@@ -197,12 +197,18 @@ def test_a_store_that_does_not_fit_lies_on_the_host(monkeypatch: pytest.MonkeyPa
     assert bank_module._place(10**12, CPU) == CPU
 
 
-def test_state_is_a_copy() -> None:
-    bank = Bank(SPEC, 2, CPU)
-    bank.add(flat(0.0, 0.0), torch.tensor([1, 1]))
+@pytest.mark.parametrize("added", [0, 1, 50, 100])
+def test_a_state_takes_no_memory_and_a_file_no_more_than_what_is_filled(added: int) -> None:
+    bank = Bank(SPEC, 100, CPU, answers=3)
+    bank.add(torch.zeros(added, *SPEC.shape), torch.arange(added), answers=torch.ones(added, 3))
     state = bank.state_dict()
-    bank.add(flat(0.0), torch.tensor([2]))
-    assert state["labels"].tolist() == [1, 1]
+    for name in PER_ENTRY:
+        whole, kept = getattr(bank, name), state[name]
+        assert len(kept) == added
+        assert kept.dtype == whole.dtype
+        assert torch.equal(kept, whole[:added])
+        assert kept.untyped_storage().nbytes() == kept.numel() * kept.element_size()
+        assert not added or kept.data_ptr() == whole.data_ptr()
 
 
 def test_a_new_bank_is_empty() -> None:

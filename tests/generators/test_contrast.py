@@ -13,7 +13,7 @@ from distillers.contrast import supervised_contrast
 from engine.runtime import Runtime
 from generators.base import Synthesis
 from generators.contrast import InstanceContrast, SupervisedContrast
-from generators.terms import BatchNormStatistics, OneHot
+from generators.terms import Activation, Adversarial, BatchNormStatistics, OneHot
 from generators.views import Jitter
 from models.classifier import Classifier, Outputs
 from models.digits import DigitsCNN
@@ -195,3 +195,28 @@ def test_it_remembers_the_inputs_that_a_round_keeps_and_not_its_last() -> None:
     assert 0 < least < len(seen) - 1
     assert torch.equal(contrast.memory[:, 1], seen[least][1].teacher.features["pooled"])
     assert torch.equal(moving.earlier[0][0], seen[-1][1].teacher.statistics[0].mean)
+
+
+def test_of_a_round_only_what_a_memory_reads_is_kept() -> None:
+    """With needs of others beside it: statistics, the student and another tap."""
+    source = inversion(
+        objective=objective(
+            contrast=term(),
+            bn=BatchNormStatistics(),
+            adversarial=Adversarial(),
+            act=Activation("conv1"),
+        ),
+        local_views=[Jitter(1)],
+    )
+    kept: list[Synthesis | None] = []
+    commit = source.observe.commit
+    source.observe.commit = lambda: [kept.append(source.observe.kept), commit()]  # type: ignore
+    source.next()
+    source.next()
+    for synthesis in kept:
+        assert synthesis is not None
+        assert synthesis.student is None
+        for outputs in (synthesis.teacher, synthesis.local):
+            assert outputs is not None
+            assert list(outputs.features) == ["pooled"]
+            assert not outputs.statistics

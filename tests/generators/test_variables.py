@@ -11,10 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from engine.runtime import Runtime
+from generators.base import Synthesis
 from generators.networks import ImageGenerator
 from generators.rounds import draw_classes
 from generators.terms import Adversarial, BatchNormStatistics, OneHot
 from generators.variables import Generated, MetaGenerated, NoisyLayer, one_hot
+from models.classifier import Outputs, Statistics
 from tests.generators.small import CLASSES, SPEC, inversion, objective, same, snapshot, teacher
 
 SGD = functools.partial(torch.optim.SGD, lr=0.5)
@@ -243,6 +245,14 @@ def test_statistics_remember_earlier_rounds_by_an_ema() -> None:
     torch.testing.assert_close(fresh.earlier[1][0], expected)
     with pytest.raises(ValueError, match=r"momentum must lie in \[0, 1\)"):
         BatchNormStatistics(momentum=1.0)
+
+
+def test_the_statistics_of_a_checkpoint_go_to_the_device_once() -> None:
+    term, x = BatchNormStatistics(momentum=0.5), torch.ones(3)
+    term.load_state_dict({"_extra_state": [x, x]})
+    there = [Statistics(*[x.to("meta")] * 4)]
+    term(Synthesis(x, Outputs(x, statistics=there)))
+    assert [y.device.type for y in term.earlier[0]] == ["meta", "meta"]
 
 
 def test_the_moving_statistics_are_what_is_drawn_to_the_running_ones() -> None:
