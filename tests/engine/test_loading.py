@@ -70,12 +70,16 @@ def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Tenso
     }
     sys.path.remove(str(folder))
     assert main([str(folder / "pt2"), str(folder / "pt2" / "student.pt2")]) == 0
-    lines = exported_lines(student_of(folder / "pt2").spec)
-    (folder / "pt2" / "lines.py").write_text(lines)
+    exported = exported_lines(student_of(folder / "pt2").spec)
+    (folder / "pt2" / "lines.py").write_text(exported)
     alone = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     subprocess.run([sys.executable, "elsewhere.py"], cwd=folder, env=alone, check=True)
     return {
-        name: (logits, torch.load(folder / name / "logits.pt"), (folder / name / "lines.py").read_text())
+        name: (
+            logits,
+            torch.load(folder / name / "logits.pt"),
+            (folder / name / "lines.py").read_text(),
+        )
         for name, logits in wanted.items()
     }
 

@@ -66,7 +66,7 @@ def test_how_a_student_was_trained_names_nothing_that_is_run(tmp_path: Path) -> 
             "student: {model: {_target_: models.digits.DigitsCNN, width: '${oc.env:HOME}'}}",
             "student.model.width",
         ),
-        ("student: {model: {_target_: models.wrn.WideResNet, depth: 17}}", "17"),
+        ("student: {model: {_target_: models.wrn.WideResNet, depth: 17, width: 1}}", "17"),
     ],
 )
 def test_a_configuration_that_describes_no_network(text: str, said: str, tmp_path: Path) -> None:

@@ -18,9 +18,9 @@ from models.teacher import freeze
 CLASSES = ("cat", "dog", "émeu", "no", "1e3")
 
 
-def node_of(name: str, **keys: Any) -> dict[str, Any]:
-    """What ``student=name`` describes."""
-    node = OmegaConf.to_container(OmegaConf.load(ROOT / f"model/{name}.yaml"))
+def node_of(choice: str, /, **keys: Any) -> dict[str, Any]:
+    """What ``student=choice`` describes."""
+    node = OmegaConf.to_container(OmegaConf.load(ROOT / f"model/{choice}.yaml"))
     assert isinstance(node, dict)
     return {str(k): v for k, v in node.items()} | keys
 
