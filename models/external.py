@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torchvision
@@ -29,16 +29,20 @@ def torchvision_model(name: str, in_channels: int, num_classes: int, **kwargs: A
             f"torchvision's {name} takes 3 channels, but the data has {in_channels}: "
             "use the model timm with the same name, or data with 3 channels"
         )
-    if name in ("googlenet", "inception_v3"):  # else training returns a tuple with extra heads
-        kwargs = {"aux_logits": False, "init_weights": True} | kwargs
-    model = _build(
-        torchvision.models.get_model, name, weights=None, num_classes=num_classes, **kwargs
-    )
+    arguments = torchvision_arguments(name, {"num_classes": num_classes} | kwargs)
+    model = _build(torchvision.models.get_model, name, weights=None, **arguments)
     stages = torchvision_stages(model)
     head_name, head = list(model.named_children())[-1]
     ends_linear = isinstance([*head.modules()][-1], nn.Linear)
     ends = {"pooled": _pooled(model, head_name), "logits": head_name if ends_linear else None}
     return _with_taps(model, stages, ends)
+
+
+def torchvision_arguments(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """What torchvision's builder of a network is called with, beside its name."""
+    if name in ("googlenet", "inception_v3"):  # else training returns a tuple with extra heads
+        return {"aux_logits": False, "init_weights": True} | dict(given)
+    return dict(given)
 
 
 def timm_model(name: str, in_channels: int, num_classes: int, **kwargs: Any) -> nn.Module:
