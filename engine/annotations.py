@@ -58,7 +58,7 @@ def _as_text(value: Any) -> Any:
 
 def _quote(path: str, text: Any) -> str:
     shown = json.dumps(text, ensure_ascii=False, separators=(",", ":"))
-    return f"'{path}={shown}'" if len(shown) <= 120 else f"'{path}=[\"0\",\"1\",...]'"
+    return f"'{path}={shown}'" if len(shown) <= 120 else f'\'{path}=["0","1",...]\''
 
 
 def _fits(value: Any, annotation: Any) -> bool:

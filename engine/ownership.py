@@ -15,8 +15,8 @@ from safetensors import safe_open
 
 from engine.checkpoints import Checkpoints
 from engine.files import PARTIAL, keep_aside
-from models.checksum import check, metadata
 from models.checkpoint import FORMAT
+from models.checksum import check, metadata
 
 CONFIG, VERSIONS, NEXT = "config.yaml", "versions.json", "config.yaml.next"
 RESULT, STUDENT, PICTURE = "result.json", "student.safetensors", "inputs.png"

@@ -6,7 +6,6 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-import torch
 from torch import nn
 
 from data.spec import InputSpec
