@@ -90,8 +90,9 @@ def _refused(path: Path, message: str) -> str:
     named = re.search(r"GLOBAL (\S+)", message)
     if named is None:
         return (
-            f"{path} is truncated, or not a file of torch.save but a pickle: it needs unpickling, "
-            f"which would run code from the file; where you trust it, {SAVE_ALONE}"
+            f"{path} is truncated, or was not pickled by torch.save with its own pickle_protocol: "
+            "it needs unpickling, which would run code from the file; where you trust it, "
+            f"{SAVE_ALONE}"
         )
     return (
         f"{path} needs unpickling of {named[1][:100]!r} (a whole network, or an object saved "

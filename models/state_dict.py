@@ -77,7 +77,7 @@ def _state_dicts(content: Any) -> dict[str, Mapping[Any, Any]]:
 
     No recursion: a stranger's file may nest as deeply as it likes, or hold itself.
     """
-    found: dict[str, Mapping[Any, Any]] = {}
+    found: dict[tuple[str, ...], Mapping[Any, Any]] = {}
     seen: set[int] = set()
     pending: deque[tuple[tuple[str, ...], Any]] = deque([((), content)])
     while pending:
@@ -87,9 +87,14 @@ def _state_dicts(content: Any) -> dict[str, Mapping[Any, Any]]:
         seen.add(id(node))
         tensors = [v for v in node.values() if isinstance(v, Tensor)]
         if any(v.dim() and v.dtype not in INTEGERS for v in tensors):
-            found[".".join(entry)] = node
-        pending += [((*entry, k), v) for k, v in node.items() if isinstance(k, str)]
-    return {k: v for k, v in found.items() if not any(_inside(other, k) for other in found)}
+            found[entry] = node
+        pending += [((*entry, k), v) for k, v in node.items() if _is_name(k)]
+    outer = {entry[:i] for entry in found for i in range(len(entry))}
+    return {".".join(entry): node for entry, node in found.items() if entry not in outer}
+
+
+def _is_name(key: Any) -> bool:
+    return isinstance(key, str) and key.isprintable()
 
 
 def _inside(entry: str, outer: str) -> bool:
@@ -99,14 +104,14 @@ def _inside(entry: str, outer: str) -> bool:
 def _tensors(
     content: Mapping[Any, Any], path: str | os.PathLike[str], say: Say
 ) -> dict[str, Tensor]:
-    unnamed = [k for k, v in content.items() if isinstance(v, Tensor) and not isinstance(k, str)]
+    unnamed = [k for k, v in content.items() if isinstance(v, Tensor) and not _is_name(k)]
     if unnamed:
         raise ValueError(
             f"{path} holds no state dict (tensors by name): one of its tensors is called "
-            f"{unnamed[0]!r}, which is not text"
+            f"{unnamed[0]!r:.80}, which is no name"
         )
     state = {k: v for k, v in content.items() if isinstance(v, Tensor)}
-    if others := [str(k) for k in content if k not in state]:
+    if others := [k if _is_name(k) else repr(k) for k in content if k not in state]:
         say(f"{path}: ignored beside the weights: {_some(others)}")
     return {plain: state[name] for plain, name in _unwrapped(state).items()}
 
@@ -118,8 +123,9 @@ def _usual(paths: Iterable[str]) -> list[str]:
         last = path.rpartition(".")[2]
         return USUAL.index(last) if last in USUAL else len(USUAL)
 
-    paths = list(paths)
-    return [path for path in paths if rank(path) == min(map(rank, paths))]
+    ranks = {path: rank(path) for path in paths}
+    least = min(ranks.values())
+    return [path for path in ranks if ranks[path] == least]
 
 
 def load_state(
@@ -159,7 +165,8 @@ def load_state(
     unexpected = sorted(extra - set(counters))
     if listed := _misfits(state, expected, named, unexpected):
         hint = f"; the file says that it holds {architecture!r}" if architecture else ""
-        hint += f"; teacher.weights={start} leaves out what is not below it" if start else ""
+        if start and not all(_inside(name, start) for name in unexpected):
+            hint += f"; teacher.weights={start} leaves out what is not below it"
         raise ValueError(f"{path} does not fit {type(module).__name__}: {listed}{hint}")
     if counters:
         say(f"{path}: ignored beside the weights: {_some(counters)}")

@@ -132,6 +132,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "deep": (deep(state()), "no state dict"),
     "numbers": ({0: torch.ones(3)}, "one of its tensors is called 0"),
     "mixed": (state() | {7: torch.ones(3)}, "one of its tensors is called 7"),
+    "newline": (state() | {"a\nb": torch.ones(3)}, r"called 'a\\nb', which is no name"),
     "arrays": ({k: v.numpy() for k, v in state().items()}, "no state dict"),
     "head": (state() | {"head.weight": torch.ones(3)}, "unexpected: head.weight"),
     "sparse": (changed("linear.weight", Tensor.to_sparse), r"linear.weight is sparse.*to_dense"),
