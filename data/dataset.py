@@ -172,7 +172,8 @@ class Dataset:
         where = f"data {self.name}: {which}"
         arrays, numbers = check_split(where, *self._read(which), self.num_classes)
         self._check_shape(which, arrays)
-        if missing := sorted(set(range(self.num_classes)) - set(np.unique(numbers).tolist())):
+        missing = sorted(set(range(self.num_classes)) - set(np.unique(numbers).tolist()))
+        if missing and which != "val":  # whose few images may well be of few classes
             names = ", ".join(self.classes[i] for i in missing[:5])
             more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
             note(self._runtime, f"{where} has no image of the class(es) {names}{more}")

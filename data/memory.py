@@ -30,6 +30,12 @@ def check_memory(needed: int, what: str, advice: str) -> None:
     """
     if needed > (there := machine_memory()):
         raise ValueError(
-            f"{what} would take {needed / 2**30:,.1f} GiB, but this machine has "
-            f"{there / 2**30:,.1f} GiB of memory: {advice}"
+            f"{what} would take {_gibibytes(needed)}, but this machine has {_gibibytes(there)} of "
+            f"memory: {advice}"
         )
+
+
+def _gibibytes(count: int) -> str:
+    if count > 2**80:  # such numbers may be too large to divide or to print
+        return "more than 2^50 GiB"
+    return f"{count / 2**30:,.1f} GiB"

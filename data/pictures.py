@@ -34,9 +34,10 @@ def read_picture(file: Path, channels: int) -> NDArray[np.uint8]:
             without a decision of the user's: transparency, several frames, 32-bit or float values.
     """
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), open(file, "rb") as stream:
             warnings.simplefilter("ignore")  # of large images, and of odd EXIF data
-            with Image.open(file, formats=FORMATS) as opened:
+            # By its name, Pillow would map the file, which scrambles a TIFF that lies on its side.
+            with Image.open(stream, formats=FORMATS) as opened:
                 pixels = _pixels(opened, "RGB" if channels == 3 else "L")
     except _Unsuitable as error:
         raise ValueError(f"{file} {error}") from error

@@ -215,6 +215,8 @@ def test_splits_of_different_shapes(runtime: Runtime) -> None:
 def test_a_size_that_no_machine_has(runtime: Runtime) -> None:
     with pytest.raises(ValueError, match=r"12 test images .* would take 11,\d+.\d GiB, but"):
         dataset(runtime, size=10**6).open("test")
+    with pytest.raises(ValueError, match=r"would take more than 2\^50 GiB, but"):
+        dataset(runtime, size=10**400).open("test")
 
     def exhausted() -> Any:
         raise MemoryError

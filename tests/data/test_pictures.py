@@ -126,12 +126,16 @@ def test_transparent_images_are_refused(kind: str, tmp_path: Path) -> None:
         assert read_picture(path, 3).shape[-1] == 3
 
 
-def test_an_image_is_upright(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["x.png", "x.tif", "x.webp"])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_an_image_is_upright(name: str, dtype: Any, tmp_path: Path) -> None:
     values = np.arange(64, dtype=np.uint8).reshape(4, 16)
-    exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned by 90 degrees clockwise
-    path = saved(tmp_path, values, exif=exif)
-    assert np.array_equal(read_picture(path, 1)[..., 0], np.rot90(values, -1))
+    stored = values if dtype == np.uint8 or name == "x.webp" else values.astype(dtype) * 257
+    exif, options = Image.Exif(), {"lossless": True} if name == "x.webp" else {}
+    for orientation, turned in ((3, np.rot90(values, 2)), (6, np.rot90(values, -1))):
+        exif[0x0112] = orientation
+        path = saved(tmp_path, stored, name, exif=exif, **options)
+        assert np.array_equal(read_picture(path, 1)[..., 0], turned)
 
 
 @pytest.mark.parametrize(
