@@ -120,7 +120,7 @@ def say(annotation: Any) -> str:
         return "a path"
     if inspect.isclass(annotation) and annotation not in names and not origin:
         return f"a {annotation.__name__}"
-    return names.get(annotation, str(annotation).replace("typing.", ""))
+    return names.get(annotation, str(annotation).replace("typing.", "").replace("collections.abc.", ""))
 
 
 def is_part(part: Any, annotation: Any) -> bool:
