@@ -58,7 +58,7 @@ def _as_text(value: Any) -> Any:
 
 def _quote(path: str, text: Any) -> str:
     shown = json.dumps(text, ensure_ascii=False, separators=(",", ":"))
-    return f"'{path}={shown}'" if len(shown) <= 120 else f"'{path}=[\"0\",\"1\",...]'"
+    return f"'{path}={shown}'" if len(shown) <= 120 else f'\'{path}=["0","1",...]\''
 
 
 def _fits(value: Any, annotation: Any) -> bool:
@@ -122,7 +122,9 @@ def say(annotation: Any) -> str:
         return "a path"
     if inspect.isclass(annotation) and annotation not in names and not origin:
         return f"a {annotation.__name__}"
-    return names.get(annotation, str(annotation).replace("typing.", "").replace("collections.abc.", ""))
+    return names.get(
+        annotation, str(annotation).replace("typing.", "").replace("collections.abc.", "")
+    )
 
 
 def is_part(part: Any, annotation: Any) -> bool:

@@ -96,7 +96,11 @@ def _check_target(node: Mapping[str, Any], path: str) -> list[str]:
             mistakes += check_type(value, hints.get(key, Any), f"{path}.{key}")
     if not node.get("_partial_"):
         for wanted, parameter in parameters.items():
-            if parameter.default is parameter.empty and wanted not in node and wanted not in AVAILABLE:
+            if (
+                parameter.default is parameter.empty
+                and wanted not in node
+                and wanted not in AVAILABLE
+            ):
                 mistakes.append(f"{path}.{wanted} is not set, and {name} needs it")
     return mistakes
 

@@ -237,7 +237,9 @@ def _check_fields(node: Any, schema: Any, prefix: str, mistakes: list[str]) -> N
                 _check_fields(value, section, path + ".", mistakes)
         elif Node in (hint := hints[key], *get_args(hint)) and not is_target(value):
             if value is not None or hint is Node:
-                mistakes.append(f"{path} builds a part: a group with a _target_, not {shorten(value)}")
+                mistakes.append(
+                    f"{path} builds a part: a group with a _target_, not {shorten(value)}"
+                )
         else:
             mistakes += check_type(value, hints[key], path)
             mistakes += check_node(value, path)

@@ -69,10 +69,13 @@ def explain(error: Exception) -> int:
     elif is_exhausted(error):
         code, text = 1, f"error: out of memory: {_one_line(error)}{SMALLER}"
     else:
-        code, text = 70, (
-            f"error: this should not happen: {type(error).__name__}: {_one_line(error)}\n"
-            "The last checkpoint, if any, is kept, and the same command goes on from it. Please "
-            "report it on the project's issue page, with what `python -X dev train.py ...` shows"
+        code, text = (
+            70,
+            (
+                f"error: this should not happen: {type(error).__name__}: {_one_line(error)}\n"
+                "The last checkpoint, if any, is kept, and the same command goes on from it. "
+                "Please report it as an issue, with what `python -X dev train.py ...` shows"
+            ),
         )
     if _is_first(text):
         print(text, file=sys.stderr)

@@ -14,7 +14,7 @@ from data.spec import InputSpec
 from engine.files import write_whole
 from engine.monitor import Board
 from engine.parts import Parts
-from engine.run import RunDirectory
+from engine.run import SCHEMA, RunDirectory
 from engine.runtime import Runtime
 from models.classifier import Classifier
 from models.teacher import save_network
@@ -35,7 +35,7 @@ def summarize(
     """The content of ``result.json``; accuracies are fractions, counts are sums over ranks."""
     choices = config["choices"]
     result: dict[str, Any] = {
-        "schema": 1,
+        "schema": SCHEMA,
         "status": "finished",
         "method": choices["method"],
         "data": choices["data"],

@@ -26,6 +26,7 @@ from engine.runtime import Runtime, Stopped
 NOT_IDENTITY = ["run_root", "run_dir", "overwrite", "device", "log_every", "checkpoints"]
 NOT_IDENTITY += ["data.root", "data.dataset.root"]
 LONGEST = 200  # characters of a directory's name, less seed and hash; systems take 255
+SCHEMA = 1  # of result.json
 POLL = 0.5  # seconds between looks at a lock that another process holds
 # What overwrite=true takes away; config.yaml is replaced in one go, so that a kill strands nothing.
 OURS = ("result.json", "checkpoints", "student.safetensors", "inputs.png", "versions.json")
@@ -227,7 +228,7 @@ class RunDirectory:
         path = self.path / "result.json"
         if self.overwrite or not path.exists():
             return None
-        return _read(path, lambda p: dict(json.loads(p.read_text())))  # type: ignore[no-any-return]
+        return _read(path, _result)  # type: ignore[no-any-return]
 
 
 def _read(path: Path, parse: Callable[[Path], Any]) -> Any:
@@ -253,6 +254,18 @@ def _state(path: Path) -> dict[str, Any]:
     if "step" not in state or "distiller" not in state:
         raise ValueError("not the state of a run")
     return state
+
+
+def _result(path: Path) -> dict[str, Any]:
+    result: dict[str, Any] = json.loads(path.read_text())
+    if not isinstance(result, dict) or result.get("schema") != SCHEMA:
+        raise ValueError(
+            f"another version of the code or another program wrote it, schema {SCHEMA} is read here"
+        )
+    missing = [k for k in ("teacher", "student", "cost") if k not in result]
+    if missing:
+        raise ValueError(f"it lacks {', '.join(missing)}")
+    return result
 
 
 def _identity(config: Any) -> dict[str, Any]:

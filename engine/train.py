@@ -283,4 +283,4 @@ def _is_due(steps: int, count: int, step: int) -> bool:
 
     The multiples of ``steps / count``, rounded down; none is ever listed, however many they are.
     """
-    return 0 < step and -(-step * count // steps) < -(-(step + 1) * count // steps)
+    return step > 0 and -(-step * count // steps) < -(-(step + 1) * count // steps)

@@ -74,7 +74,8 @@ def export(run: Path, out: Path, trusted: Sequence[str] = ()) -> str:
         kind = f"image_folder data.dataset.channels={dataset.shape[0]}"
     return (
         f"{len(bank['images'])} synthesized images of {dataset.num_classes} classes, and the test "
-        f"images of {_place(config, dataset)}: {out}\nTo use them: data={kind} data.path={out} data.size=null"
+        f"images of {_place(config, dataset)}: {out}\n"
+        f"To use them: data={kind} data.path={out} data.size=null"
     )
 
 

@@ -145,7 +145,10 @@ def test_unreadable_data(kind: str, refused: Refused, teacher: Path, tmp_path: P
         (["generator.output=tan"], "tan"),
         (["distiller.terms={}"], "at least one term"),
         (["source.student_steps=0"], "at least 1"),
-        (["synthesis=null"], "needs objective, which this run does not have: see the key synthesis"),
+        (
+            ["synthesis=null"],
+            "needs objective, which this run does not have: see the key synthesis",
+        ),
         (["batch_size=1000000000000"], "GiB, and this machine has"),
         (["student.model.width=100000000"], "GiB, and this machine has"),
         (["student.model.width=-4"], "student.model (models.digits.DigitsCNN) cannot be built"),

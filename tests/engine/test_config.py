@@ -91,7 +91,11 @@ MISTAKES = [
     ("source.optimizer.betas=[0.9]", "betas=[0.9]", "a list of 2: a number, a number"),
     ("source.optimizer._partial_=3", "_partial_=3", "true or false"),
     ("source.views=[3]", "source.views=[3]", ""),
-    ("data.dataset={_target_: data.files.npz, path: x, classes: [0, 1e3, yes]}", "classes=", "[\"0\","),
+    (
+        "data.dataset={_target_: data.files.npz, path: x, classes: [0, 1e3, yes]}",
+        "classes=",
+        '["0",',
+    ),
     ("student={_target_: 3}", "student=", "no "),
     ("steps=" + "[" * 150 + "]" * 150, "steps=[[", ""),
     ("steps=" + "[" * 4000 + "]" * 4000, "steps=[[", "nested too deep"),
