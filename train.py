@@ -11,12 +11,13 @@ import os
 import signal
 import sys
 from types import FrameType
+from typing import Any
 
-import torch
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from engine.catalogue import terms
 from engine.config import ROOT, compose, groups
+from engine.console import explain, unbroken
 from engine.result import table
 from engine.run import RunDirectory
 from engine.runtime import Runtime, Stopped
@@ -41,42 +42,44 @@ Flags:
 The same command continues a run that was interrupted. `python -X dev train.py` shows tracebacks.
 """
 
-SMALLER = """
-The last good checkpoint is kept, and the same command goes on from it where more memory is free.
-With less, give another run_dir=... and a smaller batch_size or source.synthesis_batch_size, or
-precision=bf16."""
-
 
 def main(arguments: list[str]) -> int:
+    """The exit code: 0, 1 for a mistake of the user's, 70 for one of ours, 130 when stopped."""
     if "--help" in arguments or "-h" in arguments:
-        print(usage())
+        with unbroken():
+            print(usage())
         return 0
-    show = "--show" in arguments
-    try:
-        config = compose([a for a in arguments if a != "--show"])
-        if show:
-            print(OmegaConf.to_yaml(config))
-            return 0
-        runtime = Runtime.of(config)
-        handle_signals(runtime)
-        result = run(config, runtime)
-    except Stopped as stopped:
-        print(f"\n{stopped}", file=sys.stderr)
-        return 130
-    except (ValueError, OSError, torch.OutOfMemoryError) as error:
-        if sys.flags.dev_mode:
-            raise
-        short = isinstance(error, torch.OutOfMemoryError)
-        print(f"error: {error}{SMALLER if short else ''}", file=sys.stderr)
-        return 1
+    with unbroken():
+        try:
+            config = compose([a for a in arguments if a != "--show"])
+            if "--show" in arguments:
+                print(OmegaConf.to_yaml(config))
+                return 0
+            runtime = Runtime.of(config)
+            handle_signals(runtime)
+            report(config, runtime, run(config, runtime))
+            runtime.close()
+        except Stopped as stopped:
+            print(f"\n{stopped}", file=sys.stderr)
+            return 130
+        except KeyboardInterrupt:  # before the signals had handlers
+            print("\nstopped before the run began", file=sys.stderr)
+            return 130
+        except Exception as error:
+            if sys.flags.dev_mode:
+                raise
+            return explain(error)
+    return 0
+
+
+def report(config: DictConfig, runtime: Runtime, result: dict[str, Any]) -> None:
+    """What came out, and where it lies."""
     if runtime.main:
         path = RunDirectory(config, runtime).path
         print(f"\n{table(result)}\n")
         print(f"run directory  {path}")
         print(f"inputs         {path / 'inputs.png'}")
         print(f"TensorBoard    tensorboard --logdir {path if config.run_dir else config.run_root}")
-    runtime.close()
-    return 0
 
 
 def handle_signals(runtime: Runtime) -> None:

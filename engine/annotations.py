@@ -82,6 +82,8 @@ def _fits(value: Any, annotation: Any) -> bool:
     if annotation is str or is_path(annotation):
         return isinstance(value, str)
     container = origin or annotation
+    if _is_protocol(container):
+        return is_part(value, container)
     parts = (nn.Module, Tensor)
     if container is Callable or (inspect.isclass(container) and issubclass(container, parts)):
         return False  # a plain value is neither; a node with a _target_ is not checked here
@@ -120,7 +122,9 @@ def say(annotation: Any) -> str:
         return "a path"
     if inspect.isclass(annotation) and annotation not in names and not origin:
         return f"a {annotation.__name__}"
-    return names.get(annotation, str(annotation).replace("typing.", ""))
+    return names.get(
+        annotation, str(annotation).replace("typing.", "").replace("collections.abc.", "")
+    )
 
 
 def is_part(part: Any, annotation: Any) -> bool:
@@ -129,6 +133,8 @@ def is_part(part: Any, annotation: Any) -> bool:
     A function that waits for its last arguments (``_partial_``) is judged by what it would give.
     """
     origin, args = get_origin(annotation), get_args(annotation)
+    if annotation is Any:
+        return True
     if origin in (Union, types.UnionType):
         return any(is_part(part, a) for a in args)
     container = origin or annotation
@@ -140,7 +146,7 @@ def is_part(part: Any, annotation: Any) -> bool:
         )
     if isinstance(part, (list, tuple)) and args and _is_a(container, Sequence):
         return all(is_part(p, args[0]) for p in part)
-    if getattr(container, "_is_protocol", False):
+    if _is_protocol(container):
         return all(hasattr(part, name) for name in _members(container))
     if not inspect.isclass(container):
         return True
@@ -151,7 +157,11 @@ def _is_a(container: Any, kind: type) -> bool:
     return inspect.isclass(container) and issubclass(container, kind)
 
 
+def _is_protocol(kind: Any) -> bool:
+    return bool(vars(kind).get("_is_protocol")) if inspect.isclass(kind) else False
+
+
 def _members(protocol: type) -> list[str]:
-    """The names that a protocol asks for."""
-    kinds = [k for k in protocol.__mro__ if getattr(k, "_is_protocol", False)]
-    return [n for k in kinds for n in vars(k) if not n.startswith("_")]
+    """The methods that a protocol asks for."""
+    kinds = [k for k in protocol.__mro__ if _is_protocol(k)]
+    return [n for k in kinds for n, v in vars(k).items() if callable(v) and n not in dir(object)]

@@ -15,7 +15,11 @@ from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import (
+    GrammarParseError,
+    InterpolationResolutionError,
+    OmegaConfBaseException,
+)
 from yaml import YAMLError
 
 from engine.annotations import check_type, hints_of, is_path, shorten
@@ -156,10 +160,8 @@ def _assign(
         return mistakes.append(setting.mistake)
     try:
         node[last] = setting.path() if is_path(annotation) else setting.value
-        node[last]  # which resolves what it refers to
     except (OmegaConfBaseException, ValueError) as error:
-        quote = " (write \\${ in single quotes where that is text)" if "${" in setting.text else ""
-        return mistakes.append(f"{setting.key}: {_one_line(error)}{quote}")
+        return mistakes.append(f"{setting.key}: {_one_line(error)}")
     except RecursionError:
         return mistakes.append(f"{setting.key}={shorten(setting.text, str)} is nested too deep")
 
@@ -258,4 +260,7 @@ def _section(annotation: Any) -> Any:
 
 
 def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+    text = " ".join(str(error).split())
+    if isinstance(error, (GrammarParseError, InterpolationResolutionError)):
+        text += " (quote ${ that is text: '\\${')"
+    return text

@@ -65,7 +65,7 @@ class Setting:
         if quote in "'\"" and len(self.text) > 1 and self.text.find(quote, 1) == len(self.text) - 1:
             return self.text[1:-1]
         if not self.text:
-            raise ValueError(f"{self.key}= is empty: give a path, or null for none")
+            raise ValueError("the path is empty: give one, or null for none")
         return os.path.expanduser(self.text)
 
 

@@ -16,7 +16,7 @@ from engine.files import write_whole
 from engine.monitor import Board
 from engine.ownership import PICTURE, RESULT, STUDENT, make_way
 from engine.parts import Parts
-from engine.run import RunDirectory
+from engine.run import SCHEMA, RunDirectory
 from engine.runtime import Runtime
 from models.checkpoint import save_network
 from models.classifier import Classifier
@@ -37,7 +37,7 @@ def summarize(
     """The content of ``result.json``; accuracies are fractions, counts are sums over ranks."""
     choices = config["choices"]
     result: dict[str, Any] = {
-        "schema": 1,
+        "schema": SCHEMA,
         "status": "finished",
         "method": choices["method"],
         "data": choices["data"],

@@ -40,6 +40,7 @@ from engine.runtime import Runtime, Stopped
 NOT_IDENTITY = ["run_root", "run_dir", "overwrite", "device", "log_every", "checkpoints"]
 NOT_IDENTITY += ["data.root", "data.dataset.root", "strict"]
 LONGEST = 200  # characters of a directory's name, less seed and hash; systems take 255
+SCHEMA = 1  # of result.json
 POLL = 0.5  # seconds between looks at a lock that another process holds
 
 
@@ -201,7 +202,7 @@ class RunDirectory:
         """The result of a finished run, unless it is to be run again or a file of it is lost."""
         if self.overwrite or not (self.path / RESULT).exists() or self.lost():
             return None
-        return dict(json.loads((self.path / RESULT).read_text()))
+        return _result(self.path / RESULT)
 
     def lost(self) -> list[str]:
         """The files of a finished run that are missing or damaged, each with what is wrong."""
@@ -230,6 +231,21 @@ class RunDirectory:
             )
         for line in lost if self.runtime.main else ():
             print(f"{line}: it is brought back from {found[-1]}", flush=True)
+
+
+def _result(path: Path) -> dict[str, Any]:
+    """A result that :func:`engine.ownership.fault` finds nothing wrong with.
+
+    Raises:
+        ValueError: where another version of the code wrote it.
+    """
+    result: dict[str, Any] = json.loads(path.read_text())
+    if result["schema"] != SCHEMA:
+        raise ValueError(
+            f"another version of the code wrote {path}: its schema is {result['schema']}, and "
+            f"{SCHEMA} is read here. Go on with that version, or give another run_dir=..."
+        )
+    return result
 
 
 def _identity(config: Any) -> dict[str, Any]:

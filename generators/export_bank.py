@@ -2,6 +2,7 @@
 
 python -m generators.export_bank RUN OUT.npz      arrays, for data=npz
 python -m generators.export_bank RUN OUT          a folder of PNG files, for data=image_folder
+python -m generators.export_bank RUN OUT trust=[audio]     may run the module audio, if RUN names it
 
 Training data are the bank's images with the classes that were aimed at. Test data are those that
 the run was evaluated on, because a data set needs some, and a student of the exported inputs is to
@@ -13,28 +14,30 @@ from __future__ import annotations
 import argparse
 import io
 import os
+import re
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from omegaconf import OmegaConf
 from PIL import Image
 from torch import Tensor
 
 from data.dataset import Dataset
 from engine.checkpoints import Checkpoints, files, read
 from engine.files import PARTIAL, write_whole
-from engine.parts import build_dataset, plain
+from engine.parts import build_dataset
 from engine.runtime import Runtime
+from engine.trust import read_found
 
 Arrays = dict[str, NDArray[Any]]
 
 
-def export(run: Path, out: Path) -> str:
+def export(run: Path, out: Path, trusted: Sequence[str] = ()) -> str:
     """Write ``out``, whole or not at all, and return what to tell the user.
 
     An .npz file holds ``train_images`` uint8 [N, H, W] or [N, H, W, C] (0 and 255 are the ends of
@@ -42,15 +45,24 @@ def export(run: Path, out: Path) -> str:
     that made each image), ``test_images``, ``test_labels`` and ``classes``. A folder holds
     train/CLASS/INDEX.png and test/CLASS/INDEX.png; "/" in a class name becomes "_".
 
+    Args:
+        trusted: modules that the run's configuration may name beside this project's.
+
     Raises:
         ValueError: where ``out`` exists, ``run`` is no run directory, has no checkpoint or no
             bank, its data set cannot be opened, or a folder cannot hold its images.
     """
     if out.exists():
         raise ValueError(f"{out} exists: remove it, or give another name")
-    config, bank = _read(run)
-    dataset = build_dataset(config, Runtime("cpu"))
+    config, bank = _read(run, trusted)
+    try:
+        dataset = build_dataset(config, Runtime("cpu"))
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{run / 'config.yaml'} names no data set ({error})") from error
     arrays = _arrays(bank, dataset)
+    labels = arrays["train_labels"]
+    if len(labels) and not 0 <= labels.min() <= labels.max() < dataset.num_classes:
+        raise ValueError(f"the bank of {run} has labels that {dataset.name} has no classes for")
     if out.suffix == ".npz":
         file = io.BytesIO()
         np.savez(file, **arrays)  # type: ignore[arg-type]
@@ -61,7 +73,8 @@ def export(run: Path, out: Path) -> str:
         kind = f"image_folder data.dataset.channels={dataset.shape[0]}"
     return (
         f"{len(bank['images'])} synthesized images of {dataset.num_classes} classes, and the test "
-        f"images of {dataset.name}: {out}\nTo use them: data={kind} data.path={out} data.size=null"
+        f"images of {_place(config, dataset)}: {out}\n"
+        f"To use them: data={kind} data.path={out} data.size=null"
     )
 
 
@@ -72,20 +85,37 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument("run", type=Path, help="the run's directory")
     parser.add_argument("out", type=Path, help="a file NAME.npz, or else a folder of PNG files")
+    parser.add_argument(
+        "trust", nargs="?", default="", help="trust=[MODULE,...]: code of yours that RUN may name"
+    )
     given = parser.parse_args(arguments)
     try:
-        print(export(given.run, given.out))
+        print(export(given.run.expanduser(), given.out.expanduser(), _modules(given.trust)))
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
 
 
-def _read(run: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def _place(config: dict[str, Any], dataset: Dataset) -> str:
+    """The data set's name, and the file that the run's configuration had it read from."""
+    path = config["data"].get("path")
+    return f"{dataset.name} in {path}" if path else dataset.name
+
+
+def _modules(text: str) -> list[str]:
+    """The names in ``trust=[a,b]`` or ``trust=a``."""
+    match = re.fullmatch(r"(?:trust=(?:\[([\w, ]*)\]|(\w+)))?", text)
+    if not match:
+        raise ValueError(f"cannot read {text!r}: write trust=[MODULE], with names of modules")
+    return [name.strip() for name in (match[1] or match[2] or "").split(",") if name.strip()]
+
+
+def _read(run: Path, trusted: Sequence[str]) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The run's configuration, and the banks of all ranks in its last checkpoint as one."""
     if not (run / "config.yaml").is_file():
         raise ValueError(f"{run} is no run directory: it has no config.yaml")
-    loaded = OmegaConf.load(run / "config.yaml")
+    config = read_found(run / "config.yaml", trusted)
     saved = Checkpoints(run / "checkpoints", Runtime("cpu")).whole()
     if not saved:
         raise ValueError(
@@ -94,14 +124,17 @@ def _read(run: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         )
     sources = [read(file)["source"] for file in files(saved[-1])]
     sources = [source.get("experience") or source for source in sources]  # MAZE's bank is in there
-    if "bank" not in sources[0]:
+    if any("bank" not in source for source in sources):
         raise ValueError(
-            f"{run} has no bank: method={loaded.choices.method} keeps no inputs. "
+            f"{run} has no bank: method={config['choices'].get('method')} keeps no inputs. "
             "Take a run of a method that does, such as deep_inversion"
         )
     names = "images", "labels", "rounds"
-    bank = {name: torch.cat([source["bank"][name] for source in sources]) for name in names}
-    return plain(loaded), bank  # type: ignore[arg-type]
+    try:
+        bank = {name: torch.cat([source["bank"][name] for source in sources]) for name in names}
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise ValueError(f"the bank in {saved[-1]} is damaged: {error}") from error
+    return config, bank
 
 
 def _arrays(bank: dict[str, Tensor], dataset: Dataset) -> Arrays:

@@ -4,10 +4,12 @@ import shutil
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 import engine.config
 import train
-from engine.config import ROOT, ConfigError, compose, groups
+from engine.config import ROOT, ConfigError, _set, compose, groups
+from engine.overrides import sort_overrides
 
 METHODS = sorted(p.stem for p in (ROOT / "method").glob("*.yaml"))
 DATA = sorted(p.stem for p in (ROOT / "data").glob("*.yaml"))
@@ -82,7 +84,26 @@ MISTAKES = [
     ("seed", "'seed'", "key=value"),
     ("--verbose", "'--verbose'", "key=value"),
     ("seed=[1", "'seed=[1'", "key=value"),
-    ("run_dir=${nowhere}", "nowhere", ""),
+    ("run_dir=${nowhere}", "nowhere", "quote ${ that is text: '\\${'"),
+    ("teacher.checkpoint=", "teacher.checkpoint", "empty"),
+    ("optimizer.lr=nan", "optimizer.lr=nan", "finite"),
+    ("distiller.terms.kd.weight=inf", "distiller.terms.kd.weight=inf", "finite"),
+    ("source.optimizer.betas=[0.9]", "betas=[0.9]", "a list of 2: a number, a number"),
+    ("source.optimizer._partial_=3", "_partial_=3", "true or false"),
+    ("source.views=[3]", "source.views=[3]", ""),
+    (
+        "data.dataset={_target_: data.files.npz, path: x, classes: [0, 1e3, yes]}",
+        "classes=",
+        '["0",',
+    ),
+    ("student={_target_: 3}", "student=", "no "),
+    ("steps=" + "[" * 150 + "]" * 150, "steps=[[", ""),
+    ("steps=" + "[" * 4000 + "]" * 4000, "steps=[[", "nested too deep"),
+    ("run_root=\udcff", "run_root=", "UTF-8"),
+    ("seed=" + "x" * 20000, "seed=xx", "too long"),
+    ("seed=a(b", "seed=a(b", "'seed=\"a(b\"'"),
+    ("-h2", "'-h2'", "--help and --show"),
+    ("", "''", "key=value"),
 ]
 
 
@@ -142,6 +163,43 @@ def test_an_experiment_file_is_held_against_the_schema_too(
     file.write_text("steps: [1\n")
     with pytest.raises(ConfigError):
         compose(["experiment=mine"])
+
+
+PATHS = [
+    "logs/epoch=9-step=90.ckpt",
+    "net (1).pth",
+    "[a]{b}/net.pth",
+    "李明/été/net.pth",
+    "a&b,c;d/net.pth",
+    "2024",
+    "true",
+    "1e3",
+    "C:\\data\\x.npz",
+    "folder/",
+    "it's",
+    'say "a".npz',
+    "$x:%y",
+]
+
+
+@pytest.mark.parametrize("key", ["teacher.checkpoint", "run_dir", "data.path", "run_root"])
+def test_paths_are_what_the_shell_gives(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    expected = [(text, text) for text in PATHS]
+    expected += [("~/a=b", "/home/me/a=b"), ("null", None), ("'a b'", "a b"), ("${device}", "auto")]
+    config = compose([])
+    for text, path in expected:
+        _, [setting] = sort_overrides([f"{key}={text}"], {}, [])
+        _set(config, setting, mistakes := [])
+        assert not mistakes
+        assert OmegaConf.select(config, key) == path
+
+
+def test_an_argument_annotated_as_a_path_is_one_too() -> None:
+    node = "{_target_: data.label_embeddings.label_embeddings}"
+    changes = ["method=nayer", f"source.variable.embeddings={node}"]
+    config = compose([*changes, "source.variable.embeddings.path=a=b.safetensors"])
+    assert config.source.variable.embeddings.path == "a=b.safetensors"
 
 
 @pytest.mark.parametrize("override", DOCUMENTED)

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 from data.builtin import digits
@@ -174,6 +175,20 @@ def test_colours_and_odd_names(
     assert np.array_equal(images[labels.index(9)], source["bank"]["images"][0].numpy())
 
 
+def test_no_code_of_a_run_directory(
+    fabricate: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, out = fabricate(content()), tmp_path / "out.npz"
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["data"]["dataset"] = {"_target_": "os.system", "command": f"touch {tmp_path / 'ran'}"}
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    for trust in ([], ["trust=[os]"], ["trust=posix"], ["trust=a b"]):
+        assert main([str(run), str(out), *trust]) == 1
+        assert "error: " in capsys.readouterr().err
+    assert not out.exists()
+    assert not (tmp_path / "ran").exists()
+
+
 def test_mistakes(
     finished: Path,
     fabricate: Callable[..., Path],
@@ -195,6 +210,9 @@ def test_mistakes(
     assert "has no bank: method=deep_inversion keeps no inputs" in fails(run, out)
     torch.save({"source": content()}, run / "checkpoints" / "step-000000004" / "rank0.pt")
     assert "no train image of class 5, and folders need one" in fails(run, out)
+    torch.save({"source": content(count=2)}, run / "checkpoints" / "step-000000004" / "rank0.pt")
+    other_data(["a", "b"][:1])
+    assert "has labels that other has no classes for" in fails(run, out)
     other_data(["a/b", "a_b"])
     assert "not every class name can name a folder" in fails(run, out)
     other_data([".", "b"])

@@ -1,0 +1,124 @@
+"""What a configuration that somebody else wrote may name: nothing that runs code of theirs."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from pkgutil import resolve_name
+from typing import Any
+
+import torch
+import yaml
+from torch import nn
+
+from data.dataset import Dataset
+from distillers.base import TransferTerm
+from engine.annotations import shorten
+from engine.config import ROOT
+from generators.base import SynthesisTerm
+from generators.networks import GeneratorNetwork
+from generators.variables import Variable
+
+ROOMS = ("data", "distillers", "engine", "generators", "models")
+LIBRARIES = ("torch.optim", "kornia.augmentation")
+BASES = (Dataset, TransferTerm, SynthesisTerm, GeneratorNetwork, Variable)
+LARGEST = 1_000_000  # bytes of a configuration; ours have some thousands
+_NAME = re.compile(r"[A-Za-z]\w*(\.[A-Za-z]\w*)+", re.ASCII)
+
+
+def read_found(path: Path, trusted: Sequence[str] = ()) -> dict[str, Any]:
+    """The configuration in a run directory, as plain containers in which nothing is resolved.
+
+    A run writes its values resolved, so that ``${...}`` in them is text. What its ``_target_`` may
+    name: parts of this project (those with a YAML under ``configs/``, and subclasses of its base
+    classes), optimizers of ``torch.optim`` and modules of ``kornia.augmentation``.
+
+    Args:
+        trusted: top-level modules beside these that the user vouches for.
+
+    Raises:
+        ValueError: for a file that is no configuration of a run, or names anything else.
+    """
+    try:
+        text = path.read_text()
+        if len(text) > LARGEST:
+            raise ValueError("it is far too long")
+        if any(isinstance(e, yaml.AliasEvent) for e in yaml.parse(text, yaml.SafeLoader)):
+            raise ValueError("it has aliases, which no run writes")
+        config = yaml.safe_load(text)
+        if not isinstance(config, dict) or not isinstance(config.get("choices"), dict):
+            raise ValueError("it has no choices")
+        refused = dict.fromkeys(name for name in _targets(config) if not _is_safe(name, trusted))
+    except (ValueError, yaml.YAMLError, RecursionError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{path} is no configuration of a run: {shorten(reason, str)}") from error
+    if refused:
+        names = ", ".join(shorten(name) for name in list(refused)[:5])
+        modules = dict.fromkeys(name.partition(".")[0] for name in refused if _is_name(name))
+        never = {*ROOMS, "torch", "kornia", *sys.stdlib_module_names}
+        yours = ",".join(m for m in modules if m not in never)
+        raise ValueError(
+            f"{path} names {names}: no part of this project, so it is not built or imported"
+            + (f". If that is code of yours, add trust=[{yours}]" if yours else "")
+        )
+    return config
+
+
+def _targets(node: Any) -> Iterator[Any]:
+    """Whatever stands under ``_target_``, at any depth."""
+    if isinstance(node, Mapping):
+        if "_target_" in node:
+            yield node["_target_"]
+        node = list(node.values())
+    for child in node if isinstance(node, list) else ():
+        yield from _targets(child)
+
+
+def _is_name(name: Any) -> bool:
+    return isinstance(name, str) and _NAME.fullmatch(name) is not None
+
+
+def _is_safe(name: Any, trusted: Sequence[str]) -> bool:
+    """Decided on the text whether to import, and on what it turns out to be whether to build."""
+    if not _is_name(name):
+        return False
+    root = name.partition(".")[0]
+    known = root in ROOMS or name.startswith(tuple(f"{library}." for library in LIBRARIES))
+    if not known and root not in trusted:
+        return False
+    try:
+        part = resolve_name(name)
+    except (Exception, SystemExit):
+        if root in trusted:
+            raise ValueError(f"cannot import {name}") from None
+        return False
+    if not (inspect.isclass(part) or inspect.isfunction(part)):
+        return False
+    module = part.__module__
+    if module.partition(".")[0] in trusted:
+        return True
+    if module.startswith("torch.optim."):
+        return inspect.isclass(part) and issubclass(part, torch.optim.Optimizer)
+    if module.startswith("kornia.augmentation."):
+        return inspect.isclass(part) and issubclass(part, nn.Module)
+    return _is_ours(module) and (
+        part in _configured() or (inspect.isclass(part) and issubclass(part, BASES))
+    )
+
+
+def _is_ours(module: str) -> bool:
+    """Whether a module's code lies in a room of this project, whatever it is called."""
+    file = getattr(sys.modules.get(module), "__file__", None)
+    rooms = [ROOT.parent / room for room in ROOMS]
+    return file is not None and any(Path(file).resolve().is_relative_to(r) for r in rooms)
+
+
+@functools.cache
+def _configured() -> frozenset[Any]:
+    """The parts that a file under ``configs/`` names."""
+    files = [yaml.safe_load(file.read_text()) for file in ROOT.rglob("*.yaml")]
+    return frozenset(resolve_name(name) for file in files for name in _targets(file))
