@@ -137,7 +137,7 @@ class Classifier(nn.Module):
             changed = ", ".join(sorted(self.measured ^ statistics.keys()))
             raise ValueError(
                 f"{self.name} runs BatchNorm layers for some inputs and not for others "
-                f"({changed}), so that their statistics cannot be inverted: use a method that reads none"
+                f"({changed}): use a method that does not read their statistics"
             )
         return Outputs(logits, features, list(statistics.values()))
 

@@ -76,11 +76,11 @@ def blank(*arguments: str) -> bool:
     ("arguments", "message"),
     [
         (["method=kd", "term=at", "distiller.terms.at.taps=[pooled]"], r"^loss at: .*taps pooled"),
-        (["method=kd", f"+distiller.terms.mine.term._target_={HERE}.Wrong"], r"^loss mine: mat1"),
-        (["method=kd", f"+distiller.terms.mine.term._target_={HERE}.Each"], r"mine: gives \(16,\)"),
+        (["method=kd", f"distiller.terms.kd.term={{_target_: {HERE}.Wrong}}"], r"^loss kd: mat1"),
+        (["method=kd", f"distiller.terms.kd.term={{_target_: {HERE}.Each}}"], r"kd: gives \(16,\)"),
         (
-            ["method=dafl", f"+synthesis.terms.mine.term._target_={HERE}.Silent"],
-            r"^loss mine: AttributeError: 'Synthesis' object has no attribute 'nothing'",
+            ["method=dafl", f"synthesis.terms.onehot.term={{_target_: {HERE}.Silent}}"],
+            r"^loss onehot: AttributeError: 'Synthesis' object has no attribute 'nothing'",
         ),
         (
             [
@@ -102,8 +102,8 @@ def test_an_old_run_outlives_a_mistake_in_a_new_one(tmp_path: Path) -> None:
     common = [*TINY, "method=scratch", "steps=2", "evaluations=1", "checkpoints=1"]
     common += ["overwrite=true", f"run_dir={tmp_path / 'run'}"]
     run(compose(common), Runtime("cpu"))
-    wrong = f"+distiller.terms.mine.term._target_={HERE}.Wrong"
-    with pytest.raises(ValueError, match="loss mine"):
+    wrong = f"distiller.terms.cross_entropy.term={{_target_: {HERE}.Wrong}}"
+    with pytest.raises(ValueError, match="^loss cross_entropy"):
         run(compose([*common, wrong]), Runtime("cpu"))
     assert (tmp_path / "run" / "result.json").exists()
     assert (tmp_path / "run" / "student.safetensors").exists()

@@ -24,15 +24,16 @@ class Net(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.a, self.b = nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+        self.a, self.b = nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(1, 4, 3, padding=1)
         self.norm, self.auxiliary, self.never = (nn.BatchNorm2d(4) for _ in range(3))
         self.first, self.head = nn.BatchNorm2d(1), nn.Linear(4, 5)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.norm(self.a(self.first(x))).relu()
+        x = self.first(x)
+        y = self.norm(self.a(x)).relu()
         if self.training:
-            self.auxiliary(x)
-        return self.head(self.norm(5 * self.b(x)).relu().mean((2, 3)))
+            self.auxiliary(y)
+        return self.head((y + self.norm(5 * self.b(x))).relu().mean((2, 3)))
 
 
 def test_a_layer_that_runs_twice_has_one_entry_which_real_inputs_fit() -> None:
