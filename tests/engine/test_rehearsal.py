@@ -103,7 +103,7 @@ def test_an_old_run_outlives_a_mistake_in_a_new_one(tmp_path: Path) -> None:
     common += ["overwrite=true", f"run_dir={tmp_path / 'run'}"]
     run(compose(common), Runtime("cpu"))
     wrong = f"distiller.terms.cross_entropy.term={{_target_: {HERE}.Wrong}}"
-    with pytest.raises(ValueError, match="^loss cross_entropy"):
+    with pytest.raises(ValueError, match=r"^loss cross_entropy"):
         run(compose([*common, wrong]), Runtime("cpu"))
     assert (tmp_path / "run" / "result.json").exists()
     assert (tmp_path / "run" / "student.safetensors").exists()

@@ -207,7 +207,7 @@ def test_torchvisions_auxiliary_logits(name: str) -> None:
     spec = InputSpec((3, size, size), mean=(0.5,) * 3, std=(0.5,) * 3)
     module = torchvision_model(name, 3, 7, aux_logits=True, init_weights=False)
     if name == "inception_v3":  # whose auxiliary head needs 299 pixels
-        with pytest.raises(ValueError, match="Inception3 cannot take .* in training"):
+        with pytest.raises(ValueError, match=r"Inception3 cannot take .* in training"):
             check_network(Classifier(module, spec), 7, training=True)
         check_network(Classifier(module, spec), 7)
     else:
