@@ -116,7 +116,7 @@ class Objective(nn.Module):
         return Losses(total, {name: value.detach() for name, value in values.items()})
 
 
-def _value(name: str, weighted: Weighted, args: tuple[Any, ...]) -> Tensor:
+def _value(name: str, weighted: nn.Module, args: tuple[Any, ...]) -> Tensor:
     try:
         value = weighted(*args)
         if not isinstance(value, Tensor) or value.dim():
@@ -124,7 +124,7 @@ def _value(name: str, weighted: Weighted, args: tuple[Any, ...]) -> Tensor:
             raise ValueError(f"gives {given}, where a tensor of shape () is needed")
         return value
     except Exception as error:
-        setattr(error, FAILED, (name, weighted.term))
+        setattr(error, FAILED, (name, getattr(weighted, "term", weighted)))
         raise
 
 

@@ -71,7 +71,7 @@ def check_network(classifier: Classifier, num_classes: int, training: bool = Fal
         if isinstance(output, Tensor):
             return ""
         if named_logits(output) is None and len(candidates(output, num_classes)) > 1:
-            _check_first(trial, x, answer.logits, num_classes)
+            _check_first(classifier.apart(), x, answer.logits, num_classes)
     return f"{name} returns {describe(output)} in training: its logits are read, nothing else"
 
 

@@ -136,8 +136,8 @@ class Classifier(nn.Module):
         if self.measured is not None and self.measured != statistics.keys():
             changed = ", ".join(sorted(self.measured ^ statistics.keys()))
             raise ValueError(
-                f"{self.name} runs BatchNorm layers for some inputs and not for others ({changed}), "
-                "so that their statistics cannot be inverted: use a method that reads none"
+                f"{self.name} runs BatchNorm layers for some inputs and not for others "
+                f"({changed}): use a method that does not read their statistics"
             )
         return Outputs(logits, features, list(statistics.values()))
 

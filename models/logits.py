@@ -38,8 +38,8 @@ def logits_of(output: Any, classes: int = 0, name: str = "the network") -> Tenso
         found = next(iter(candidates(output, classes)), None)
     if found is None:
         raise ValueError(
-            f"{name} returns {describe(output)}, in which no logits [B, {classes or 'C'}] are found: "
-            "return them alone, first in a tuple, or under the name logits"
+            f"{name} returns {describe(output)}, in which no logits [B, {classes or 'C'}] are "
+            "found: return them alone, first in a tuple, or under the name logits"
         )
     return found
 

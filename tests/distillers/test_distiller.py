@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from data.spec import Batch
 from distillers.attention import AttentionTransfer
@@ -14,7 +14,8 @@ from distillers.distiller import student_taps, teacher_taps
 from distillers.response import DIST, DKD, KD, CrossEntropy, LogitL1, StandardizedKD
 from engine.objective import Objective, Weighted
 from engine.runtime import Runtime
-from models.classifier import Classifier, Outputs
+from models.classifier import Outputs
+from models.recording import Moments
 from tests.distillers.small import Hint, make, make_batch, make_teacher, objective_of, train
 
 
@@ -89,18 +90,13 @@ def test_the_teacher_is_seen_as_it_is_loaded_later() -> None:
 
 def test_batchnorm_hooks_do_not_fire(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
-    make_hook = Classifier._statistics_hook
+    note = Moments.__call__
 
-    def counted(self: Classifier) -> Any:
-        hook = make_hook(self)
+    def counting(self: Moments, layer: Any, args: tuple[Tensor]) -> None:
+        calls.append(1)
+        note(self, layer, args)
 
-        def counting(layer: nn.Module, args: tuple[Tensor]) -> None:
-            calls.append(1)
-            hook(layer, args)
-
-        return counting
-
-    monkeypatch.setattr(Classifier, "_statistics_hook", counted)
+    monkeypatch.setattr(Moments, "__call__", counting)
     teacher = make_teacher(statistics=True)
     teacher(make_batch().teacher_input)
     assert len(calls) == 1  # the hook is there, and counted
