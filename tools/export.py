@@ -51,16 +51,8 @@ def export(source: Path, out: Path, overrides: Sequence[str] = ()) -> str:
             not answer as the student does.
     """
     kind = _format(out)
-    trust, chosen = _sort(overrides)
     run, file = _locate(source)
-    if chosen:
-        student = load_student(file, plain(compose(chosen))["student"]["model"])
-    elif run:
-        student = student_of(run, trust)
-    else:
-        says = load_weights(file)[1].get("architecture")
-        hint = f"; the file says that it holds {says!r}" if says else ""
-        raise ValueError(f"{file} lies in no run directory: say student=NAME{hint}")
+    student = _student(run, file, overrides)
     images, where = probes(run, student.spec)
     content = kind.write(capture(student), describe(student, run, file))
     try:
@@ -71,14 +63,24 @@ def export(source: Path, out: Path, overrides: Sequence[str] = ()) -> str:
         reason = first_line(error)
         raise ValueError(f"{kind.runner} cannot run what was exported: {reason}") from error
     write_whole(out, content)
-    low, high = student.spec.range
     return (
-        f"{out} ({len(content) / 1e6:.2f} MB): images float32 [batch, "
-        f"{', '.join(map(str, student.spec.shape))}] with values from {low:g} to {high:g}, to "
-        f"logits [batch, {len(student.classes)}]\n"
+        f"{out} ({len(content) / 1e6:.2f} MB): images {_expected(student.spec)}, to logits "
+        f"[batch, {len(student.classes)}]\n"
         f"checked with {kind.runner} on {where} in batches of {_listed(BATCHES)}: "
         f"largest difference {difference:.1e}, of logits up to {largest:.3g}"
     )
+
+
+def _student(run: Path | None, file: Path, overrides: Sequence[str]) -> Classifier:
+    """The network that the command line describes, or else the run directory."""
+    trust, chosen = _sort(overrides)
+    if chosen:
+        return load_student(file, plain(compose(chosen))["student"]["model"])
+    if run:
+        return student_of(run, trust)
+    says = load_weights(file)[1].get("architecture")
+    hint = f"; the file says that it holds {says!r}" if says else ""
+    raise ValueError(f"{file} lies in no run directory: say student=NAME{hint}")
 
 
 def _format(out: Path) -> Format:
@@ -149,10 +151,6 @@ def _seen(run: Path) -> Tensor | None:
 
 def describe(student: Classifier, run: Path | None, file: Path) -> dict[str, str]:
     """The metadata, each value as JSON."""
-    spec = student.spec
-    shape = ", ".join(map(str, spec.shape))
-    low, high = spec.range
-    text = f"float32 [batch, {shape}] with values from {low:g} to {high:g}; normalised inside"
     provenance: dict[str, Any] = {
         "student": load_weights(file)[1].get("architecture"),
         "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),  # of the student's file
@@ -164,9 +162,9 @@ def describe(student: Classifier, run: Path | None, file: Path) -> dict[str, str
         provenance |= choices if isinstance(choices, dict) else {}
         provenance |= {key: config.get(key) for key in ("seed", "steps")}
     values = {
-        "input": text,
-        "shape": spec.shape,
-        "range": spec.range,
+        "input": f"{_expected(student.spec)}; normalised inside",
+        "shape": student.spec.shape,
+        "range": student.spec.range,
         "classes": student.classes,
         "provenance": provenance,
     }
@@ -201,6 +199,12 @@ def compare(
             f"allowed (logits up to {largest:.3g}): nothing was written"
         )
     return difference, largest
+
+
+def _expected(spec: InputSpec) -> str:
+    low, high = spec.range
+    shape = ", ".join(map(str, spec.shape))
+    return f"float32 [batch, {shape}] with values from {low:g} to {high:g}"
 
 
 def _listed(numbers: Sequence[int]) -> str:

@@ -90,11 +90,14 @@ def capture(student: Classifier) -> ExportedProgram:
 
 
 def _write_onnx(program: ExportedProgram, metadata: Mapping[str, str]) -> bytes:
-    names = {"input_names": ["images"], "output_names": ["logits"]}
     try:
         with _quiet():
             exported = torch.onnx.export(
-                program, dynamo=True, verbose=False, dynamic_shapes=BATCH, **names
+                program,
+                input_names=["images"],
+                output_names=["logits"],
+                dynamic_shapes=BATCH,
+                verbose=False,
             )
     except torch.onnx.OnnxExporterError as error:
         lacking = re.search(r"No ONNX function found for <OpOverload\(op='([^']+)'", str(error))
