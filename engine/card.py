@@ -175,8 +175,10 @@ def _cost(result: dict[str, Any]) -> str:
 def _use(config: dict[str, Any], parts: Parts) -> str:
     root = config["student"]["model"]["_target_"].partition(".")[0]
     trust = "" if root == "models" else f" trust=[{root}]"
+    path = config["data"]["path"]
+    where = f" {shlex.quote(f'data.path={path}')}" if path else ""
     commands = (
-        f"python -m tools.evaluate RUN data={config['choices']['data']}{trust}\n"
+        f"python -m tools.evaluate RUN data={config['choices']['data']}{where}{trust}\n"
         f"python -m tools.export RUN student.onnx{trust}"
     )
     return (

@@ -92,7 +92,7 @@ def made(tmp_path: Path, **student: Any) -> str:
     runtime, settings = Runtime("cpu"), plain(compose([*TINY, "method=scratch"]))
     parts = build_parts(settings, build_dataset(settings, runtime), None, runtime)
     settings["student"]["model"]["_target_"] = "audio.Net"
-    settings["choices"]["method"] = "somebody's"
+    settings["choices"]["method"], settings["data"]["path"] = "somebody's", "a b.npz"
     figures = {"name": "a|b\nc", "accuracy": None, "best_accuracy": None, "agreement": None}
     cost = dict.fromkeys(("images_synthesized", "teacher_queries", "real_training_inputs_read"), 0)
     seconds = {f"{k}_seconds": 1.0 for k in ("wall", "synthesis", "distillation", "evaluation")}
@@ -112,7 +112,8 @@ def test_what_was_not_measured_is_not_claimed(tmp_path: Path) -> None:
     assert rows(text, of=3)["accuracy"][0] == "not measured"
     assert "highest accuracy" not in text
     assert "with the settings in config.yaml" in text  # no command names such a method
-    assert "trust=[audio]" in text  # whose code builds the student
+    # whose code builds the student
+    assert "evaluate RUN data=digits 'data.path=a b.npz' trust=[audio]\n" in text
     assert r"a\|b c, 5 parameters" in text
 
 
