@@ -53,7 +53,7 @@ def card(folder: Path, config: dict[str, Any], parts: Parts, result: dict[str, A
     student, teacher = result["student"], result["teacher"]
     of = f", a student of {teacher['name']}" if teacher else ""
     sections = [
-        f"{MARK}\n# {student['name']}{of}",
+        f"{MARK}\n# {' '.join(student['name'].split())}{of}",
         _origin(config, parts, result),
         "## The command\n\nIt makes this run again. Add `run_dir=` and, where data sets are not "
         "in `datasets/`, `data.root=`.\n\n" + _indented(_command(config)),
@@ -138,11 +138,13 @@ def _figures(config: dict[str, Any], parts: Parts, result: dict[str, Any]) -> st
         f"## Figures\n\nMeasured after the last of {config['steps']:,} steps, on the test split of "
         f"`{result['data']}`: {inputs:,} inputs that this run did not train on.\n\n"
     )
-    best = (
-        f"\n\nThe highest accuracy of all evaluations was {_percent(student['best_accuracy'])}; "
-        "chosen on the test split, it is no estimate."
+    text = head + _table(("figure", "value", "how it is measured"), rows)
+    if student["best_accuracy"] is None:
+        return text
+    return (
+        f"{text}\n\nThe highest accuracy of all evaluations was "
+        f"{_percent(student['best_accuracy'])}; chosen on the test split, it is no estimate."
     )
-    return head + _table(("figure", "value", "how it is measured"), rows) + best
 
 
 def _synthesized(result: dict[str, Any]) -> str:
@@ -172,8 +174,10 @@ def _cost(result: dict[str, Any]) -> str:
 def _use(config: dict[str, Any], parts: Parts) -> str:
     root = config["student"]["model"]["_target_"].partition(".")[0]
     trust = "" if root == "models" else f" trust=[{root}]"
+    path = config["data"]["path"]
+    where = f" {shlex.quote(f'data.path={path}')}" if path else ""
     commands = (
-        f"python -m tools.evaluate RUN data={config['choices']['data']}{trust}\n"
+        f"python -m tools.evaluate RUN data={config['choices']['data']}{where}{trust}\n"
         f"python -m tools.export RUN student.onnx{trust}"
     )
     return (

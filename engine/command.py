@@ -17,9 +17,9 @@ from engine.run import NOT_IDENTITY
 
 NAMED = ("experiment", "method", "data")  # groups that a command names in any case, if chosen
 ABSENT = object()  # a key that is taken away
-
-
-PASSES = 4  # what is read from elsewhere, and so on, is set by the second
+PASSES = (
+    4  # one for what is written in its place, one for what is read from there; and two to spare
+)
 
 
 def overrides_of(config: Mapping[str, Any]) -> list[str]:

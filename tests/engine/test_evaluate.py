@@ -1,6 +1,7 @@
 """Accuracy, agreement and calibration, against direct formulas."""
 
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
@@ -116,3 +117,81 @@ def test_sure_and_right_is_calibrated_and_sure_and_wrong_is_not() -> None:
         metrics = Evaluator(Classifier(Sure(), SPEC), None, split, Runtime("cpu"))()
         assert metrics["ece"] == pytest.approx(error, abs=1e-6)
         assert metrics["accuracy"] == 1 - error
+
+
+class Unlabelled(Split):
+    def batches(self, size: int) -> Any:
+        return ((images, None) for images, _ in super().batches(size))
+
+
+@pytest.mark.parametrize("batch_size", [7, 500])
+def test_class_by_class(batch_size: int, split: Split) -> None:
+    student, teacher = network(0), network(1)
+    found = Evaluator(student, teacher, split, Runtime("cpu"), batch_size).measure()
+    labels = split.batch(slice(0, 103))[1].numpy()
+    p, q = probabilities(student, split), probabilities(teacher, split).argmax(1)
+    predicted = p.argmax(1)
+    assert (found.inputs, found.reference) == (103, "label")
+    for c, row in enumerate(found.classes):
+        inside = labels == c
+        assert row["inputs"] == inside.sum()
+        assert row["accuracy"] == pytest.approx((predicted == c)[inside].mean())
+        assert row["agreement"] == pytest.approx((predicted == q)[inside].mean())
+        assert row["confidence"] == pytest.approx(p.max(1)[inside].mean(), abs=1e-6)
+    matrix = np.zeros((5, 5), int)
+    np.add.at(matrix, (labels, predicted), 1)
+    wanted = [[a, b, n] for (a, b), n in np.ndenumerate(matrix) if n]
+    assert found.confusion == wanted
+    headline = Evaluator(student, teacher, split, Runtime("cpu"), batch_size)()
+    assert headline == {k: getattr(found, k) for k in ("accuracy", "ece", "agreement")}
+    assert found.teacher_accuracy == pytest.approx((q == labels).mean())
+    assert found.ece_to_teacher is None
+
+
+def test_without_labels_only_agreement_is_known(split: Split) -> None:
+    student, teacher = network(0), network(1)
+    images = (split.batch(slice(0, 103))[0] * 255).round().to(torch.uint8)
+    blind = Unlabelled(images, split.labels, torch.device("cpu"))
+    evaluator = Evaluator(student, teacher, blind, Runtime("cpu"), 50)
+    p, q = probabilities(student, split), probabilities(teacher, split).argmax(1)
+    figures = evaluator()
+    assert set(figures) == {"agreement", "ece_to_teacher"}
+    assert figures["agreement"] == pytest.approx((p.argmax(1) == q).mean())
+    assert figures["ece_to_teacher"] == pytest.approx(expected_calibration_error(p, q), abs=1e-6)
+    found = evaluator.measure()
+    assert (found.accuracy, found.ece, found.teacher_accuracy) == (None, None, None)
+    assert found.reference == "teacher"
+    assert [row["inputs"] for row in found.classes] == np.bincount(q, minlength=5).tolist()
+    assert all(row["accuracy"] is None for row in found.classes)
+    alone = Evaluator(student, None, blind, Runtime("cpu"))
+    assert alone() == {}
+    with pytest.raises(ValueError, match="the data has no labels"):
+        alone.measure()
+
+
+def test_a_class_without_an_input_has_no_means(split: Split) -> None:
+    one = Split(torch.zeros(3, 1, 6, 6, dtype=torch.uint8), torch.tensor([2, 2, 2]), split.device)
+    rows = Evaluator(network(0), None, one, Runtime("cpu")).measure().classes
+    assert [row["inputs"] for row in rows] == [0, 0, 3, 0, 0]
+    assert rows[0] == {"inputs": 0, "accuracy": None, "agreement": None, "confidence": None}
+
+
+def test_answers_that_are_not_finite_are_no_measurement(split: Split) -> None:
+    student = network(0)
+    with torch.no_grad():
+        student.module[-1].bias[3] = float("nan")  # type: ignore[index,operator]
+    with pytest.raises(ValueError, match="answers to 103 of 103 inputs are not finite"):
+        Evaluator(student, None, split, Runtime("cpu")).measure()
+
+
+def test_one_pass_brings_one_row_of_figures_from_the_device(
+    split: Split, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluator = Evaluator(network(0), network(1), split, Runtime("cpu"), 7)
+    transfers = []
+    to_list = torch.Tensor.tolist
+    monkeypatch.setattr(torch.Tensor, "tolist", lambda t: transfers.append(t.numel()) or to_list(t))
+    for name in ("item", "__float__", "__bool__", "__int__", "cpu", "numpy"):
+        monkeypatch.setattr(torch.Tensor, name, None)
+    assert len(evaluator()) == 3
+    assert transfers == [4]
