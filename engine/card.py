@@ -8,11 +8,11 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from data.spec import InputSpec
 from engine.catalogue import comment
 from engine.command import overrides_of
 from engine.config import ROOT
 from engine.files import write_whole
+from engine.loading import exported_lines, loading_lines
 from engine.ownership import CARD, MARK
 from engine.parts import Parts
 
@@ -172,31 +172,20 @@ def _cost(result: dict[str, Any]) -> str:
 
 
 def _use(config: dict[str, Any], parts: Parts) -> str:
-    root = config["student"]["model"]["_target_"].partition(".")[0]
+    node, student = config["student"]["model"], parts.student
+    root = node["_target_"].partition(".")[0]
     trust = "" if root == "models" else f" trust=[{root}]"
     path = config["data"]["path"]
     where = f" {shlex.quote(f'data.path={path}')}" if path else ""
-    commands = (
-        f"python -m tools.evaluate RUN data={config['choices']['data']}{where}{trust}\n"
-        f"python -m tools.export RUN student.onnx{trust}"
-    )
+    lines = loading_lines(node, student.spec, len(parts.dataset.classes))
     return (
-        "## Use\n\nTo load it:\n\n```python\n"
-        + _loading(parts.student.spec, root)
-        + "```\n\nTo measure it on any data, and to export it, where RUN is this folder:\n\n"
-        + _indented(commands)
-    )
-
-
-def _loading(spec: InputSpec, root: str) -> str:
-    """Lines of Python that load the student."""
-    trust = "" if root == "models" else f", trust=[{root!r}]"
-    shape, (low, high) = ", ".join(map(str, spec.shape)), spec.range
-    return (
-        "from pathlib import Path\n"
-        "from engine.rebuild import student_of  # in a checkout of Reverie\n\n"
-        f"student = student_of(Path(RUN){trust}).eval()\n"
-        f"logits = student(x).logits  # x: [N, {shape}], values from {low:g} to {high:g}\n"
+        f"## Use\n\nIn plain PyTorch, from this folder:\n\n```python\n{lines}\n```\n\n"
+        "With its normalisation inside, and without the source of its network, as ONNX or as "
+        "PyTorch's own `.pt2`, where RUN is this folder:\n\n"
+        + _indented(f"python -m tools.export RUN student.pt2{trust}")
+        + f"\n\n```python\n{exported_lines(student.spec)}\n```\n\n"
+        "To measure it on any data:\n\n"
+        + _indented(f"python -m tools.evaluate RUN data={config['choices']['data']}{where}{trust}")
     )
 
 

@@ -30,7 +30,7 @@ LARGEST = 1_000_000  # bytes of a configuration; ours have some thousands
 _NAME = re.compile(r"[A-Za-z]\w*(\.[A-Za-z]\w*)+", re.ASCII)
 
 
-def read_found(path: Path, trusted: Sequence[str] = ()) -> dict[str, Any]:
+def read_found(path: Path, trusted: Sequence[str] = (), part: str = "") -> dict[str, Any]:
     """The configuration in a run directory, as plain containers in which nothing is resolved.
 
     A run writes its values resolved, so that ``${...}`` in them is text. What its ``_target_`` may
@@ -39,6 +39,7 @@ def read_found(path: Path, trusted: Sequence[str] = ()) -> dict[str, Any]:
 
     Args:
         trusted: top-level modules beside these that the user vouches for.
+        part: the key of a node below which alone this is asked, where no other will be built.
 
     Raises:
         ValueError: for a file that is no configuration of a run, or names anything else.
@@ -52,7 +53,8 @@ def read_found(path: Path, trusted: Sequence[str] = ()) -> dict[str, Any]:
         config = yaml.safe_load(text)
         if not isinstance(config, dict) or not isinstance(config.get("choices"), dict):
             raise ValueError("it has no choices")
-        refused = dict.fromkeys(name for name in _targets(config) if not _is_safe(name, trusted))
+        asked = _below(config, part)
+        refused = dict.fromkeys(name for name in _targets(asked) if not _is_safe(name, trusted))
     except (ValueError, yaml.YAMLError, RecursionError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"{path} is no configuration of a run: {shorten(reason, str)}") from error
@@ -66,6 +68,16 @@ def read_found(path: Path, trusted: Sequence[str] = ()) -> dict[str, Any]:
             + (f". If that is code of yours, add trust=[{yours}]" if yours else "")
         )
     return config
+
+
+def _below(config: dict[str, Any], part: str) -> Any:
+    """The node at a dotted key."""
+    node: Any = config
+    for key in filter(None, part.split(".")):
+        node = node.get(key) if isinstance(node, dict) else None
+    if not isinstance(node, dict) or (part and "_target_" not in node):
+        raise ValueError(f"it describes no part under {part}")
+    return node
 
 
 def _targets(node: Any) -> Iterator[Any]:

@@ -30,8 +30,8 @@ from engine.config import compose, groups
 from engine.evaluate import Evaluator, Measured
 from engine.files import write_whole
 from engine.parts import build_dataset, load_teacher, plain
-from engine.rebuild import STUDENT, student_of
 from engine.runtime import Runtime
+from engine.student import FILE, student_of
 from models.classifier import Classifier
 from models.teacher import freeze
 from tools.report import report
@@ -138,7 +138,7 @@ def _student(
     runtime: Runtime,
 ) -> Classifier:
     """The network under test, frozen, on the device and held against the data."""
-    left = subject.name == STUDENT and (subject.parent / "config.yaml").is_file()
+    left = subject.name == FILE and (subject.parent / "config.yaml").is_file()
     run = subject if subject.is_dir() else subject.parent if left and not mine else None
     if run is None:
         if not any(word.startswith("student=") for word in mine):

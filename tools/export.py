@@ -26,7 +26,8 @@ from data.spec import InputSpec
 from engine.config import compose
 from engine.files import write_whole
 from engine.parts import plain
-from engine.student import FILE, load_student, settings, student_of
+from engine.ownership import CONFIG, mapping
+from engine.student import FILE, load_student, student_of
 from models.checkpoint import load_weights
 from models.classifier import Classifier
 from tools.formats import FORMATS, Format, capture, first_line
@@ -114,7 +115,6 @@ def _sort(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
 def _locate(source: Path) -> tuple[Path | None, Path]:
     """The run directory, if any, and the student's file."""
     if source.is_dir():
-        settings(source)
         return source, source / FILE
     if not source.exists():
         raise ValueError(f"{source} does not exist: give a run directory or a student's file")
@@ -157,7 +157,7 @@ def describe(student: Classifier, run: Path | None, file: Path) -> dict[str, str
         "torch": torch.__version__,
     }
     if run:
-        config = settings(run)
+        config = mapping(run / CONFIG)
         choices = config.get("choices")
         provenance |= choices if isinstance(choices, dict) else {}
         provenance |= {key: config.get(key) for key in ("seed", "steps")}

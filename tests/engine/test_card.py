@@ -1,6 +1,7 @@
 """The model card of a run: what it says is what the other files say, and its lines work."""
 
 import json
+import contextlib
 import re
 import subprocess
 from pathlib import Path
@@ -64,11 +65,12 @@ def overrides(text: str) -> list[str]:
 
 
 def loads(text: str, run: Path) -> None:
-    """The card's Python, run."""
+    """The card's Python, run in the run's folder."""
     found = re.search(r"```python\n(.*?)```", text, re.DOTALL)
     assert found
-    names: dict[str, Any] = {"RUN": str(run), "x": torch.rand(3, 1, 8, 8)}
-    exec(found[1], names)
+    names: dict[str, Any] = {"x": torch.rand(3, 1, 8, 8)}
+    with contextlib.chdir(run):
+        exec(found[1], names)
     assert names["logits"].shape == (3, 10)
 
 

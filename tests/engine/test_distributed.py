@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -165,3 +166,31 @@ def test_ranks_ask_each_other_about_a_stop_in_every_tenth_iteration_only() -> No
     runtime.world_size, runtime.asked = 2, 0
     assert [i for i in range(20) if runtime.asked_to_stop(i)] == [0, 10]
     assert runtime.asked == 2
+
+
+@pytest.mark.slow
+def test_more_ranks_than_inputs(tmp_path: Path) -> None:
+    """Ranks without a test input add nothing to the evaluation; none may be without a batch."""
+    draw = np.random.default_rng(0)
+    arrays = {
+        f"{split}_{kind}": array
+        for split, size in (("train", 4), ("test", 2))
+        for kind, array in (
+            ("images", draw.integers(0, 256, (size, 8, 8), dtype=np.uint8)),
+            ("labels", np.arange(size) % 2),
+        )
+    }
+    np.savez(tmp_path / "few.npz", **arrays)
+    data = ["method=scratch", "data=npz", f"data.path={tmp_path / 'few.npz'}", "device=cpu"]
+    data += ["student=digits_cnn_small", "steps=2", "batch_size=4", "evaluations=1"]
+    arguments = [*data, f"run_dir={tmp_path / 'run'}"]
+    for process in ranks(arguments, tmp_path, ((), (), ())):
+        assert process.wait() == 0, process.output
+    saved = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert saved["student"]["accuracy"] in (0, 0.5, 1)
+    arguments[-1] = f"run_dir={tmp_path / 'more'}"
+    for process in ranks(arguments, tmp_path, ((),) * 5):
+        assert process.wait() == 1
+        assert "4 training inputs cannot fill batches of 4 on 5 process(es)" in process.output
+        assert "Traceback" not in process.output
+    assert not (tmp_path / "more").exists()

@@ -85,15 +85,13 @@ def ended(processes: list[Run], victim: int) -> None:
 
 
 def test_one_of_two_ranks_killed(tiny: list[str], tmp_path: Path) -> None:
-    """In a step, in the midst of a checkpoint, and while it is renamed."""
+    """In the midst of a checkpoint, and when it has just got its name."""
     arguments = [*tiny, "method=kd"]
-    moments = {("at_step", 6): 1, ("in_save", 0.5): 1, ("at_replace", "step-", False): 0}
-    for moment, victim in moments.items():
+    for moment, victim in {("in_save", 0.5): 1, ("at_replace", "step-", False): 0}.items():
         chosen: list[tuple[object, ...]] = [(), ()]
         chosen[victim] = moment
-        ended(
-            ranks([*arguments, f"run_dir={tmp_path / 'killed'}"], tmp_path, tuple(chosen)), victim
-        )
+        both = ranks([*arguments, f"run_dir={tmp_path / 'killed'}"], tmp_path, tuple(chosen))
+        ended(both, victim)
     for name in ("whole", "killed"):
         for process in ranks([*arguments, f"run_dir={tmp_path / name}"], tmp_path):
             assert process.wait() == 0, process.output
@@ -113,8 +111,10 @@ def test_a_rank_killed_at_random_moments(kind: str, tiny: list[str], tmp_path: P
         both = ranks(arguments, tmp_path)
         victim = draw.randrange(2)
         after(draw.uniform(0, duration), both[victim], signal.SIGKILL)
+        # as torchrun does: before ranks have met, only that ends a rank that waits for the other
+        after(20, both[1 - victim], signal.SIGTERM)
         for process in both:
-            assert process.wait() in (0, 1, -signal.SIGKILL), process.output
+            assert process.wait() in (0, 1, 130, -signal.SIGTERM, -signal.SIGKILL), process.output
             assert "Traceback" not in process.output, process.output
     for process in ranks(arguments, tmp_path):
         assert process.wait() == 0, process.output

@@ -40,8 +40,8 @@ def test_other_code_is_not_run(
     (tmp_path / "strange.py").write_text("open('hacked', 'w')")
     monkeypatch.syspath_prepend(str(tmp_path))
     made(tmp_path / "run", SMALL, (1, 8, 8))
-    (tmp_path / "run" / "config.yaml").write_text(json.dumps({"student": {"model": node}}))
-    with pytest.raises(ValueError, match=r"is no network of this project.*trust=\["):
+    (tmp_path / "run" / "config.yaml").write_text(json.dumps({"choices": {}, "student": {"model": node}}))
+    with pytest.raises(ValueError, match="no part of this project, so it is not built or imported"):
         student_of(tmp_path / "run")
     assert not (tmp_path / "hacked").exists()
 
@@ -54,19 +54,19 @@ def test_how_a_student_was_trained_names_nothing_that_is_run(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("student: [", "config.yaml is damaged"),
+        ("student: [", "no configuration of a run"),
         ("[1, 2]", "no configuration of a run"),
-        ("steps: 3", "describes no network under student.model"),
-        ("student: {model: {width: 4}}", "describes no network under student.model"),
+        ("choices: {}", "describes no part under student.model"),
+        ("choices: {}\nstudent: {model: {width: 4}}", "describes no part under student.model"),
         (
-            "student: {model: {_target_: models.digits.DigitsCNN, widht: 4}}",
+            "choices: {}\nstudent: {model: {_target_: models.digits.DigitsCNN, widht: 4}}",
             "student.model.*did you mean 'width'",
         ),
         (
-            "student: {model: {_target_: models.digits.DigitsCNN, width: '${oc.env:HOME}'}}",
+            "choices: {}\nstudent: {model: {_target_: models.digits.DigitsCNN, width: '${oc.env:HOME}'}}",
             "student.model.width",
         ),
-        ("student: {model: {_target_: models.wrn.WideResNet, depth: 17, width: 1}}", "17"),
+        ("choices: {}\nstudent: {model: {_target_: models.wrn.WideResNet, depth: 17, width: 1}}", "17"),
     ],
 )
 def test_a_configuration_that_describes_no_network(text: str, said: str, tmp_path: Path) -> None:
