@@ -118,7 +118,6 @@ def test_a_dry_run(tmp_path: Path) -> None:
     images[::2, ::3] = 200
     parts = {"images": images, "labels": labels}
     names = np.array([f"class {i}" for i in range(10)])
-    )
     splits = {f"{split}_{k}": v for split in ("train", "test") for k, v in parts.items()}
     np.savez(tmp_path / "c.npz", classes=names, **splits)
     spec = InputSpec((3, 32, 32), mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
