@@ -113,6 +113,7 @@ def test_a_method_that_fails_is_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_a_dry_run(tmp_path: Path) -> None:
     images, labels = np.zeros((100, 32, 32, 3), np.uint8), np.arange(100) % 10
     images[::2, ::3] = 200
@@ -122,7 +123,8 @@ def test_a_dry_run(tmp_path: Path) -> None:
     np.savez(tmp_path / "c.npz", classes=names, **splits)
     spec = InputSpec((3, 32, 32), mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
     torch.manual_seed(0)
-    network = Classifier(resnet_cifar(in_channels=3, num_classes=10, depth=20), spec, names.tolist())
+    module = resnet_cifar(in_channels=3, num_classes=10, depth=20)
+    network = Classifier(module, spec, names.tolist())
     save_network(tmp_path / "t.safetensors", network, {})
     common = ["--dry-run", "--device", "cpu", "--limit", "900", "--out", str(tmp_path / "out")]
     common += ["--runs", str(tmp_path / "runs"), "--data", str(tmp_path / "c.npz")]
