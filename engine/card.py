@@ -8,6 +8,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+from data.spec import InputSpec
 from engine.catalogue import comment
 from engine.command import overrides_of
 from engine.config import ROOT

@@ -25,8 +25,8 @@ from torch import Tensor
 from data.spec import InputSpec
 from engine.config import compose
 from engine.files import write_whole
-from engine.parts import plain
 from engine.ownership import CONFIG, mapping
+from engine.parts import plain
 from engine.student import FILE, load_student, student_of
 from models.checkpoint import load_weights
 from models.classifier import Classifier

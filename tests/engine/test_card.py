@@ -1,7 +1,7 @@
 """The model card of a run: what it says is what the other files say, and its lines work."""
 
-import json
 import contextlib
+import json
 import re
 import subprocess
 from pathlib import Path
