@@ -13,7 +13,7 @@ from torch import nn
 from data.memory import check_memory
 
 # How PyTorch's allocators say so where it is no OutOfMemoryError, and its sizes before them.
-WORDS = ("can't allocate memory", "not enough memory", "CUDA out of memory")
+WORDS: tuple[str, ...] = ("can't allocate memory", "not enough memory", "CUDA out of memory")
 WORDS += ("storage size calculation overflowed", "would overflow", "array is too big")
 
 
