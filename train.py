@@ -110,4 +110,5 @@ def usage() -> str:
 
 
 if __name__ == "__main__":
+    sys.path.append(os.getcwd())  # for modules of the user's own, behind all others
     sys.exit(main(sys.argv[1:]))

@@ -33,8 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.page import page
 from benchmarks.records import record
 from data.builtin import MOMENTS
-from engine.config import compose
-from engine.parts import plain
+from engine.config import compose, plain
 
 ROOT = Path(__file__).resolve().parents[1]
 TABLES = ROOT / "benchmarks" / "tables"

@@ -26,11 +26,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data.dataset import Dataset
 from data.spec import InputSpec
-from engine.config import compose
+from engine.config import compose, plain
+from engine.loop import Training
 from engine.monitor import Clock, Meter
-from engine.parts import Parts, build_network, build_parts, plain
+from engine.parts import Parts, build_network, build_parts
+from engine.probe import Inputs
 from engine.runtime import Runtime
-from engine.train import Training
 from models.classifier import Classifier
 from models.teacher import freeze
 
@@ -94,8 +95,8 @@ def loop(settings: dict[str, Any], runtime: Runtime) -> Training:
     splits = {"train": read, "test": read}
     data = Dataset("black", splits, CLASSES, runtime, mean=SPEC.mean, std=SPEC.std)
     parts = prepare(settings, runtime, data)
-    directory: Any = None  # nothing is saved
-    return Training(settings, parts, parts.teacher, directory, runtime)
+    inputs = Inputs(data.open("test"), "black images")
+    return Training(settings, parts, parts.teacher, inputs, None, runtime)
 
 
 def prepare(settings: dict[str, Any], runtime: Runtime, dataset: Dataset) -> Parts:

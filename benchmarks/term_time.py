@@ -28,8 +28,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.step_time import SPEC, now, prepare, spread
 from data.dataset import Dataset
 from data.spec import Batch
-from engine.config import compose, groups
-from engine.parts import Parts, plain
+from engine.config import compose, groups, plain
+from engine.parts import Parts
 from engine.runtime import Runtime
 
 DEFAULTS = [

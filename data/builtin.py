@@ -67,7 +67,7 @@ def _digits(which: str) -> Arrays:
 def torchvision_dataset(
     name: str,
     root: str | Path,
-    classes: Sequence[str],
+    classes: int | Sequence[str],
     runtime: Runtime,
     size: int | None = None,
     val_fraction: float = 0.0,
@@ -79,6 +79,7 @@ def torchvision_dataset(
     Args:
         name: the class in ``torchvision.datasets``: MNIST, FashionMNIST, KMNIST, SVHN, CIFAR10
             or CIFAR100.
+        classes: names in label order, or how many.
         root: the folder that holds one folder or file per data set, in torchvision's layout.
     """
     readers = {
@@ -86,7 +87,8 @@ def torchvision_dataset(
         for which in ("train", "test")
     }
     moments = _moments(name, size, mean, std)
-    return Dataset(name, readers, classes, runtime, size, val_fraction, *moments)
+    names = [str(i) for i in range(classes)] if isinstance(classes, int) else classes
+    return Dataset(name, readers, names, runtime, size, val_fraction, *moments)
 
 
 def _moments(

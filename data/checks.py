@@ -87,16 +87,20 @@ def check_labels(where: str, labels: NDArray[Any]) -> NDArray[np.integer]:
 
 
 def check_split(
-    where: str, images: NDArray[Any], labels: NDArray[Any], num_classes: int
-) -> tuple[NDArray[np.uint8], NDArray[np.integer]]:
-    """What a reader gave for one split, labels as [N].
+    where: str, images: NDArray[Any], labels: NDArray[Any] | None, num_classes: int
+) -> tuple[NDArray[np.uint8], NDArray[np.integer] | None]:
+    """What a reader gave for one split, labels as [N], or None where it has none.
 
     Raises:
         ValueError: where images or labels are not as expected, or do not belong together.
     """
     check_images(f"{where}_images", images)
+    if 0 in images.shape:
+        raise ValueError(f"{where}_images has shape {images.shape}; at least one image is expected")
+    if labels is None:
+        return images, None
     labels = check_labels(f"{where}_labels", labels)
-    if len(images) != len(labels) or 0 in images.shape:
+    if len(images) != len(labels):
         raise ValueError(
             f"{where}_images has shape {images.shape} and {where.split()[-1]}_labels "
             f"{labels.shape}; one label for each image, and at least one image, is expected"

@@ -19,13 +19,18 @@ from engine.runtime import Runtime
 
 __all__ = ["DataFreeError", "Dataset", "Split"]
 
-# Reads one split from where it lies: uint8 [N, H, W] or [N, H, W, C], and integers [N]; what it
-# gives is checked.
-Reader = Callable[[], tuple[NDArray[Any], NDArray[Any]]]
+# Reads one split from where it lies: uint8 [N, H, W] or [N, H, W, C], and integers [N], which only
+# a test split may lack; what it gives is checked.
+Reader = Callable[[], tuple[NDArray[Any], NDArray[Any] | None]]
 
 TRAINING = ("train", "val")  # the validation split is data that a data-free run does not have
 HOLD_OUT_SEED = 0  # the same rows are held out in every run, so that runs compare
 LEAST_STD = 1 / 255  # of a channel: one that varies by less than a step of its pixels is constant
+ABSENT = {
+    "train": "training split: choose a method without data (see --help), or other data",
+    "val": "validation split: hold some training data out with data.val_fraction=0.1",
+    "test": "test split: there is nothing to evaluate on",
+}
 SMALLER = "set a smaller data.size, or take fewer images"
 
 
@@ -36,7 +41,8 @@ class Dataset:
 
     Args:
         name: for messages.
-        readers: one for "train", one for "test", and one for "val" if the data set has it.
+        readers: one for each split that there is, of "train", "val" and "test"; a data-free run
+            needs none but "test", and not even that where ``spec`` is given.
         classes: class names in label order; kept in Unicode's form NFC.
         runtime: of the run; says which device the data is for.
         size: height and width wanted; None keeps the images' own. Smaller images are
@@ -44,6 +50,7 @@ class Dataset:
         val_fraction: of the training set to hold out as "val", in [0, 1); always the same rows.
         mean: one value per channel of the final images in 0..1; None computes it from "train".
         std: likewise; both are given or none.
+        spec: of the inputs, where there is no data to tell.
 
     Raises:
         ValueError: for a fraction or a size out of range, a mean without std, or class names
@@ -60,6 +67,7 @@ class Dataset:
         val_fraction: float = 0.0,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
+        spec: InputSpec | None = None,
     ) -> None:
         if not 0 <= val_fraction < 1:
             raise ValueError(f"data.val_fraction must be in [0, 1), but is {val_fraction}")
@@ -74,6 +82,8 @@ class Dataset:
         self.size = size
         self.val_fraction = val_fraction
         self.range = (0.0, 1.0)
+        if spec is not None:
+            self.range, self.spec = spec.range, spec
         self._readers = readers
         self._runtime = runtime
         self._moments = None if mean is None or std is None else (tuple(mean), tuple(std))
@@ -87,8 +97,12 @@ class Dataset:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of one input, channels first; known from the test split alone."""
-        return self.open("test").shape
+        """Of one input, channels first; known from the test split alone, or without any."""
+        return self.open("test").shape if self.has("test") else self.spec.shape
+
+    def has(self, which: str) -> bool:
+        """Whether there is such a split to open."""
+        return which in self._readers or (which == "val" and self.val_fraction > 0)
 
     @functools.cached_property
     def spec(self) -> InputSpec:
@@ -172,7 +186,8 @@ class Dataset:
         where = f"data {self.name}: {which}"
         arrays, numbers = check_split(where, *self._read(which), self.num_classes)
         self._check_shape(which, arrays)
-        missing = sorted(set(range(self.num_classes)) - set(np.unique(numbers).tolist()))
+        present = range(self.num_classes) if numbers is None else np.unique(numbers).tolist()
+        missing = sorted(set(range(self.num_classes)) - set(present))
         if missing and which != "val":  # whose few images may well be of few classes
             names = ", ".join(self.classes[i] for i in missing[:5])
             more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
@@ -195,15 +210,17 @@ class Dataset:
         needed = len(images) * shape[0] * height * width
         check_memory(needed, f"the {len(images)} {which} images of data {self.name}", SMALLER)
 
-    def _read(self, which: str) -> tuple[NDArray[Any], NDArray[Any]]:
-        if which == "test" or not self.val_fraction:
-            if which not in self._readers:
-                raise ValueError(
-                    f"data {self.name} has no validation split: hold some training data out "
-                    "with data.val_fraction=0.1"
-                )
-            return self._readers[which]()
-        images, labels = self._readers["train"]()
+    def _read(self, which: str) -> tuple[NDArray[Any], NDArray[Any] | None]:
+        from_train = which == "val" and self.val_fraction > 0
+        if (source := "train" if from_train else which) not in self._readers:
+            raise ValueError(f"data {self.name} has no {ABSENT[source]}")
+        images, labels = self._readers[source]()
+        if which == "test":
+            return images, labels
+        if labels is None:
+            raise ValueError(f"data {self.name}: {source} has no labels, which training needs")
+        if not self.val_fraction:
+            return images, labels
         order = np.random.default_rng(HOLD_OUT_SEED).permutation(len(labels))
         held_out = round(self.val_fraction * len(labels))
         if not 0 < held_out < len(labels):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +14,15 @@ from numpy.typing import NDArray
 from data import archive
 from data.checks import check_labels
 from data.dataset import Dataset
-from data.folders import class_folders, image_files
+from data.folders import class_folders, image_files, pictures_in, unlabelled
 from data.images import fit
 from data.memory import check_memory
 from data.notes import note
 from data.pictures import read_picture
+from data.spec import Expected
 from engine.runtime import Runtime
 
-Arrays = tuple[NDArray[Any], NDArray[Any]]
-
-KEYS = ("train_images", "train_labels", "test_images", "test_labels")
+Arrays = tuple[NDArray[Any], NDArray[Any] | None]
 
 
 def npz(
@@ -34,15 +33,19 @@ def npz(
     val_fraction: float = 0.0,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
+    expected: Callable[[], Expected] | None = None,
 ) -> Dataset:
     """A file with ``train_images, train_labels, test_images, test_labels`` (and ``val_*``).
 
-    Images are uint8 [N, H, W] or [N, H, W, C], labels integers [N] or [N, 1]. Of a split that
-    is not opened, no byte is read. Nothing is ever unpickled.
+    Images are uint8 [N, H, W] or [N, H, W, C], labels integers [N] or [N, 1]. A data-free run needs
+    ``test_images`` alone; without ``test_labels`` it has no accuracy. Of a split that is not
+    opened, no byte is read. Nothing is ever unpickled.
 
     Args:
         classes: names in label order; None takes the file's ``classes``, or else numbers up to
-            the largest label of the test split, which then has to have every label below it.
+            the largest label of the test split, which then has to have every label below it, or
+            else the teacher's.
+        expected: by a teacher; gives the classes where neither file nor user names them.
 
     Raises:
         ValueError: for a file that is missing, is no .npz or lacks keys, and where the number of
@@ -50,21 +53,39 @@ def npz(
     """
     file = _existing(path)
     keys = archive.keys(file)
-    missing = [key for key in KEYS if key not in keys]
-    if missing:
+    if "test_images" not in keys:
         raise ValueError(
-            f"{file} lacks {', '.join(missing)}: an npz data set has {', '.join(KEYS)}"
+            f"{file} lacks test_images: an npz data set has test_images, test_labels, and, to "
+            "train on, train_images and train_labels"
         )
-    labels = check_labels(f"{file}: test_labels", archive.read(file, "test_labels"))
-    if classes is None:
-        classes = _names(file) if "classes" in keys else _numbers(file, labels)
+    labels = None
+    if "test_labels" in keys:
+        labels = check_labels(f"{file}: test_labels", archive.read(file, "test_labels"))
+    if classes is None and "classes" in keys:
+        classes = _names(file)
+    elif classes is None and labels is not None:
+        classes = _numbers(file, labels)
+    elif classes is None:
+        classes = _of_teacher(str(file), expected)
     splits = [which for which in ("train", "val", "test") if f"{which}_images" in keys]
-    readers = {which: functools.partial(_npz_split, file, which) for which in splits}
+    readers = {which: functools.partial(_npz_split, file, which, keys) for which in splits}
     return Dataset(str(file), readers, classes, runtime, size, val_fraction, mean, std)
 
 
-def _npz_split(file: Path, which: str) -> Arrays:
-    return archive.read(file, f"{which}_images"), archive.read(file, f"{which}_labels")
+def _npz_split(file: Path, which: str, keys: Sequence[str]) -> Arrays:
+    labelled = f"{which}_labels" in keys
+    labels = archive.read(file, f"{which}_labels") if labelled else None
+    return archive.read(file, f"{which}_images"), labels
+
+
+def _of_teacher(data: str, expected: Callable[[], Expected] | None) -> tuple[str, ...]:
+    """The classes of data without labels."""
+    if expected is None or not (classes := expected().classes):
+        raise ValueError(
+            f"{data} has neither labels nor names of classes, and the teacher's file does not say "
+            "either: give teacher.classes=NUMBER or teacher.classes=[NAME,...]"
+        )
+    return classes
 
 
 def _numbers(file: Path, labels: NDArray[np.integer]) -> list[str]:
@@ -109,16 +130,20 @@ def image_folder(
     val_fraction: float = 0.0,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
+    expected: Callable[[], Expected] | None = None,
 ) -> Dataset:
     """Folders ``train`` and ``test`` (or ``val`` in its place) with one folder of images per class.
 
-    Names that begin with a dot are hidden, and neither classes nor images. Other files that are no
-    images are left out, which a printed line says. All images of a split are held in memory, at
-    their final size. Class names that differ in Unicode form only are the same.
+    A data-free run needs ``test`` alone; images directly in it, or in ``path`` itself, have no
+    labels, and there is no accuracy then. Names that begin with a dot are hidden, and neither
+    classes nor images. Other files that are no images are left out, which a printed line says. All
+    images of a split are held in memory, at their final size. Class names that differ in Unicode
+    form only are the same.
 
     Args:
         size: height and width to bring every image to; None needs images of one size.
         channels: 1 for grey, 3 for colour.
+        expected: by a teacher; gives the classes where there are no class folders.
 
     Raises:
         ValueError: for missing folders; when a split is opened, for images that cannot be read or
@@ -127,21 +152,37 @@ def image_folder(
     if channels not in (1, 3):
         raise ValueError(f"data.dataset.channels must be 1 (grey) or 3 (colour), but is {channels}")
     root = _existing(path)
-    folders = {which: root / which for which in ("train", "val", "test") if (root / which).is_dir()}
-    if "test" not in folders and "val" in folders:
-        folders["test"] = folders.pop("val")
-    if "train" not in folders or "test" not in folders:
-        raise ValueError(f"{root} needs the folders train and test (or val), one folder per class")
-    classes = list(class_folders(folders["test"]))
-    if not classes:
-        raise ValueError(f"{folders['test']} has no class folders: one folder per class is needed")
+    folders = _splits(root)
+    names = list(class_folders(folders["test"]))
+    _check_layout(root, folders["test"], names)
+    classes = names or _of_teacher(str(root), expected)
+    read = functools.partial(_folder_split, test=folders["test"], size=size, channels=channels)
     readers = {
-        which: functools.partial(
-            _folder_split, folder, classes, folders["test"], size, channels, runtime
-        )
+        which: functools.partial(read, folder, names, runtime=runtime)
         for which, folder in folders.items()
     }
     return Dataset(str(root), readers, classes, runtime, size, val_fraction, mean, std)
+
+
+def _splits(root: Path) -> dict[str, Path]:
+    """The folder of each split; where there is none to test on, that is the root itself."""
+    folders = {which: root / which for which in ("train", "val", "test") if (root / which).is_dir()}
+    if "test" not in folders and "val" in folders:
+        folders["test"] = folders.pop("val")
+    return {"test": root} | folders
+
+
+def _check_layout(root: Path, test: Path, names: Sequence[str]) -> None:
+    if not names and not pictures_in(test):
+        raise ValueError(
+            f"{root} needs a folder test (or val), and train to train on, with one folder of "
+            "images per class; or images without labels, directly in it"
+        )
+    if names and test == root:
+        raise ValueError(
+            f"{root} needs the folder test (or val), with one folder per class: move "
+            f"{', '.join(names[:3])}{', ...' if len(names) > 3 else ''} there"
+        )
 
 
 def _folder_split(
@@ -152,7 +193,10 @@ def _folder_split(
     channels: int,
     runtime: Runtime,
 ) -> Arrays:
-    files, left_out = image_files(folder, classes, str(test))
+    if classes:
+        files, left_out = image_files(folder, classes, str(test))
+    else:
+        files, left_out = unlabelled(folder)
     if left_out:
         note(runtime, f"data {folder}: {left_out}")
     images = None
@@ -171,7 +215,8 @@ def _folder_split(
         x = torch.from_numpy(picture).permute(2, 0, 1)[None].contiguous()
         images[i] = fit(x, size)[0].numpy()
     assert images is not None  # every class has one
-    return images.transpose(0, 2, 3, 1), np.array([label for _, label in files], dtype=np.int64)
+    labels = np.array([label for _, label in files], dtype=np.int64) if classes else None
+    return images.transpose(0, 2, 3, 1), labels
 
 
 def _sides(picture: NDArray[np.uint8]) -> str:

@@ -83,6 +83,19 @@ def image_files(
     return files, f"{words}: {_kinds(left_out)}"
 
 
+def pictures_in(folder: Path) -> list[Path]:
+    """The images directly in a folder."""
+    return [p for p in visible(folder) if p.is_file() and p.suffix.lower() in EXTENSIONS]
+
+
+def unlabelled(folder: Path) -> tuple[list[tuple[Path, int]], str]:
+    """The images directly in a folder, as :func:`image_files` has them, each of class 0."""
+    images = pictures_in(folder)
+    chosen = set(images)
+    left_out = [path for path in visible(folder) if path not in chosen]
+    return [(image, 0) for image in images], _kinds(left_out)
+
+
 def _kinds(paths: Sequence[Path]) -> str:
     """Such as ``3 .gif, 1 folder``."""
     kinds = Counter(_kind(path) for path in paths)

@@ -9,16 +9,19 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def to_tensors(images: NDArray[np.uint8], labels: NDArray[np.integer]) -> tuple[Tensor, Tensor]:
+def to_tensors(
+    images: NDArray[np.uint8], labels: NDArray[np.integer] | None
+) -> tuple[Tensor, Tensor | None]:
     """Turn [N, H, W] or [N, H, W, C] and [N] into uint8 [N, C, H, W] and int64 [N] tensors."""
     assert images.dtype == np.uint8
-    assert len(images) == len(labels)
-    assert labels.ndim == 1
     if images.ndim == 3:
         images = images[..., None]
     x = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
     if not x.flags.writeable:
         x = x.copy()
+    if labels is None:
+        return torch.from_numpy(x), None
+    assert labels.shape == (len(images),)
     return torch.from_numpy(x), torch.from_numpy(labels.astype(np.int64))
 
 

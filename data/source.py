@@ -38,6 +38,8 @@ class RealSource:
         ValueError: for fewer training inputs than ranks, a batch size or a limit below 1.
     """
 
+    period = 1
+
     def __init__(
         self,
         data: Dataset,

@@ -13,6 +13,7 @@ from torch import Tensor
 # Of the largest value. No inputs spread wider than half their range, but networks that take values
 # as they are have a std of 1; values in 0..255 have one of 50 or more.
 WIDEST_STD = 5.0
+EXPECTED = ("shape", "range", "mean", "std", "classes")
 LARGEST = 3e38  # of float32, in which networks compute
 
 
@@ -107,6 +108,40 @@ def _moments(spec: InputSpec, device: torch.device, dtype: torch.dtype) -> tuple
     with torch.inference_mode(False):  # cached: must serve a backward pass later
         mean = torch.tensor(spec.mean, device=device, dtype=dtype).view(shape)
         return mean, torch.tensor(spec.std, device=device, dtype=dtype).view(shape)
+
+
+@dataclass
+class Expected:
+    """What is known of a teacher's input before any data is opened, and who says so.
+
+    Args:
+        values: of those of ``shape``, ``range``, ``mean``, ``std`` and ``classes`` that are known.
+        origins: for each, such as "teacher.shape", "its file" or "timm's resnet18".
+    """
+
+    values: dict[str, Any]
+    origins: dict[str, str]
+
+    def missing(self) -> list[str]:
+        return [name for name in EXPECTED if name not in self.values]
+
+    def origin(self, name: str) -> str:
+        """ " (its file)" or the like, and nothing where the data says it."""
+        return f" ({self.origins[name]})" if name in self.origins else ""
+
+    @property
+    def spec(self) -> InputSpec:
+        """Once nothing is missing.
+
+        Raises:
+            ValueError: where the values do not fit together.
+        """
+        return InputSpec(**{name: self.values[name] for name in EXPECTED if name != "classes"})
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names in label order; none where they are not known."""
+        return tuple(self.values.get("classes", ()))
 
 
 @dataclass

@@ -19,7 +19,7 @@ class Split:
 
     Args:
         images: [N, C, H, W] uint8.
-        labels: [N] int64.
+        labels: [N] int64, or None where nobody knows them.
         device: where batches are needed. The split is held there if it takes at most half of
             the free memory, and in host memory otherwise.
         range: that 0 and 255 are mapped to.
@@ -28,7 +28,7 @@ class Split:
     def __init__(
         self,
         images: Tensor,
-        labels: Tensor,
+        labels: Tensor | None,
         device: torch.device,
         range: tuple[float, float] = (0.0, 1.0),
     ) -> None:
@@ -37,10 +37,10 @@ class Split:
         self.shape = tuple(images.shape[1:])
         self.rows_read = 0
         self.closed = False
-        self._length = len(labels)
+        self._length = len(images)
         self.storage = device if _fits(images, device) else torch.device("cpu")
         self._images = images.to(self.storage)
-        self._labels = labels.to(self.storage)
+        self._labels = None if labels is None else labels.to(self.storage)
 
     def __len__(self) -> int:
         return self._length
@@ -55,10 +55,11 @@ class Split:
         """Of every row [N] int64, to choose among them; no input is read."""
         if self.closed:
             raise data_free("read")
+        assert self._labels is not None, "only a test split may lack labels"
         return self._labels
 
-    def batch(self, index: Tensor | slice) -> tuple[Tensor, Tensor]:
-        """Images [B, C, H, W] in ``range`` and labels [B] int64, on the device.
+    def batch(self, index: Tensor | slice) -> tuple[Tensor, Tensor | None]:
+        """Images [B, C, H, W] in ``range`` and labels [B] int64 or None, on the device.
 
         Args:
             index: rows, as int64 on ``storage`` (elsewhere the device has to wait) or a slice.
@@ -68,7 +69,7 @@ class Split:
         x = images.to(torch.float32, memory_format=torch.channels_last)
         return x.mul_((high - low) / 255).add_(low), labels
 
-    def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor | None]]:
         """Every row once, in fixed order; the last batch may be smaller."""
         for start in range(0, len(self), size):
             yield self.batch(slice(start, start + size))
@@ -88,19 +89,23 @@ class Split:
     def close(self) -> None:
         """Let go of the data; whoever still holds this split gets no row from it any more."""
         self.closed = True
-        self._images, self._labels = self._images[:0], self._labels[:0]
+        self._images = self._images[:0]
+        self._labels = None if self._labels is None else self._labels[:0]
 
-    def _rows(self, index: Tensor | slice) -> tuple[Tensor, Tensor]:
+    def _rows(self, index: Tensor | slice) -> tuple[Tensor, Tensor | None]:
         if self.closed:
             raise data_free("read")
         if isinstance(index, Tensor):
             index = index.to(self.storage)
-        images, labels = self._images[index], self._labels[index]
-        self.rows_read += len(labels)
-        if self.storage != self.device:  # page-locked, so that the copy does not hold up the device
-            images = images.pin_memory().to(self.device, non_blocking=True)
-            labels = labels.pin_memory().to(self.device, non_blocking=True)
-        return images, labels
+        images = self._to_device(self._images[index])
+        self.rows_read += len(images)
+        return images, None if self._labels is None else self._to_device(self._labels[index])
+
+    def _to_device(self, rows: Tensor) -> Tensor:
+        if self.storage == self.device:
+            return rows
+        # page-locked, so that the copy does not hold up the device
+        return rows.pin_memory().to(self.device, non_blocking=True)
 
 
 def data_free(verb: str) -> DataFreeError:

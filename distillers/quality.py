@@ -23,7 +23,8 @@ from torch import Tensor
 
 from data.dataset import Dataset
 from distillers.base import stage_taps
-from engine.parts import build_dataset, build_network, plain
+from engine.config import plain
+from engine.parts import build_dataset, build_network
 from engine.runtime import Runtime
 from models.classifier import Classifier
 from models.teacher import freeze, load_classifier
@@ -153,7 +154,8 @@ def _sample(dataset: Dataset, inputs: int) -> tuple[Tensor, Tensor]:
     train = dataset.open("train")
     each = min(PER_CLASS, inputs // dataset.num_classes)
     rows = [(train.labels == c).nonzero()[:each, 0] for c in range(dataset.num_classes)]
-    return train.batch(torch.cat(rows))
+    index = torch.cat(rows)
+    return train.batch(index)[0], train.labels[index].to(train.device)
 
 
 @torch.no_grad()

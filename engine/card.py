@@ -72,7 +72,10 @@ def _origin(config: dict[str, Any], parts: Parts, result: dict[str, Any]) -> str
     data, spec, classes = result["data"], parts.student.spec, parts.dataset.classes
     names = ", ".join(map(_code, classes[:NAMES])) + (", …" if len(classes) > NAMES else "")
     read = result["cost"]["real_training_inputs_read"]
-    use = "for evaluation alone" if config["data_free"] else f"{read:,} training inputs read"
+    if config["data_free"]:
+        use = "for evaluation alone" if parts.dataset.has("test") else "nothing was read"
+    else:
+        use = f"{read:,} training inputs read"
     averaged = f", averaged over its steps (decay {config['ema']:g})" if config["ema"] else ""
     rows = [("student", f"{result['student']['name']}, {_size(result['student'])}{averaged}")]
     if result["teacher"]:
@@ -122,29 +125,56 @@ def _command(config: dict[str, Any]) -> str:
 
 
 def _figures(config: dict[str, Any], parts: Parts, result: dict[str, Any]) -> str:
-    student, teacher = result["student"], result["teacher"]
-    rows = [("accuracy", _percent(student["accuracy"]), "share of inputs given their label")]
+    student, teacher, on = result["student"], result["teacher"], result["measured_on"]
+    rows = []
+    if on["labels"]:
+        rows.append(
+            ("accuracy", _percent(student["accuracy"]), "share of inputs given their label")
+        )
+    if teacher and on["labels"]:
+        same = "on the same inputs"
+        rows.append(("accuracy of the teacher", _percent(teacher["accuracy"]), same))
     if teacher:
-        rows += [
-            ("accuracy of the teacher", _percent(teacher["accuracy"]), "on the same inputs"),
-            ("agreement", _percent(student["agreement"]), "share given the teacher's class"),
-        ]
-    error = "expected calibration error, 15 bins: confidence against accuracy"
-    rows.append(("ECE", _percent(student["ece"]), error))
+        rows.append(
+            ("agreement", _percent(student["agreement"]), "share given the teacher's class")
+        )
+    error = "expected calibration error, 15 bins: confidence against "
+    if on["labels"]:
+        rows.append(("ECE", _percent(student["ece"]), error + "accuracy"))
+    else:
+        rows.append(("ECE", _percent(student["ece_to_teacher"]), error + "agreement"))
     if "val_accuracy" in student:
         held = f"on {len(parts.dataset.open('val')):,} training inputs that were held out"
         rows.append(("accuracy in validation", _percent(student["val_accuracy"]), held))
-    inputs = len(parts.dataset.open("test"))
     head = (
-        f"## Figures\n\nMeasured after the last of {config['steps']:,} steps, on the test split of "
-        f"`{result['data']}`: {inputs:,} inputs that this run did not train on.\n\n"
+        f"## Figures\n\nMeasured after the last of {config['steps']:,} steps, on {on['what']}. "
+        "The run did not train on them.\n\n"
     )
-    text = head + _table(("figure", "value", "how it is measured"), rows)
+    table = head + _table(("figure", "value", "how it is measured"), rows)
+    return table + (_best(student) if on["labels"] else _by_class(result))
+
+
+def _best(student: dict[str, Any]) -> str:
     if student["best_accuracy"] is None:
-        return text
+        return ""
     return (
-        f"{text}\n\nThe highest accuracy of all evaluations was "
-        f"{_percent(student['best_accuracy'])}; chosen on the test split, it is no estimate."
+        f"\n\nThe highest accuracy of all evaluations was {_percent(student['best_accuracy'])}; "
+        "chosen on the test split, it is no estimate."
+    )
+
+
+def _by_class(result: dict[str, Any]) -> str:
+    """What is known without labels; it says that it is no accuracy."""
+    text = "\n\nThere are no labels: the accuracy is not known, and agreement is no estimate of it."
+    rows = [
+        (c["class"], f"{c['inputs']:,}", _percent(c["agreement"]), _percent(c["confidence"]))
+        for c in result.get("classes", [])[:NAMES]
+        if c["inputs"]
+    ]
+    if not rows:
+        return text
+    return f"{text}\n\n" + _table(
+        ("the teacher's class", "inputs", "agreement", "confidence"), rows
     )
 
 
@@ -178,6 +208,7 @@ def _use(config: dict[str, Any], parts: Parts) -> str:
     trust = "" if root == "models" else f" trust=[{root}]"
     path = config["data"]["path"]
     where = f" {shlex.quote(f'data.path={path}')}" if path else ""
+    data = config["choices"]["data"] if parts.dataset.has("test") else "NAME"
     lines = loading_lines(node, student.spec, len(parts.dataset.classes))
     return (
         f"## Use\n\nIn plain PyTorch, from this folder:\n\n```python\n{lines}\n```\n\n"
@@ -186,7 +217,7 @@ def _use(config: dict[str, Any], parts: Parts) -> str:
         + _indented(f"python -m tools.export RUN student.pt2{trust}")
         + f"\n\n```python\n{exported_lines(student.spec)}\n```\n\n"
         "To measure it on any data:\n\n"
-        + _indented(f"python -m tools.evaluate RUN data={config['choices']['data']}{where}{trust}")
+        + _indented(f"python -m tools.evaluate RUN data={data}{where}{trust}")
     )
 
 

@@ -26,6 +26,7 @@ AVAILABLE = {
     "student",
     "data",
     "runtime",
+    "expected",
     "objective",
     "steps",
     "batch_size",
@@ -42,7 +43,8 @@ def describe_unknown(name: str, known: Sequence[str]) -> str:
 
 def is_target(node: Any) -> bool:
     """Whether a node (plain or OmegaConf) builds something."""
-    return (isinstance(node, Mapping) or OmegaConf.is_dict(node)) and "_target_" in node
+    # among the keys, where OmegaConf also counts one whose value is still to be given
+    return (isinstance(node, Mapping) or OmegaConf.is_dict(node)) and "_target_" in set(node)
 
 
 def parameters_of(target: Callable[..., Any]) -> tuple[dict[str, inspect.Parameter], bool]:
@@ -76,6 +78,8 @@ def check_node(node: Any, path: str) -> list[str]:
 
 def _check_target(node: Mapping[str, Any], path: str) -> list[str]:
     name = node["_target_"]
+    if name == MISSING:
+        return []  # which is said of the key
     try:
         target = resolve_name(name)
     except (Exception, SystemExit):  # an import can raise anything; a user can mend the name

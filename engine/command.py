@@ -12,10 +12,14 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from engine.annotations import is_path
 from engine.config import compose, groups
+from engine.keys import annotation_of
+from engine.overrides import Setting
 from engine.run import NOT_IDENTITY
 
 NAMED = ("experiment", "method", "data")  # groups that a command names in any case, if chosen
+ELSEWHERE = (*NOT_IDENTITY, "budget")  # what a run computes follows from its number of steps
 ABSENT = object()  # a key that is taken away
 PASSES = (
     4  # one for what is written in its place, one for what is read from there; and two to spare
@@ -37,7 +41,8 @@ def overrides_of(config: Mapping[str, Any]) -> list[str]:
         values = _changes(OmegaConf.create(_composed(tuple(chosen))), config)
     except OmegaConfBaseException as error:  # a value that reads like an interpolation
         raise ValueError(f"no command composes this configuration: {error}") from error
-    return [*chosen, *(_override(key, value) for key, value in values.items())]
+    base = OmegaConf.create(_composed(tuple(chosen)))
+    return [*chosen, *(_override(base, key, value) for key, value in values.items())]
 
 
 def _changes(base: DictConfig, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -87,7 +92,7 @@ def _differences(before: Any, after: Any, prefix: str = "") -> Iterator[tuple[st
     for key in [*after, *(k for k in before if k not in after)]:
         path = f"{prefix}{key}"
         old, new = before.get(key, ABSENT), after.get(key, ABSENT)
-        if path == "choices" or path in NOT_IDENTITY or repr(old) == repr(new):
+        if path in ("choices", *ELSEWHERE) or repr(old) == repr(new):
             continue
         if isinstance(old, Mapping) and isinstance(new, Mapping) and _kind(old) == _kind(new):
             yield from _differences(old, new, path + ".")
@@ -120,11 +125,19 @@ def _apply(config: DictConfig, key: str, value: Any) -> None:
         node[last] = value
 
 
-def _override(key: str, value: Any) -> str:
+def _override(base: DictConfig, key: str, value: Any) -> str:
     if value is ABSENT:
         return f"~{key}"
+    if isinstance(value, str) and is_path(annotation_of(base, key)):
+        return f"{key}={_path(value)}"
     entry = key.split(".")[-2:-1] == ["terms"]
     return f"{'+' if entry else ''}{key}={_text(value)}"
+
+
+def _path(value: str) -> str:
+    """A path as keys that hold paths take it: verbatim, but for what looks like something else."""
+    written = (value, f"'{value}'", f'"{value}"')
+    return next((w for w in written if Setting("", "", w).path() == value), value)
 
 
 def _text(value: Any) -> str:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 from collections.abc import Iterable, Sequence
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import MISSING, fields
 from pathlib import Path
-from pkgutil import resolve_name
 from typing import Any, get_args, get_type_hints
 
 from hydra import compose as hydra_compose
@@ -16,16 +14,16 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import (
-    GrammarParseError,
-    InterpolationResolutionError,
     OmegaConfBaseException,
 )
 from yaml import YAMLError
 
-from engine.annotations import check_type, hints_of, is_path, shorten
+from engine.annotations import check_type, shorten
 from engine.check import check_node, describe_unknown, is_target
+from engine.keys import one_line, paths_of, section_of, set_key
 from engine.overrides import ALIASES, Setting, sort_overrides
 from engine.schema import LEAST, Config, Node, TermConfig
+from engine.start import missing
 
 ROOT = Path(__file__).resolve().parents[1] / "configs"
 
@@ -63,26 +61,69 @@ def compose(arguments: Sequence[str], complete: bool = True) -> DictConfig:
     try:
         config = _hydra("train", overrides=chosen, return_hydra_config=True)
     except (HydraException, OmegaConfBaseException, YAMLError) as error:
-        raise ConfigError([*mistakes, _one_line(error)]) from error
+        raise ConfigError([*mistakes, one_line(error)]) from error
     choices = OmegaConf.to_container(config.hydra.runtime.choices)
     OmegaConf.set_readonly(config, False)
     OmegaConf.set_struct(config, False)
     del config["hydra"]
     config.choices = _readable(choices)  # type: ignore[arg-type]
-    for f in fields(Config):
-        if f.name not in config and f.default is not MISSING:
-            config[f.name] = f.default
-    own_recipe(config)
-    for setting in values:
-        _set(config, setting, mistakes)
-    _fold_taps(config)
+    _settle(config, values, mistakes)
     if complete:
+        if asked := _missing(config, arguments):
+            raise ConfigError([*mistakes, asked])
         _check(config, mistakes)
     if mistakes:
         raise ConfigError(mistakes)
     for role in ALIASES:
         config.choices[role] = _name(config.choices[role], config[role].model)
     return config
+
+
+def _settle(config: DictConfig, values: Sequence[Setting], mistakes: list[str]) -> None:
+    """Fill in defaults, and set the keys of the command line over them."""
+    for f in fields(Config):
+        if f.name not in config and f.default is not MISSING:
+            config[f.name] = f.default
+    own_recipe(config)
+    for setting in values:
+        set_key(config, setting, mistakes, groups())
+    if config.budget is not None and {"steps", "budget"} <= {setting.key for setting in values}:
+        mistakes.append("steps and budget are two lengths of one run: leave one of them")
+    _fold_taps(config)
+
+
+def _missing(config: DictConfig, arguments: Sequence[str]) -> str | None:
+    """What a run without data still has to be told."""
+    try:
+        return missing(plain(config), arguments, _networks)
+    except OmegaConfBaseException:
+        return None  # which the check says
+
+
+def _networks() -> dict[str, dict[str, Any]]:
+    """The node of every network that can be chosen."""
+    found = {name: written("model", name) for name in groups()["student"]}
+    return {name: OmegaConf.to_container(node) for name, node in found.items()}  # type: ignore[misc]
+
+
+def written(group: str, name: str) -> DictConfig:
+    """What a choice's file says, over the files of its group that it starts from.
+
+    Hydra, which composes whole runs, takes a tenth of a second for each.
+    """
+    config = OmegaConf.load(ROOT / group / f"{name}.yaml")
+    assert isinstance(config, DictConfig)
+    for base in config.pop("defaults", []):
+        if isinstance(base, str) and base != "_self_":
+            config = OmegaConf.merge(written(group, base), config)  # type: ignore[assignment]
+    return config  # type: ignore[return-value]
+
+
+def plain(config: DictConfig) -> dict[str, Any]:
+    """A configuration as plain containers, every interpolation resolved."""
+    container = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(container, dict)
+    return container  # type: ignore[return-value]
 
 
 def _hydra(file: str, **options: Any) -> DictConfig:
@@ -108,7 +149,7 @@ def _written(root: Path, choice: str) -> dict[str, Any]:
 def _leaves(node: DictConfig) -> dict[str, Any]:
     """What a network is built from, by dotted key; how it is trained is no part of it."""
     found: dict[str, Any] = {}
-    for path in _paths(node):
+    for path in paths_of(node):
         value = OmegaConf.select(node, path)
         if not OmegaConf.is_dict(value) and not path.startswith("_training_."):
             found[path] = value
@@ -127,77 +168,6 @@ def _readable(choices: dict[str, Any]) -> dict[str, Any]:
     return {names.get(k, k): v for k, v in choices.items() if not k.startswith("hydra/") and v}
 
 
-def _set(config: DictConfig, setting: Setting, mistakes: list[str]) -> None:
-    """Set one key that the schema, the composed files or a target's signature knows."""
-    *parents, last = (key := setting.key).split(".")
-    node: Any = config
-    for part in parents:
-        if not OmegaConf.is_dict(node) or part not in node or OmegaConf.is_missing(node, part):
-            return mistakes.append(_unknown_key(config, key, node, part))
-        try:
-            node = node[part]
-        except OmegaConfBaseException as error:
-            return mistakes.append(f"{key}: {_one_line(error)}")
-    if not OmegaConf.is_dict(node):
-        return mistakes.append(_unknown_key(config, key, {}, last))
-    entry = parents[-2:-1] == ["terms"] and last in get_type_hints(TermConfig)
-    addable = is_target(node) or entry or (parents[-1:] == ["terms"] and setting.adds)
-    if last not in node and (setting.deletes or not addable):
-        return mistakes.append(_unknown_key(config, key, node, last))
-    if not setting.deletes:
-        _assign(node, last, setting, _annotation(node, parents, last), mistakes)
-    elif is_target(node) or entry or parents[-1:] == ["terms"]:
-        node.pop(last)
-    else:
-        mistakes.append(f"~{key}: every run has this key; set another value")
-    return None
-
-
-def _assign(
-    node: DictConfig, last: str, setting: Setting, annotation: Any, mistakes: list[str]
-) -> None:
-    if setting.mistake and not is_path(annotation):
-        return mistakes.append(setting.mistake)
-    try:
-        node[last] = setting.path() if is_path(annotation) else setting.value
-    except (OmegaConfBaseException, ValueError) as error:
-        return mistakes.append(f"{setting.key}: {_one_line(error)}")
-    except RecursionError:
-        return mistakes.append(f"{setting.key}={shorten(setting.text, str)} is nested too deep")
-
-
-def _annotation(node: DictConfig, parents: list[str], last: str) -> Any:
-    """What the target that has this argument, or the schema, says of a key."""
-    if is_target(node):
-        try:
-            return hints_of(resolve_name(node._target_)).get(last)
-        except (Exception, SystemExit):  # whose name is a mistake that the check will report
-            return None
-    schema: Any = Config
-    for part in parents:
-        schema = _section(get_type_hints(schema).get(part)) if schema else None
-    return get_type_hints(schema).get(last) if schema else None
-
-
-def _unknown_key(config: DictConfig, key: str, node: Any, part: str) -> str:
-    siblings = [str(k) for k in node] if OmegaConf.is_dict(node) else []
-    paths = [*_paths(config), *groups()]
-    near = difflib.get_close_matches(key, paths, 1, 0.7)
-    if near and not difflib.get_close_matches(part, siblings, 1):
-        return f"{key}: no such key; did you mean {near[0]}?"
-    return f"{key}: {describe_unknown(part, siblings)}"
-
-
-def _paths(node: Any, prefix: str = "") -> list[str]:
-    found = []
-    for key in node:
-        found.append(path := f"{prefix}{key}")
-        child = node._get_node(key)
-        if OmegaConf.is_dict(child) and not child._is_none() and not child._is_interpolation():
-            found += _paths(child, path + ".")
-    return found
-
-
 def _fold_taps(config: DictConfig) -> None:
     """An entry's ``taps`` are an argument of its term."""
     for objective in ("distiller", "synthesis"):
@@ -213,7 +183,7 @@ def _check(config: DictConfig, mistakes: list[str]) -> None:
     try:
         plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=False)
     except OmegaConfBaseException as error:
-        mistakes.append(_one_line(error))
+        mistakes.append(one_line(error))
         return
     except RecursionError:
         mistakes.append("the configuration is nested too deep")
@@ -234,7 +204,7 @@ def _check_fields(node: Any, schema: Any, prefix: str, mistakes: list[str]) -> N
         path = f"{prefix}{key}"
         if key not in hints:
             mistakes.append(f"{path}: {describe_unknown(key, list(hints))}")
-        elif section := _section(hints[key]):
+        elif section := section_of(hints[key]):
             if section is TermConfig and isinstance(value, dict):
                 for name, entry in value.items():
                     _check_fields(entry, TermConfig, f"{path}.{name}.", mistakes)
@@ -252,15 +222,3 @@ def _check_fields(node: Any, schema: Any, prefix: str, mistakes: list[str]) -> N
         required = f.default is MISSING and f.default_factory is MISSING
         if f.name not in node and required:
             mistakes.append(f"{prefix}{f.name} is not set by any configuration file")
-
-
-def _section(annotation: Any) -> Any:
-    """The dataclass within an annotation such as ``X``, ``X | None`` or ``dict[str, X]``."""
-    return next((a for a in (annotation, *get_args(annotation)) if is_dataclass(a)), None)
-
-
-def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    if isinstance(error, (GrammarParseError, InterpolationResolutionError)):
-        text += " (quote ${ that is text: '\\${')"
-    return text

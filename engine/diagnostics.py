@@ -155,7 +155,7 @@ class Inspector:
         teacher: its BatchNorm statistics are compared with those of the inputs, if it has any.
         student: to measure agreement where it is being taught.
         runtime: of the run.
-        rows: in the test split.
+        rows: in the test split; 0 where there are no real inputs to compare with.
     """
 
     def __init__(
@@ -168,11 +168,13 @@ class Inspector:
             blank = self.reader(torch.zeros(1, *teacher.spec.shape, device=runtime.device))
         pooled = blank.features.get("pooled")
         self.space = "logits" if pooled is None or pooled.numel() > WIDEST else "pooled"
-        self.reference = Reference(rows, self._features(blank).shape[1], runtime)
+        width = self._features(blank).shape[1]
+        self.reference = Reference(rows, width, runtime) if rows else None
 
     def show(self, outputs: Outputs, first: int) -> None:
         """What ``reader`` gives for the test inputs from row ``first`` on; each row once."""
-        self.reference.add(self._features(outputs), first)
+        if self.reference is not None:
+            self.reference.add(self._features(outputs), first)
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> dict[str, Any]:
@@ -225,6 +227,8 @@ class Inspector:
 
         Where all test inputs look alike, there is no diversity to hold against theirs.
         """
+        if self.reference is None:
+            return {}
         made = self._gather(features[-max(1, LOOK // self.runtime.world_size) :].double())
         count = min(len(made), self.reference.rows)
         if count < 2:

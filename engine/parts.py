@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
 
 from data.dataset import Dataset
 from data.memory import check_memory
@@ -16,6 +16,7 @@ from data.spec import InputSpec
 from distillers.distiller import Distiller, resolve_taps, student_taps
 from engine.build import build
 from engine.ema import EMA
+from engine.expected import expected
 from engine.objective import Objective, Weighted
 from engine.runtime import Runtime
 from engine.schedules import Factor, Schedule
@@ -25,7 +26,10 @@ from generators.observer import unread_statistics
 from models.black_box import BlackBox
 from models.check import check_network, materialize
 from models.classifier import Classifier
+from models.external import library_defaults
 from models.teacher import freeze, load_classifier
+
+Optimizers = Callable[..., torch.optim.Optimizer]
 
 
 @dataclass
@@ -64,16 +68,12 @@ class Parts:
         return counts
 
 
-def plain(config: DictConfig) -> dict[str, Any]:
-    """The configuration as plain containers, every interpolation resolved."""
-    container = OmegaConf.to_container(config, resolve=True)
-    assert isinstance(container, dict)
-    return container  # type: ignore[return-value]
-
-
 def build_dataset(config: dict[str, Any], runtime: Runtime) -> Dataset:
     """The data set; a data-free run cannot open its training split."""
-    dataset: Dataset = build(config["data"]["dataset"], Dataset, "data.dataset", runtime=runtime)
+    known = functools.partial(expected, config["teacher"])
+    dataset: Dataset = build(
+        config["data"]["dataset"], Dataset, "data.dataset", runtime=runtime, expected=known
+    )
     if config["data_free"]:
         dataset.close_training()
     return dataset
@@ -110,21 +110,41 @@ def load_teacher(
 ) -> Classifier:
     """The frozen teacher in a checkpoint, held against the data."""
     node = config["teacher"]
+    known = expected(node)
+    _check_keys(node, dataset)
     blank = blank_teacher(config, dataset)
     teacher = load_classifier(
         blank.module,
         path,
         blank.spec,
-        node["mean"],
-        node["std"],
+        known.values.get("mean"),
+        known.values.get("std"),
         dataset.classes,
+        range=known.values["range"],
         weights=node["weights"],
         say=print if runtime.main else str,  # str says nothing
     )
     dataset.adapt(teacher.spec, len(teacher.classes))
+    if runtime.main and (origin := known.origins.get("mean")) == library_defaults(node["model"])[0]:
+        moments = f"teacher.mean={list(teacher.spec.mean)} teacher.std={list(teacher.spec.std)}"
+        print(f"teacher: its inputs are normalised as for {origin}: {moments}", flush=True)
     freeze(teacher)
     runtime.prepare(teacher)
     return teacher
+
+
+def _check_keys(node: dict[str, Any], dataset: Dataset) -> None:
+    """Hold what the user says of a teacher's input against the data."""
+    if node["shape"] is not None and tuple(node["shape"]) != dataset.shape:
+        raise ValueError(
+            f"teacher.shape={node['shape']}, but data {dataset.name} gives {list(dataset.shape)}: "
+            "leave the key out, or choose other data or data.size"
+        )
+    if node["classes"] is not None and len(expected(node).classes) != len(dataset.classes):
+        raise ValueError(
+            f"teacher.classes names {len(expected(node).classes)} classes, but data "
+            f"{dataset.name} has {len(dataset.classes)}: leave the key out, or choose other data"
+        )
 
 
 def offered(
@@ -176,14 +196,9 @@ def build_parts(
     costs none of its budget.
     """
     torch.manual_seed(runtime.seed)  # a teacher trained just now, or earlier, changes no draw
-    if teacher and config["teacher"]["black_box"]:
-        teacher = build(
-            config["teacher"]["black_box"],
-            Classifier,
-            "teacher.black_box",
-            teacher=teacher,
-            runtime=runtime,
-        )
+    if teacher and (box := config["teacher"]["black_box"]):
+        given = {"teacher": teacher, "runtime": runtime}
+        teacher = build(box, Classifier, "teacher.black_box", **given)
     available = offered(config, dataset, teacher, runtime)
     inputs = 4 * config["batch_size"] * math.prod(available["spec"].shape)
     what = f"one batch of batch_size={config['batch_size']} inputs"
@@ -191,9 +206,8 @@ def build_parts(
     distiller, notes = build_distiller(config, available)
     available["student"] = student = distiller.student
     if config["synthesis"]:
-        objective = build_objective(config["synthesis"], "synthesis", **available)
-        available["objective"] = objective
-        notes += unread_statistics(teacher, objective) if teacher else []
+        available["objective"] = build_objective(config["synthesis"], "synthesis", **available)
+        notes += unread_statistics(teacher, available["objective"]) if teacher else []
     source = build(config["source"], Source, "source", **available)
     if isinstance(teacher, BlackBox):
         distiller.add_module("meter", teacher.meter)  # whose checkpoint thus holds the count
@@ -201,8 +215,8 @@ def build_parts(
     parameters = [p for p in distiller.parameters() if p.requires_grad]
     if not any(p.requires_grad for p in student.parameters()):
         raise ValueError(f"the student {student.name} has no parameter that could be trained")
-    kind = Callable[..., torch.optim.Optimizer]
-    optimizer = build(config["optimizer"], kind, "optimizer", **available)(parameters)
+    make = build(config["optimizer"], Optimizers, "optimizer", **available)
+    optimizer = make(parameters)
     schedule = build(config["schedule"], Factor, "schedule", **available)
     return Parts(
         dataset=dataset,

@@ -11,30 +11,38 @@ from torch import Tensor
 from torchvision.utils import make_grid, save_image
 
 from data.spec import InputSpec
+from engine.budget import parse_budget
 from engine.card import card, write_card
+from engine.evaluate import Evaluator
 from engine.files import write_whole
 from engine.monitor import Board
 from engine.ownership import PICTURE, RESULT, STUDENT, make_way
 from engine.parts import Parts
+from engine.probe import Inputs
 from engine.run import SCHEMA, RunDirectory
 from engine.runtime import Runtime
 from models.checkpoint import save_network
 from models.classifier import Classifier
 
-TIMED = ("wall", "synthesis", "distillation", "evaluation")
+TIMED = ("wall", "timing", "synthesis", "distillation", "evaluation")
 
 
 def summarize(
     config: dict[str, Any],
     parts: Parts,
-    teacher_accuracy: float | None,
+    evaluate: Evaluator,
     teacher: Classifier | None,
+    inputs: Inputs,
     metrics: dict[str, float],
     synthesized: dict[str, Any],
     seconds: dict[str, float],
     runtime: Runtime,
 ) -> dict[str, Any]:
-    """The content of ``result.json``; accuracies are fractions, counts are sums over ranks."""
+    """The content of ``result.json``; accuracies are fractions, counts are sums over ranks.
+
+    What cannot be known is null, and ``measured_on`` says why. Without labels, a single process
+    also gives agreement and confidence class by class, as the teacher sees the classes.
+    """
     choices = config["choices"]
     result: dict[str, Any] = {
         "schema": SCHEMA,
@@ -45,27 +53,36 @@ def summarize(
         "teacher": teacher
         and {
             "name": choices["teacher"],
-            "accuracy": teacher_accuracy,
+            "accuracy": evaluate.teacher_accuracy(),
             "parameters": teacher.parameter_count(),
         },
         "student": _student(choices["student"], parts.student, metrics),
+        "measured_on": {
+            "inputs": len(inputs.split),
+            "labels": inputs.split.labelled,
+            "real": inputs.real,
+            "what": inputs.words,
+        },
         "cost": _cost(config, parts, seconds, runtime),
     }
+    if not inputs.split.labelled and runtime.world_size == 1:
+        names = parts.student.classes or range(len(parts.dataset.classes))
+        measured = zip(names, evaluate.measure().classes, strict=True)
+        result["classes"] = [{"class": str(name)} | figures for name, figures in measured]
     if synthesized:
         result["synthesized"] = synthesized
     return result
 
 
 def _student(name: str, student: Classifier, metrics: dict[str, float]) -> dict[str, Any]:
-    validated = {k: v for k, v in metrics.items() if k == "val_accuracy"}
     return {
         "name": name,
-        "accuracy": metrics["accuracy"],
-        "best_accuracy": metrics["best"],
+        "accuracy": metrics.get("accuracy"),
+        "best_accuracy": metrics["best"] if "accuracy" in metrics else None,
         "agreement": metrics.get("agreement"),
-        "ece": metrics["ece"],
+        "ece": metrics.get("ece"),
         "parameters": student.parameter_count(),
-    } | validated
+    } | {k: v for k, v in metrics.items() if k in ("val_accuracy", "ece_to_teacher")}
 
 
 def _cost(
@@ -78,6 +95,7 @@ def _cost(
     return {
         **{f"{part}_seconds": seconds.get(part, 0.0) for part in TIMED},
         "steps": config["steps"],
+        **({} if config["budget"] is None else {"budget_seconds": parse_budget(config["budget"])}),
         **dict(zip(counts, totals, strict=True)),
         "peak_memory_bytes": runtime.peak_memory(),
         "device": runtime.device_name,
@@ -129,13 +147,20 @@ def table(result: dict[str, Any]) -> str:
     """The result in lines for a terminal."""
     teacher, student, cost = result["teacher"], result["student"], result["cost"]
     rows = []
-    if teacher:
+    if teacher and teacher["accuracy"] is not None:
         rows.append(("teacher accuracy", f"{teacher['accuracy']:.2%}  ({teacher['name']})"))
-    rows.append(("student accuracy", f"{student['accuracy']:.2%}  ({student['name']})"))
+    known = "not known: there are no labels"
+    right = known if student["accuracy"] is None else f"{student['accuracy']:.2%}"
+    rows.append(("student accuracy", f"{right}  ({student['name']})"))
     if student["agreement"] is not None:
         rows.append(("agreement with the teacher", f"{student['agreement']:.2%}"))
+    if student["ece"] is not None:
+        rows.append(("calibration error (ECE)", f"{student['ece']:.2%}"))
+    elif "ece_to_teacher" in student:
+        rows.append(("calibration to the teacher", f"{student['ece_to_teacher']:.2%}"))
+    if not result["measured_on"]["labels"]:
+        rows.append(("measured on", result["measured_on"]["what"]))
     rows += [
-        ("calibration error (ECE)", f"{student['ece']:.2%}"),
         ("time", f"{cost['wall_seconds']:.1f} s on {cost['device']}, {cost['precision']}"),
         ("images synthesized", f"{cost['images_synthesized']:,}"),
         ("real training inputs read", f"{cost['real_training_inputs_read']:,}"),

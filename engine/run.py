@@ -38,9 +38,9 @@ from engine.runtime import Runtime, Stopped
 
 # Where a run and its data lie, and how it is watched, does not change what it computes.
 NOT_IDENTITY = ["run_root", "run_dir", "overwrite", "device", "log_every", "checkpoints"]
-NOT_IDENTITY += ["data.root", "data.dataset.root", "strict"]
+NOT_IDENTITY += ["data.root", "data.dataset.root", "strict", "plan"]
 LONGEST = 200  # characters of a directory's name, less seed and hash; systems take 255
-SCHEMA = 1  # of result.json
+SCHEMA = 2  # of result.json
 POLL = 0.5  # seconds between looks at a lock that another process holds
 
 
@@ -58,8 +58,7 @@ class RunDirectory:
 
     def __init__(self, config: DictConfig, runtime: Runtime, wait: bool = False) -> None:
         self.runtime = runtime
-        self.config = OmegaConf.to_container(config, resolve=True)
-        assert isinstance(self.config, dict)
+        self.config: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
         self.identity = _identity(self.config)
         self.path = Path(config.run_dir or self._default_path(config))
         self.checkpoints = Checkpoints(self.path / "checkpoints", runtime)
@@ -194,6 +193,15 @@ class RunDirectory:
         }
         write_whole(self.path / VERSIONS, json.dumps(used))
 
+    def record_steps(self, steps: int) -> None:
+        """Of a run whose number of steps is found after its directory is claimed."""
+        self.config["steps"] = steps
+
+    def recorded_steps(self) -> int | None:
+        """The number of steps of the run that stands here and is to go on."""
+        found = None if self.overwrite else mapping(self.path / CONFIG).get("steps")
+        return found if isinstance(found, int) else None
+
     def load(self) -> dict[str, Any] | None:
         """This rank's state in the last checkpoint, or None where the run begins."""
         return None if self.overwrite else self.checkpoints.load()
@@ -257,6 +265,8 @@ def _identity(config: Any) -> dict[str, Any]:
         for parent in parents:
             node = node.get(parent) or {}
         node.pop(last, None)
+    if kept.get("budget") is not None:  # which decides the steps, on the machine where it starts
+        kept.pop("steps", None)
     return kept
 
 

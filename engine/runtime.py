@@ -150,6 +150,10 @@ class Runtime:
         dist.all_reduce(value, dist.ReduceOp.MAX)
         return bool(value.item())
 
+    def first(self, value: int) -> int:
+        """The first process's value, on every process."""
+        return int(self.sum(torch.tensor(value if self.main else 0, device=self.device)))
+
     def barrier(self) -> None:
         if self.world_size > 1:
             dist.barrier()

@@ -39,13 +39,16 @@ class DataConfig:
 
 @dataclass
 class TeacherConfig:
-    """``mean`` and ``std`` are for checkpoints that do not say what normalisation they expect."""
+    """What its file does not say of its input is for ``shape`` to ``classes`` to say."""
 
     model: Node
     checkpoint: str | Path | None = None
     weights: str | None = None  # which of a checkpoint's networks
-    mean: list[float] | None = None
+    shape: list[int] | None = None  # of one input, channels first
+    range: list[float] | None = None  # smallest and largest value of an input
+    mean: list[float] | None = None  # one value per channel, in units of the range
     std: list[float] | None = None
+    classes: int | list[str] | None = None  # how many, or their names in label order
     black_box: Node | None = None  # what stands between it and the run
 
 
@@ -79,6 +82,14 @@ class DistillerConfig(ObjectiveConfig):
 
 
 @dataclass
+class ProbeConfig:
+    """Inputs that a student is measured on where there is no test data."""
+
+    methods: dict[str, list[str]] = field(default_factory=dict)  # each with its overrides
+    size: int = 256  # inputs of each of two methods
+
+
+@dataclass
 class Config:
     """Everything a run depends on. ``steps`` counts the student's optimizer steps."""
 
@@ -95,6 +106,9 @@ class Config:
     data_free: bool  # no training split can be opened
     needs_teacher: bool = True
     synthesis: ObjectiveConfig | None = None
+    budget: int | float | str | None = None  # of time: 10m in place of a number of steps
+    plan: bool = False
+    probe: ProbeConfig = field(default_factory=ProbeConfig)
     clip: float | None = None
     ema: float = 0.0
     seed: int = 0

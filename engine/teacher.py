@@ -102,7 +102,9 @@ def rehearse_blank(settings: dict[str, Any], dataset: Dataset, runtime: Runtime)
     teacher = runtime.prepare(freeze(blank_teacher(settings, dataset)))
     assert isinstance(teacher, Classifier)
     node = settings["teacher"]
-    specification(teacher.spec, teacher.spec, node["mean"], node["std"], "the teacher")
+    specification(
+        teacher.spec, teacher.spec, node["mean"], node["std"], node["range"], "the teacher"
+    )
     check_network(teacher, len(dataset.classes))
     build_parts(settings, dataset, teacher, runtime)  # at full length, for budgets and sizes
     rehearse(settings, dataset, teacher, runtime)

@@ -18,6 +18,7 @@ from torch import nn
 from data.dataset import Dataset
 from distillers.base import TransferTerm
 from engine.annotations import shorten
+from engine.check import MISSING
 from engine.config import ROOT
 from generators.base import SynthesisTerm
 from generators.networks import GeneratorNetwork
@@ -133,4 +134,5 @@ def _is_ours(module: str) -> bool:
 def _configured() -> frozenset[Any]:
     """The parts that a file under ``configs/`` names."""
     files = [yaml.safe_load(file.read_text()) for file in ROOT.rglob("*.yaml")]
-    return frozenset(resolve_name(name) for file in files for name in _targets(file))
+    named = {name for file in files for name in _targets(file)} - {MISSING}
+    return frozenset(map(resolve_name, named))

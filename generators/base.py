@@ -75,30 +75,49 @@ class SynthesisTerm(nn.Module):
 
 
 @dataclass
-class Queries:
-    """What a source will ask of a teacher, as far as it is known before the run.
+class Workload:
+    """What a source will do in a run, as far as it is known before.
 
     Args:
-        answers: inputs that it wants an answer to.
-        gradients: inputs that it wants an answer and its gradient to.
+        answers: inputs that it wants a teacher's answer to.
+        gradients: inputs that it wants a teacher's answer and its gradient to.
         known_batches: of the student's batches, those that bring the answers with them.
+        updates: iterations of rounds, which take their time apart from the student's steps.
     """
 
     answers: int = 0
     gradients: int = 0
     known_batches: int = 0
+    updates: int = 0
 
 
 @runtime_checkable
 class Planner(Protocol):
-    """A source that asks a teacher itself, and can tell how often."""
+    """A source that asks a teacher itself, and can say how often."""
 
-    def plan(self, steps: int) -> Queries:
+    def plan(self, steps: int) -> Workload:
         """Over so many batches on one rank; no less than what it comes to."""
 
 
+@runtime_checkable
+class Practising(Protocol):
+    """A source whose work comes in rounds that are too long to be timed whole."""
+
+    def practice(self, updates: int) -> int:
+        """One round of at most so many iterations; gives how many it took.
+
+        The batches after it are drawn without a round. The object is good for timing alone then.
+        """
+
+
 class Source(Protocol):
-    """Makes the batches that a student learns from: a synthesizer or a real data set."""
+    """Makes the batches that a student learns from: a synthesizer or a real data set.
+
+    Attributes:
+        period: batches after which its work repeats, such as those between two updates.
+    """
+
+    period: int
 
     def next(self) -> Batch:
         """The next batch; a synthesizer first updates itself when its schedule says so."""

@@ -6,18 +6,18 @@ import bisect
 from functools import partial
 
 from distillers.distiller import Distiller
-from generators.base import Planner, Queries, Source
+from generators.base import Planner, Source, Workload
 from models.black_box import BlackBox
 
 
 def planned_queries(
     teacher: BlackBox, source: Source, distiller: Distiller, batch_size: int, steps: int
 ) -> int:
-    """Queries of one process over ``steps`` student steps: the source's own and the student's.
+    """Workload of one process over ``steps`` student steps: the source's own and the student's.
 
     It is exact unless schedules switch off terms; then it is more than the run will take.
     """
-    plan = source.plan(steps) if isinstance(source, Planner) else Queries()
+    plan = source.plan(steps) if isinstance(source, Planner) else Workload()
     asked = (steps - plan.known_batches) * batch_size if distiller.teacher else 0
     return asked + plan.answers + plan.gradients * teacher.queries_per_gradient
 

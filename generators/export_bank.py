@@ -138,16 +138,20 @@ def _read(run: Path, trusted: Sequence[str]) -> tuple[dict[str, Any], dict[str, 
 
 
 def _arrays(bank: dict[str, Tensor], dataset: Dataset) -> Arrays:
-    test = dataset.open("test")
-    images, labels = test.batch(slice(0, len(test)))
-    return {
+    """What is known: without test data there is no test split, and without labels no labels."""
+    arrays = {
         "train_images": _pixels(bank["images"]),
         "train_labels": bank["labels"].numpy(),
         "train_rounds": bank["rounds"].numpy(),
-        "test_images": _pixels((images * 255).round().to(torch.uint8)),
-        "test_labels": labels.numpy(),
         "classes": np.array(dataset.classes),
     }
+    if dataset.has("test"):
+        test = dataset.open("test")
+        images, labels = test.batch(slice(0, len(test)))
+        arrays["test_images"] = _pixels((images * 255).round().to(torch.uint8))
+        if labels is not None:
+            arrays["test_labels"] = labels.numpy()
+    return arrays
 
 
 def _pixels(images: Tensor) -> NDArray[np.uint8]:
@@ -164,6 +168,8 @@ def _write_folder(arrays: Arrays, out: Path) -> None:
     names = [str(name).replace("/", "_") for name in arrays["classes"]]
     if len(set(names)) < len(names) or any(name[:1] in ("", ".") for name in names):
         raise ValueError("not every class name can name a folder: export to a name with .npz")
+    if "test_labels" not in arrays:
+        raise ValueError("there are no labelled test images: export to a name with .npz")
     for which in ("train", "test"):
         if absent := set(range(len(names))) - set(arrays[f"{which}_labels"].tolist()):
             raise ValueError(

@@ -15,7 +15,7 @@ from data.spec import Batch
 from engine.objective import Losses, Objective
 from engine.runtime import Runtime
 from engine.schedules import Factor, Schedule, constant
-from generators.base import Queries, Targets
+from generators.base import Targets, Workload
 from generators.experience import Experience
 from generators.networks import GeneratorNetwork, draw_latent
 from generators.observer import Observer
@@ -112,6 +112,7 @@ class GenerativeSource:
         self.schedule = Schedule(self.optimizer, schedule or constant())
         self.targets = targets
         self.steps, self.generator_steps, self.student_steps = steps, generator_steps, student_steps
+        self.period = student_steps
         self.synthesis_batch_size = synthesis_batch_size or batch_size
         self.batches = self.updates = self.images_synthesized = 0
         self.terms: dict[str, Tensor] = {}
@@ -159,11 +160,11 @@ class GenerativeSource:
         counts.update(self.replay.counts() if self.replay else {})
         return dict(counts)
 
-    def plan(self, steps: int) -> Queries:
-        """Of the updates and the replay; see :class:`~generators.base.Queries`."""
+    def plan(self, steps: int) -> Workload:
+        """Of the updates and the replay; see :class:`~generators.base.Workload`."""
         rounds = -(-steps // self.student_steps)
         images = rounds * self.generator_steps * self.synthesis_batch_size
-        planned = Queries(gradients=images * self.observe.queries_per_image)
+        planned = Workload(gradients=images * self.observe.queries_per_image)
         if self.replay:
             own = self.replay.plan(self.fresh)
             planned.answers += rounds * own.answers

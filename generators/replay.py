@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from data.spec import InputSpec
 from engine.ema import EMA
 from engine.runtime import Runtime
-from generators.base import Queries
+from generators.base import Workload
 from generators.networks import GeneratorNetwork, draw_latent
 from models.classifier import Classifier, full_precision
 
@@ -63,9 +63,9 @@ class Replay:
         """What the source is to count beside its own, on this rank so far: nothing by default."""
         return {}
 
-    def plan(self, images: int) -> Queries:
+    def plan(self, images: int) -> Workload:
         """What one :meth:`learn` from so many images asks of the teacher: nothing by default."""
-        return Queries()
+        return Workload()
 
     def draw(self, size: int, noise: torch.Generator) -> tuple[Tensor, Tensor | None]:
         """Images [size, *shape] without gradient, and the classes aimed at where there are any."""
@@ -173,9 +173,9 @@ class VAE(Replay):
             earlier, _ = self.draw(self._own(len(images)), noise)
             self._update(torch.cat([images, earlier]), noise)
 
-    def plan(self, images: int) -> Queries:
+    def plan(self, images: int) -> Workload:
         seen = self.updates * (images + self._own(images))
-        return Queries(answers=seen, gradients=seen)
+        return Workload(answers=seen, gradients=seen)
 
     @torch.no_grad()
     def draw(self, size: int, noise: torch.Generator) -> tuple[Tensor, Tensor | None]:

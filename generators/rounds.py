@@ -15,11 +15,13 @@ from engine.objective import Losses, Objective
 from engine.runtime import Runtime, Stopped
 from engine.schedules import Factor, Schedule, constant
 from generators.bank import Bank, Policy
-from generators.base import Queries, Targets
+from generators.base import Targets, Workload
 from generators.observer import Observer
 from generators.spaceship import FeatureExchange
 from generators.variables import Variable
 from models.classifier import Classifier
+
+PRACTICE = 2**30  # the number of a round that is beyond all that any run has
 
 
 class RoundSource:
@@ -63,6 +65,8 @@ class RoundSource:
         ValueError: for counts below 1, a teacher that lacks what a term reads, and an exchange
             of what a generator makes that does not last.
     """
+
+    period = 1  # but for the rounds, which ``plan`` counts
 
     def __init__(
         self,
@@ -135,11 +139,18 @@ class RoundSource:
             "real_training_inputs_read": 0,
         } | self.observe.counts()
 
-    def plan(self, steps: int) -> Queries:
-        """Of the rounds; see :class:`~generators.base.Queries`."""
+    def plan(self, steps: int) -> Workload:
+        """Of the rounds; see :class:`~generators.base.Workload`."""
         rounds = self.warmup_rounds - (-steps // self.student_steps)
-        images = rounds * self.synthesis_batch_size * self.iterations
-        return Queries(gradients=images * self.observe.queries_per_image)
+        updates = rounds * self.iterations
+        images = updates * self.synthesis_batch_size
+        return Workload(gradients=images * self.observe.queries_per_image, updates=updates)
+
+    def practice(self, updates: int) -> int:
+        """See :class:`~generators.base.Practising`."""
+        self.rounds = PRACTICE
+        self._round(count := min(updates, self.iterations))
+        return count
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -169,12 +180,12 @@ class RoundSource:
         self.variable.load_state_dict(state["variable"])
         self.observe.objective.load_state_dict(state["objective"])
 
-    def _round(self) -> None:
+    def _round(self, iterations: int | None = None) -> None:
         before = copy.deepcopy(self._lasting())
         noise = self.runtime.noise("round", self.rounds)
         self.observe.objective.at(self.batches / self.steps)
         try:
-            images, label, terms = self._synthesize(noise)
+            images, label, terms = self._synthesize(noise, iterations or self.iterations)
         except Stopped:
             self._restore(before)
             raise
@@ -186,7 +197,9 @@ class RoundSource:
         self.rounds += 1
         self.terms = terms
 
-    def _synthesize(self, noise: torch.Generator) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    def _synthesize(
+        self, noise: torch.Generator, iterations: int
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """The round's best images in the value range, their classes, and the last terms."""
         label = draw_classes(self.synthesis_batch_size, self.num_classes, noise)
         target = self.targets(label, noise) if self.targets else None
@@ -197,10 +210,10 @@ class RoundSource:
         schedule = Schedule(optimizer, self.schedule)
         best: Tensor | None = None
         least = torch.full((), torch.inf, device=self.runtime.device)
-        for i in range(self.iterations):
+        for i in range(iterations):
             if self.runtime.asked_to_stop(i):
                 raise Stopped
-            schedule.apply(i / self.iterations)
+            schedule.apply(i / iterations)
             with self.runtime.autocast():
                 images, latent = self.variable()
             losses = self._look(images, label, latent, target, i)

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -15,6 +16,7 @@ from torch import Tensor
 from data.spec import InputSpec
 from engine.files import write_whole
 from models.checksum import check, sealed, unsealed
+from models.checksum import metadata as header_metadata
 from models.classifier import Classifier
 from models.pickled import read_torch
 from models.state_dict import Say, select
@@ -104,6 +106,24 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             return tensors, unsealed(file.metadata() or {})
     except SafetensorError as error:
         raise ValueError(f"{path} is truncated or corrupt: {error}") from None
+
+
+def read_description(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """What a file of ours says of its network's input, from its header alone; empty for others.
+
+    Returns:
+        ``shape``, ``range``, ``mean`` and ``std``, and ``classes``: names, or how many.
+
+    Raises:
+        ValueError: for a file that cannot be read, or says what cannot be.
+    """
+    if _first_bytes(Path(path))[8:] != b"{":
+        return {}
+    spec, classes, count = read_metadata(header_metadata(Path(path)), path)
+    if spec is None:
+        return {}
+    named = {"classes": classes or count} if count else {}
+    return spec.to_dict() | named
 
 
 def read_metadata(

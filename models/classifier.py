@@ -152,7 +152,9 @@ class Classifier(nn.Module):
         device = next(self.module.parameters(), torch.empty(0)).device
         cuda = [device] if device.type == "cuda" else []
         with torch.random.fork_rng(cuda):  # some networks draw in eval mode too
-            self.module(self.spec.normalize(self.spec.noise(2, device)))
+            noise = self.spec.noise(2, device)
+            parameter = next((p for p in self.module.parameters() if p.is_floating_point()), noise)
+            self.module(self.spec.normalize(noise.to(parameter.dtype)))
         return frozenset(self._recorded()[1])
 
     def _recorded(self) -> tuple[dict[str, Tensor], dict[str, Statistics]]:

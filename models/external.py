@@ -73,6 +73,56 @@ def timm_model(name: str, in_channels: int, num_classes: int, **kwargs: Any) -> 
     return _with_taps(model, stages, {"pooled": pooled, "logits": head_name})
 
 
+def library_defaults(model: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """What the library of a network says of the inputs that its published weights expect.
+
+    Args:
+        model: a node with a ``_target_``.
+
+    Returns:
+        "timm's resnet18" and ``shape``, ``mean``, ``std`` and ``classes`` (names, or their
+        number); "" and nothing for a network of another origin or an unknown name.
+    """
+    library = LIBRARIES.get(model.get("_target_", ""))
+    try:
+        return library(str(model.get("name"))) if library else ("", {})
+    except (ImportError, ValueError, KeyError, RuntimeError, AttributeError):
+        return "", {}  # building the network says what is wrong
+
+
+def _torchvision_defaults(name: str) -> tuple[str, dict[str, Any]]:
+    weights = torchvision.models.get_model_weights(name).DEFAULT  # type: ignore[attr-defined]
+    preset = weights.transforms()
+    found = {
+        "shape": (3, *(preset.crop_size * 2)[:2]),
+        "mean": tuple(preset.mean),
+        "std": tuple(preset.std),
+        "classes": tuple(weights.meta["categories"]),
+    }
+    return f"torchvision's {name}", found
+
+
+def _timm_defaults(name: str) -> tuple[str, dict[str, Any]]:
+    import timm
+
+    preset = timm.get_pretrained_cfg(name)
+    if preset is None:
+        return "", {}
+    found = {
+        "shape": tuple(preset.input_size),
+        "mean": tuple(preset.mean),
+        "std": tuple(preset.std),
+        "classes": preset.num_classes,
+    }
+    return f"timm's {name}", found
+
+
+LIBRARIES = {
+    "models.external.torchvision_model": _torchvision_defaults,
+    "models.external.timm_model": _timm_defaults,
+}
+
+
 def _build(builder: Callable[..., nn.Module], name: str, **kwargs: Any) -> nn.Module:
     try:
         model = builder(name, **kwargs)

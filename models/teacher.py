@@ -32,6 +32,7 @@ def load_classifier(
     classes: Iterable[str] = (),
     taps: Iterable[str] = (),
     statistics: bool = False,
+    range: Sequence[float] | None = None,
     weights: str | None = None,
     say: Say = print,
 ) -> Classifier:
@@ -46,6 +47,7 @@ def load_classifier(
         classes: the data's class names, used where the file has none.
         taps: see :class:`models.classifier.Classifier`.
         statistics: likewise.
+        range: smallest and largest value of an input, instead of the file's.
         weights: which of the file's networks; see :func:`models.checkpoint.load_weights`.
         say: is told of a choice, and of what is left out.
 
@@ -55,7 +57,7 @@ def load_classifier(
     """
     state, metadata = load_weights(path, weights, say)
     saved_spec, saved_classes, count = read_metadata(metadata, path)
-    spec = specification(saved_spec, default_spec, mean, std, path)
+    spec = specification(saved_spec, default_spec, mean, std, range, path)
     known = tuple(classes)
     if count and known and count != len(known):
         raise ValueError(f"{path} knows {count} classes, but the data has {len(known)}")
@@ -77,6 +79,7 @@ def specification(
     default: InputSpec | None,
     mean: Sequence[float] | None,
     std: Sequence[float] | None,
+    range: Sequence[float] | None,
     path: str | os.PathLike[str],
 ) -> InputSpec:
     """What a file's network expects of its input; see :func:`load_classifier`."""
@@ -93,11 +96,14 @@ def specification(
             f"{path} takes inputs of shape {dims(base.shape)}, "
             f"but the data has {dims(default.shape)}: {hint}, or another teacher"
         )
-    given = {k: tuple(v) for k, v in (("mean", mean), ("std", std)) if v is not None}
+    keys = {"mean": mean, "std": std, "range": range}
+    given = {k: tuple(v) for k, v in keys.items() if v is not None}
     try:
         return replace(base, **given)  # type: ignore[arg-type]
     except ValueError as error:
-        raise ValueError(f"teacher.mean and teacher.std do not fit the data: {error}") from None
+        raise ValueError(
+            f"teacher.mean, teacher.std and teacher.range do not fit: {error}"
+        ) from None
 
 
 def freeze(classifier: Classifier) -> Classifier:

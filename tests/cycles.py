@@ -6,9 +6,11 @@ from typing import Any
 
 import torch
 
-from engine.parts import Parts, build_dataset, build_parts, plain
+from engine.config import plain
+from engine.loop import Training
+from engine.parts import Parts, build_dataset, build_parts
+from engine.probe import Inputs
 from engine.runtime import Runtime
-from engine.train import Training
 from models.classifier import Classifier
 from tests.test_contracts import small, teacher_for
 
@@ -26,8 +28,8 @@ class Cycles:
     def __init__(
         self, parts: Parts, config: dict[str, Any], teacher: Classifier | None, runtime: Runtime
     ) -> None:
-        directory: Any = None  # nothing is saved
-        self.training = Training(config, parts, teacher, directory, runtime)
+        inputs = Inputs(parts.dataset.open("test"), "the test split")
+        self.training = Training(config, parts, teacher, inputs, None, runtime)
         self.length: int = config["source"].get("student_steps", 1)
         self.step = 0
 

@@ -14,8 +14,7 @@ from benchmarks.page import cells_of, device, page
 from benchmarks.records import record, recorded
 from benchmarks.reproduce import commands, read, steps_within, to_two_digits, written_out
 from engine.build import build
-from engine.config import compose, groups
-from engine.parts import plain
+from engine.config import compose, groups, plain
 
 TABLES = read(reproduce.TABLES)
 ROWS = {row["name"]: row for table in TABLES for row in table["rows"]}

@@ -17,8 +17,8 @@ from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
 from benchmarks.reproduce import read
-from engine.config import ROOT, compose
-from engine.parts import blank_teacher, build_dataset, build_parts, plain
+from engine.config import ROOT, compose, plain
+from engine.parts import blank_teacher, build_dataset, build_parts
 from engine.runtime import Runtime
 from models.teacher import freeze
 

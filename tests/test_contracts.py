@@ -15,8 +15,8 @@ from torch import Tensor
 from data.dataset import DataFreeError
 from data.spec import InputSpec
 from engine.build import build
-from engine.config import ROOT, compose
-from engine.parts import Parts, build_dataset, build_network, build_parts, plain
+from engine.config import ROOT, compose, plain
+from engine.parts import Parts, build_dataset, build_network, build_parts
 from engine.runtime import Runtime
 from engine.train import run
 from models.checkpoint import save_network

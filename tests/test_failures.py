@@ -15,8 +15,9 @@ import distillers.response
 import generators.terms
 from data.spec import Batch, InputSpec
 from distillers.base import TransferTerm
+from engine.config import plain
 from engine.evaluate import Evaluator
-from engine.parts import build_dataset, build_parts, plain
+from engine.parts import build_dataset, build_parts
 from engine.runtime import Runtime
 from engine.train import run
 from generators.base import Synthesis, SynthesisTerm

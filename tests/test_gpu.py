@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from data.spec import InputSpec
-from engine.parts import build_dataset, plain
+from engine.config import plain
+from engine.parts import build_dataset
 from engine.run import RunDirectory
 from engine.runtime import Runtime, Stopped
 from engine.train import Training, run

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from data.spec import Batch, InputSpec
-from engine.config import ROOT, compose
-from engine.parts import Parts, build_dataset, build_network, build_parts, plain
+from engine.config import ROOT, compose, plain
+from engine.parts import Parts, build_dataset, build_network, build_parts
 from engine.runtime import Runtime
 from models.classifier import Classifier
 from models.teacher import freeze

@@ -41,7 +41,7 @@ def test_no_step_waits(method: str) -> None:
         lambda: torch.tensor([1.0, 2.0]),
         lambda: torch.as_tensor([1.0]),
         lambda: X.new_tensor([1.0]),
-        lambda: torch.distributions.Dirichlet(X + 1),
+        lambda: torch.distributions.Dirichlet(X + 1, validate_args=True),
     ],
 )
 def test_what_waits_is_found(wait: Callable[[], object]) -> None:

@@ -26,10 +26,10 @@ import torch
 from omegaconf import DictConfig
 
 from data.dataset import Dataset
-from engine.config import compose, groups
+from engine.config import compose, groups, plain
 from engine.evaluate import Evaluator, Measured
 from engine.files import write_whole
-from engine.parts import build_dataset, load_teacher, plain
+from engine.parts import build_dataset, load_teacher
 from engine.runtime import Runtime
 from engine.student import FILE, student_of
 from models.classifier import Classifier

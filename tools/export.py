@@ -23,10 +23,9 @@ import torch
 from torch import Tensor
 
 from data.spec import InputSpec
-from engine.config import compose
+from engine.config import compose, plain
 from engine.files import write_whole
 from engine.ownership import CONFIG, mapping
-from engine.parts import plain
 from engine.student import FILE, load_student, student_of
 from models.checkpoint import load_weights
 from models.classifier import Classifier

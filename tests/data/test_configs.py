@@ -21,7 +21,7 @@ def test_configuration(path: Path) -> None:
     assert set(data["training"]) == {"steps", "batch_size", "lr", "weight_decay", "augment"}
     assert not check_node(data["dataset"], "dataset")
     assert not check_node(data["training"], "training")
-    assert all(0 < value < 1 for value in (data["dataset"]["std"] or []))
+    assert all(0 < value < 1 for value in (data["dataset"].get("std") or []))
 
 
 def test_there_are_nine() -> None:

@@ -63,8 +63,9 @@ def test_a_class_without_images_is_named(
 
 IMAGES = np.zeros((20, 6, 6, 3), np.uint8)
 WRONG: list[tuple[dict[str, Any], str]] = [
-    ({"train_images": None}, "lacks train_images"),
-    ({"test_labels": None}, "lacks test_labels"),
+    ({"test_images": None}, "lacks test_images"),
+    ({"train_images": None}, "has no training split"),
+    ({"train_labels": None}, "train has no labels, which training needs"),
     ({"train_images": IMAGES.astype(np.float32)}, "float32; uint8"),
     ({"train_images": IMAGES[0, 0]}, "shape (6, 3)"),
     ({"train_images": IMAGES[:, :, None]}, "shape (20, 6, 1, 6, 3)"),
@@ -92,7 +93,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"classes": np.array(["red", "\udce9", "b"])}, "no UTF-8"),
     ({"classes": np.array(["red", "green"])}, "there are 2 classes"),
     ({"classes": np.array([], "U3")}, "has no classes"),
-    ({"val_images": IMAGES}, "lacks val_labels"),
+    ({"val_images": IMAGES}, "val has no labels, which training needs"),
 ]
 
 

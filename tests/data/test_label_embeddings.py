@@ -15,8 +15,8 @@ from torch import Tensor
 from data import label_embeddings as module
 from data.builtin import digits
 from data.label_embeddings import BUILT_IN, built_in_names, label_embeddings, main
-from engine.config import compose
-from engine.parts import build_dataset, plain
+from engine.config import compose, plain
+from engine.parts import build_dataset
 from engine.runtime import Runtime
 
 DATA = ["digits", "mnist", "fashion_mnist", "kmnist", "svhn", "cifar10", "cifar100"]

@@ -16,9 +16,8 @@ from distillers.channel import CWD
 from distillers.cross_attention import CanKD, CrossAttention
 from distillers.semantic import AFD, SemCKD
 from engine.build import build
-from engine.config import ROOT, compose
+from engine.config import ROOT, compose, plain
 from engine.objective import Weighted
-from engine.parts import plain
 from models.classifier import Outputs
 from tests.distillers.features import TAPS, apply, leaves, outputs, prepared, random
 

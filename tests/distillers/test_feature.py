@@ -18,9 +18,8 @@ from distillers.connector import places
 from distillers.factor import FactorTransfer
 from distillers.feature import FSP, NST, VID, FitNet
 from engine.build import build
-from engine.config import ROOT, compose
+from engine.config import ROOT, compose, plain
 from engine.objective import Weighted
-from engine.parts import plain
 from models.classifier import Outputs
 from tests.distillers.features import (
     TAPS,

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from data.spec import InputSpec
-from engine.config import compose
-from engine.parts import Parts, build_dataset, build_network, build_parts, plain
+from engine.config import compose, plain
+from engine.parts import Parts, build_dataset, build_network, build_parts
 from engine.runtime import Runtime
 from models.checkpoint import save_network
 from models.classifier import Classifier

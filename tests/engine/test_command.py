@@ -5,8 +5,7 @@ import shlex
 import pytest
 
 from engine.command import overrides_of
-from engine.config import compose
-from engine.parts import plain
+from engine.config import compose, plain
 from engine.run import _identity
 from engine.teacher import teacher_config
 

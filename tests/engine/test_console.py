@@ -51,7 +51,7 @@ def test_only_the_first_rank_says_what_all_would(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("RANK", "1")
-    monkeypatch.setattr(train, "Runtime", lambda *_: None)
+    monkeypatch.setattr(train.Runtime, "of", lambda _: None)
     monkeypatch.setattr(train, "handle_signals", lambda _: None)
     assert fails(monkeypatch, ValueError("alike")) == 1
     assert capsys.readouterr().err == ""

@@ -1,7 +1,6 @@
 """Accuracy, agreement and calibration, against direct formulas."""
 
 import itertools
-from typing import Any
 
 import numpy as np
 import pytest
@@ -119,11 +118,6 @@ def test_sure_and_right_is_calibrated_and_sure_and_wrong_is_not() -> None:
         assert metrics["accuracy"] == 1 - error
 
 
-class Unlabelled(Split):
-    def batches(self, size: int) -> Any:
-        return ((images, None) for images, _ in super().batches(size))
-
-
 @pytest.mark.parametrize("batch_size", [7, 500])
 def test_class_by_class(batch_size: int, split: Split) -> None:
     student, teacher = network(0), network(1)
@@ -151,7 +145,7 @@ def test_class_by_class(batch_size: int, split: Split) -> None:
 def test_without_labels_only_agreement_is_known(split: Split) -> None:
     student, teacher = network(0), network(1)
     images = (split.batch(slice(0, 103))[0] * 255).round().to(torch.uint8)
-    blind = Unlabelled(images, split.labels, torch.device("cpu"))
+    blind = Split(images, None, torch.device("cpu"))
     evaluator = Evaluator(student, teacher, blind, Runtime("cpu"), 50)
     p, q = probabilities(student, split), probabilities(teacher, split).argmax(1)
     figures = evaluator()

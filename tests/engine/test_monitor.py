@@ -16,12 +16,13 @@ from engine.runtime import Runtime
 from tests.engine.runs import contents, events, lines
 
 SCHEMA = {  # of the design, in its order
-    "": "schema status method data seed teacher student cost",
+    "": "schema status method data seed teacher student measured_on cost",
     "teacher": "name accuracy parameters",
     "student": "name accuracy best_accuracy agreement ece parameters",
-    "cost": "wall_seconds synthesis_seconds distillation_seconds evaluation_seconds steps "
-    "images_synthesized teacher_queries real_training_inputs_read peak_memory_bytes device "
-    "precision deterministic tf32",
+    "measured_on": "inputs labels real what",
+    "cost": "wall_seconds timing_seconds synthesis_seconds distillation_seconds "
+    "evaluation_seconds steps images_synthesized teacher_queries real_training_inputs_read "
+    "peak_memory_bytes device precision deterministic tf32",
 }
 
 
@@ -145,7 +146,7 @@ def check_result(result: dict[str, Any]) -> None:
     extra = result.pop("synthesized")
     for part, keys in SCHEMA.items():
         assert list(result[part] if part else result) == keys.split(), part
-    assert (result["schema"], result["status"]) == (1, "finished")
+    assert (result["schema"], result["status"]) == (2, "finished")
     assert (result["method"], result["data"], result["seed"]) == ("dfq", "digits", 0)
     assert result["teacher"]["name"] == "digits_cnn(width=8)"
     student, cost = result["student"], result["cost"]
@@ -247,4 +248,4 @@ def test_what_a_data_free_run_reads_is_counted_by_the_data(
     monkeypatch.setattr(GenerativeSource, "next", peek)
     assert train.main([*tiny, f"run_dir={tmp_path / 'run'}"]) == 0
     result = json.loads((tmp_path / "run" / "result.json").read_text())
-    assert result["cost"]["real_training_inputs_read"] == 24 * 3
+    assert result["cost"]["real_training_inputs_read"] == 25 * 3  # 24 steps and a rehearsal

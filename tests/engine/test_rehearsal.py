@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from data.spec import Batch
 from distillers.base import TransferTerm
-from engine.config import compose
-from engine.parts import blank_teacher, build_dataset, build_parts, plain
+from engine.config import compose, plain
+from engine.parts import blank_teacher, build_dataset, build_parts
 from engine.rehearsal import rehearse
 from engine.runtime import Runtime
 from engine.teacher import rehearse_blank

@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from engine.build import build
+from engine.check import MISSING
 from engine.config import ROOT
 from engine.trust import read_found
 
@@ -105,4 +106,5 @@ def test_what_looks_resolved_is_text(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_every_part_of_ours_may_be_named(tmp_path: Path) -> None:
     for file in ROOT.rglob("*.yaml"):
-        read_found(written(tmp_path, yaml.safe_load(file.read_text())))
+        if MISSING not in (text := file.read_text()):  # which a run has filled in
+            read_found(written(tmp_path, yaml.safe_load(text)))

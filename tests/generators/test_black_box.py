@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from engine.config import ConfigError, compose
-from engine.parts import build_dataset, plain
+from engine.config import ConfigError, compose, plain
+from engine.parts import build_dataset
 from engine.runtime import Runtime
 from engine.train import run
 from generators.black_box import planned_queries

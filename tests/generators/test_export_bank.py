@@ -13,8 +13,8 @@ from PIL import Image
 from data.builtin import digits
 from data.dataset import Dataset
 from data.files import image_folder, npz
-from engine.config import compose
-from engine.parts import blank_teacher, build_dataset, plain
+from engine.config import compose, plain
+from engine.parts import blank_teacher, build_dataset
 from engine.run import RunDirectory
 from engine.runtime import Runtime
 from engine.train import run as train

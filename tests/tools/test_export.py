@@ -135,6 +135,6 @@ def test_inputs_of_the_run_are_compared(tmp_path: Path, capsys: pytest.CaptureFi
     images, _ = probes(tmp_path / "run", InputSpec((1, 8, 8)))
     assert torch.equal(images[:5], recent)
     checkpoint.write_bytes(b"damaged")
-    images, where = probes(tmp_path / "run", InputSpec((1, 8, 8), (2.0, 4.0)))
+    images, where = probes(tmp_path / "run", InputSpec((1, 8, 8), (2.0, 4.0), (3.0,)))
     assert where == "16 random inputs"
     assert 2 <= images.min() < 2.1 < 3.9 < images.max() <= 4

@@ -1,0 +1,26 @@
+"""No data at all: what a data-free run needs to know is what its teacher expects."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from data.dataset import Dataset
+from data.spec import Expected
+from engine.runtime import Runtime
+
+
+def none(expected: Callable[[], Expected], runtime: Runtime) -> Dataset:
+    """A data set without a split, for a teacher whose data is lost, private or too large.
+
+    Args:
+        expected: what the teacher's file, its library or the user says of its input; all of it.
+
+    Raises:
+        ValueError: where it does not fit together.
+    """
+    known = expected()
+    try:
+        spec = known.spec
+    except ValueError as error:
+        raise ValueError(f"what the teacher expects does not fit together: {error}") from None
+    return Dataset("none", {}, known.classes, runtime, spec=spec)

@@ -1,0 +1,185 @@
+"""A run's length from a budget of time: real steps are timed, and fix the number of steps."""
+
+from __future__ import annotations
+
+import bisect
+import re
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from engine.runtime import Runtime
+from generators.base import Planner, Practising, Source, Workload
+
+if TYPE_CHECKING:
+    from engine.loop import Training
+
+UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+TOLERANCE = 0.15  # of the budget, that a run may be off without a word
+SHARE = 0.03  # of the budget, spent on each part that is timed
+LEAST, MOST = 0.3, 20.0  # seconds of timing for each part, whatever the budget
+BRIEF = 1.0  # seconds of timing for a plan without a budget
+UNKNOWN = 10**9  # steps of a run whose length is still to be found: no schedule has moved
+
+
+def parse_budget(text: str | float) -> float:
+    """Seconds of ``"90s"``, ``"10m"``, ``"1h30m"``, ``"2h"`` or a number of seconds.
+
+    Raises:
+        ValueError: for anything else, and for nothing at all.
+    """
+    written = str(text).strip().lower()
+    parts = re.findall(r"(\d+(?:\.\d+)?)([smhd])", written)
+    if parts and "".join(a + b for a, b in parts) == written:
+        seconds = sum(float(count) * UNITS[unit] for count, unit in parts)
+    else:
+        try:
+            seconds = float(written)
+        except ValueError:
+            seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise ValueError(f"budget={text} is no time: write 90s, 10m, 1h30m or 2h")
+    return seconds
+
+
+def spell(seconds: float) -> str:
+    """``seconds`` as people say it: 4.2 s, 3 min 20 s, 2 h 5 min."""
+    if seconds < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s" if rest else f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours:,} h {minutes} min" if minutes else f"{hours:,} h"
+
+
+def verdict(budget: float, taken: float) -> str:
+    """Why a run took another time than its budget; nothing where it is within 15 %."""
+    if abs(taken / budget - 1) <= TOLERANCE:
+        return ""
+    return (
+        f"this run took {spell(taken)} in all, and its budget was {spell(budget)}: the machine was "
+        f"{'slower' if taken > budget else 'faster'} than when the first steps were timed, or what "
+        "a step costs has changed on the way"
+    )
+
+
+@dataclass
+class Pace:
+    """What the parts of a run take on this machine.
+
+    Args:
+        step: seconds of a batch and the student's step on it.
+        update: seconds of an iteration of a round; 0 where synthesis is a part of the steps.
+        evaluation: seconds of an evaluation.
+        memory: peak bytes so far.
+    """
+
+    step: float
+    update: float
+    evaluation: float
+    memory: int
+
+    def total(self, steps: int, work: Workload, evaluations: int) -> float:
+        """Seconds of a whole run."""
+        return (
+            steps * self.step
+            + work.updates * self.update
+            + min(evaluations, steps) * self.evaluation
+        )
+
+
+@dataclass
+class Timing:
+    """A pace, and the workload of the source that it was measured on."""
+
+    pace: Pace
+    source: Source
+    evaluations: int
+
+    def seconds(self, steps: int) -> float:
+        work = self.source_plan(steps)
+        return self.pace.total(steps, work, max(1, self.evaluations))
+
+    def source_plan(self, steps: int) -> Workload:
+        return self.source.plan(steps) if isinstance(self.source, Planner) else Workload()
+
+    def steps_within(self, seconds: float, budget: str) -> int:
+        """The most steps that ``seconds`` hold.
+
+        Raises:
+            ValueError: where one step and one evaluation do not fit, naming what would.
+        """
+        steps = bisect.bisect_right(range(1, UNKNOWN), seconds, key=self.seconds)
+        if steps < 1:
+            least = self.seconds(1)
+            raise ValueError(
+                f"budget={budget} is too short: a single step takes about {spell(least)} with its "
+                f"evaluations, and {spell(max(0.0, seconds))} are left after timing. Give more, or "
+                "evaluations=1, or another method"
+            )
+        return steps
+
+
+def measure(training: Training, seconds: float) -> Timing:
+    """Time a few real steps: synthesis, the student's step, schedules, clipping, EMA and meters.
+
+    Args:
+        training: of parts that are thrown away after.
+        seconds: that each part is timed for, at least; one period of the source is whole.
+    """
+    parts, runtime = training.parts, training.runtime
+    runtime.compile(parts.student.module)
+    network = runtime.parallel(parts.distiller, parts.spare)
+    source, step, update = parts.source, 0, 0.0
+    if isinstance(source, Practising):
+        source.practice(1)
+        update = _timed_rounds(source, runtime, seconds)
+
+    def period() -> None:
+        nonlocal step
+        for _ in range(source.period):
+            training.step(network, step)
+            step += 1
+
+    period()
+    each = _timed(period, runtime, seconds) / source.period
+    evaluation = _timed(training.look, runtime, 0.0)
+    each, update, evaluation = _of_first([each, update, evaluation], runtime)
+    pace = Pace(each, update, evaluation, runtime.peak_memory())
+    return Timing(pace, source, training.config["evaluations"])
+
+
+def _timed_rounds(source: Practising, runtime: Runtime, seconds: float) -> float:
+    """Seconds of an iteration, from one round that is as long as the time allows."""
+    one = _timed(lambda: source.practice(1), runtime, 0.0)
+    began = _now(runtime)
+    count = source.practice(max(2, int(seconds / max(one, 1e-4))))
+    return (_now(runtime) - began) / count
+
+
+def _timed(work: Callable[[], Any], runtime: Runtime, seconds: float) -> float:
+    """Mean seconds of the work, done once and again until the time is over."""
+    began, count = _now(runtime), 0
+    while True:
+        work()
+        count += 1
+        spent = float(_of_first([_now(runtime) - began], runtime)[0])
+        if spent >= seconds:
+            return spent / count
+
+
+def _now(runtime: Runtime) -> float:
+    """Once the device has done all that it was given."""
+    if runtime.device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def _of_first(values: Sequence[float], runtime: Runtime) -> list[float]:
+    """The first process's values, on every process: all have to take the same decisions."""
+    mine = [v if runtime.main else 0.0 for v in values]
+    return runtime.sum(torch.tensor(mine, dtype=torch.float64, device=runtime.device)).tolist()

@@ -1,0 +1,43 @@
+"""What a teacher expects of its input, from the user's keys, its file, or its library."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from data.spec import EXPECTED, Expected
+from models.checkpoint import read_description
+from models.external import library_defaults
+
+
+def expected(teacher: Mapping[str, Any]) -> Expected:
+    """What the user's keys, the checkpoint and the network's library say, in this order.
+
+    Args:
+        teacher: the node of the configuration.
+
+    Raises:
+        ValueError: for a checkpoint that cannot be read, or a count of classes below 2.
+    """
+    found = Expected({}, {})
+    file = read_description(teacher["checkpoint"]) if teacher["checkpoint"] else {}
+    library, defaults = library_defaults(teacher["model"])
+    keys = {name: teacher[name] for name in EXPECTED if teacher[name] is not None}
+    for values, origin in ((keys, "teacher.{}"), (file, "its file"), (defaults, library)):
+        for name, value in values.items():
+            if name not in found.values:
+                found.values[name] = value
+                found.origins[name] = origin.format(name)
+    found.values.setdefault("range", (0.0, 1.0))
+    found.origins.setdefault("range", "assumed")
+    if "classes" in found.values:
+        found.values["classes"] = _names(found.values["classes"])
+    return found
+
+
+def _names(classes: int | Sequence[Any]) -> tuple[str, ...]:
+    if isinstance(classes, int):
+        if classes < 2:
+            raise ValueError(f"teacher.classes={classes}: a classifier has at least 2")
+        return tuple(str(i) for i in range(classes))
+    return tuple(str(name) for name in classes)

@@ -1,0 +1,96 @@
+"""How long a run will be: its number of steps from a budget of time, and its plan."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from data.dataset import Dataset
+from engine.budget import BRIEF, LEAST, MOST, SHARE, UNKNOWN, Timing, measure, parse_budget
+from engine.expected import expected
+from engine.loop import Training
+from engine.parts import build_parts, offered
+from engine.plan import plan
+from engine.probe import Inputs
+from engine.run import RunDirectory
+from engine.runtime import Runtime
+from models.classifier import Classifier
+
+
+class Length:
+    """Fixes the number of steps of a run that has a budget, and says what the run will do.
+
+    The number is fixed before the first step and never changes: a run that is continued takes it
+    from its directory. Where neither a budget nor a plan is asked for, nothing is timed.
+
+    Args:
+        settings: plain; ``steps`` is set here.
+        directory: claimed.
+
+    Attributes:
+        seconds: that timing took.
+        lines: of the plan.
+
+    Raises:
+        ValueError: for a budget that is no time.
+    """
+
+    def __init__(self, settings: dict[str, Any], directory: RunDirectory) -> None:
+        self.settings, self.directory = settings, directory
+        self.seconds, self.lines = 0.0, ""
+        text = settings["budget"]
+        self.budget = None if text is None else parse_budget(text)
+        self.recorded = directory.recorded_steps()
+        if self.budget is not None:
+            self._set(self.recorded or 1)
+
+    def fix(
+        self,
+        dataset: Dataset,
+        teacher: Classifier | None,
+        inputs: Inputs,
+        runtime: Runtime,
+    ) -> None:
+        """Time a few steps, if they are needed, and set the number of steps.
+
+        Raises:
+            ValueError: for a budget that is too short.
+        """
+        settings = self.settings
+        if self.recorded or not (self.budget is not None or settings["plan"]):
+            return
+        began = time.perf_counter()
+        share = BRIEF if self.budget is None else min(MOST, max(LEAST, SHARE * self.budget))
+        trial = settings | {"steps": UNKNOWN, "teacher": dict(settings["teacher"])}
+        if box := trial["teacher"]["black_box"]:  # timing costs nothing of a budget of queries
+            trial["teacher"]["black_box"] = {k: v for k, v in box.items() if k != "budget"}
+        parts = build_parts(trial, dataset, teacher, runtime)
+        timing = measure(Training(trial, parts, teacher, inputs, None, runtime), share)
+        self.seconds = time.perf_counter() - began
+        if self.budget is not None:
+            left = self.budget - self.seconds
+            self._set(runtime.first(timing.steps_within(left, str(settings["budget"]))))
+        if settings["plan"] and teacher is not None:
+            self.lines = self._plan(timing, dataset, teacher, parts.student, inputs, runtime)
+
+    def _set(self, steps: int) -> None:
+        self.settings["steps"] = steps
+        self.directory.record_steps(steps)
+
+    def _plan(
+        self,
+        timing: Timing,
+        dataset: Dataset,
+        teacher: Classifier,
+        student: Classifier,
+        inputs: Inputs,
+        runtime: Runtime,
+    ) -> str:
+        known = expected(self.settings["teacher"])
+        available = offered(self.settings, dataset, teacher, runtime) | {"student": student}
+        figures = "accuracy, agreement and calibration"
+        if not inputs.split.labelled:
+            figures = "agreement with the teacher, which is no accuracy, and calibration to it"
+        return plan(
+            self.settings, known, teacher, available, timing, f"{figures}, on {inputs.words}"
+        )

@@ -1,0 +1,133 @@
+"""What a run is about to do, in a few lines, before anything is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pkgutil import resolve_name
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from data.spec import Expected
+from engine.budget import Timing, spell
+from engine.build import build
+from engine.check import parameters_of
+from engine.config import groups, plain, written
+from engine.start import say_size
+from generators.base import SynthesisTerm
+from models.classifier import Classifier
+
+EXACT = 4  # digits of a mean or a standard deviation that are shown
+
+
+def plan(
+    settings: Mapping[str, Any],
+    known: Expected,
+    teacher: Classifier,
+    available: Mapping[str, Any],
+    timing: Timing,
+    measured: str,
+) -> str:
+    """The lines that are printed.
+
+    Args:
+        settings: of the run, with its final number of steps.
+        known: where what the teacher expects was read.
+        teacher: loaded.
+        available: what parts may name as arguments, the untrained student among them.
+        timing: of a few real steps.
+        measured: what will be measured at the end, and on what.
+    """
+    choices, steps, pace = settings["choices"], settings["steps"], timing.pace
+    count = len(teacher.batchnorms())
+    fit, unfit = methods_for(teacher, settings["generator"], available)
+    others = [name for name in fit if name != choices["method"]]
+    rows = [
+        ("teacher", f"{choices['teacher']}: {size(teacher)}, {count or 'no'} BatchNorm layers"),
+        ("input", _input(teacher, known)),
+        ("classes", f"{len(teacher.classes)}{known.origin('classes')}: {_some(teacher.classes)}"),
+        ("student", f"{choices['student']}: {size(available['student'])}"),
+        ("method", f"{choices['method']}; these apply as well: {' '.join(others)}"),
+        *((("", f"not {name}: {why}") for name, why in unfit)),
+        ("time", f"{_pace(timing)}; {steps:,} steps take about {spell(timing.seconds(steps))}"),
+        ("memory", f"{pace.memory / 2**30:.1f} GiB at most so far"),
+        ("measured", measured),
+    ]
+    return "\n".join(f"  {name:<9} {text}" for name, text in rows)
+
+
+def methods_for(
+    teacher: Classifier, generator: Mapping[str, Any], available: Mapping[str, Any]
+) -> tuple[list[str], list[tuple[str, str]]]:
+    """The data-free methods that can be used with a teacher; and the others, each with why not.
+
+    Args:
+        generator: the node of the run's generator, of which terms may read a size.
+        available: what parts may name as arguments; see :func:`engine.parts.offered`.
+    """
+    fit, unfit = [], []
+    for name in groups()["method"]:
+        method = OmegaConf.merge({"generator": generator}, written("method", name))
+        if not method.data_free:
+            continue
+        try:
+            terms = [_seen(e["term"], available) for e in plain(method.synthesis)["terms"].values()]
+            if any(term.needs_statistics for term in terms) and not teacher.batchnorms():
+                raise ValueError("it inverts BatchNorm statistics, and the teacher has none")
+            teacher.frozen([tap for term in terms for tap in term.taps])
+            fit.append(name)
+        except ValueError as error:
+            unfit.append((name, _reason(error)))
+    return fit, unfit
+
+
+def _reason(error: ValueError) -> str:
+    """What an error says, without the part that it names first and the advice at its end."""
+    said = str(error).removeprefix("synthesis ")
+    said = said.partition("): ")[2] if said.startswith("(") else said
+    return said.partition(":")[0].removesuffix("; it has")
+
+
+def _seen(node: Mapping[str, Any], available: Mapping[str, Any]) -> Any:
+    """A term as far as it says what it reads: built only where the teacher decides that."""
+    target = resolve_name(node["_target_"])
+    if parameters_of(target)[0].keys() & {"teacher", "taps", "tap"}:
+        return build(node, SynthesisTerm, "synthesis", **available)
+    return target
+
+
+def size(network: Classifier) -> str:
+    return say_size(network.parameter_count())
+
+
+def _input(teacher: Classifier, known: Expected) -> str:
+    spec = teacher.spec
+    low, high = spec.range
+    return ", ".join(
+        [
+            f"{'x'.join(map(str, spec.shape))}{known.origin('shape')}",
+            f"values {low:g} to {high:g}{known.origin('range')}",
+            f"mean {_numbers(spec.mean)}{known.origin('mean')}",
+            f"std {_numbers(spec.std)}{known.origin('std')}",
+        ]
+    )
+
+
+def _pace(timing: Timing) -> str:
+    pace, rounds = timing.pace, timing.pace.update > 0
+    text = f"{_seconds(pace.step)} a step"
+    if rounds:
+        text += f", {_seconds(pace.update)} an iteration of synthesis"
+    return f"{text}, {_seconds(pace.evaluation)} an evaluation"
+
+
+def _seconds(value: float) -> str:
+    return f"{value * 1000:.3g} ms" if value < 1 else f"{value:.3g} s"
+
+
+def _numbers(values: Iterable[float]) -> str:
+    return " ".join(f"{value:.{EXACT}g}" for value in values)
+
+
+def _some(names: tuple[str, ...], most: int = 6) -> str:
+    return " ".join(names[:most]) + (" ..." if len(names) > most else "")

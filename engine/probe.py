@@ -1,0 +1,169 @@
+"""What a student is measured on: a test split, or inputs that other methods synthesize."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from safetensors.torch import load, save
+from torch import Tensor
+
+from data.dataset import Dataset, Split
+from engine.config import compose, plain
+from engine.files import write_whole
+from engine.parts import build_parts
+from engine.runtime import Runtime
+from models.classifier import Classifier
+
+METHODS = 2  # that a probe set comes from: what one of them prefers does not decide alone
+SEED = 0  # the same inputs for every run with this teacher, so that runs compare
+DRAWS = 10  # batches in which distinct inputs are looked for
+
+
+@dataclass
+class Inputs:
+    """What a student is measured on.
+
+    Args:
+        split: with labels or without.
+        words: say what it is.
+        real: False for synthesized inputs, which agreement can be measured on, and no accuracy.
+    """
+
+    split: Split
+    words: str
+    real: bool = True
+
+
+def inputs_for(
+    config: DictConfig, dataset: Dataset, teacher: Classifier | None, runtime: Runtime
+) -> Inputs:
+    """The test split, or where there is none a :class:`Probe` of the teacher.
+
+    Raises:
+        ValueError: where there is neither.
+    """
+    if teacher is None or dataset.has("test"):
+        split = dataset.open("test")
+        labels = "" if split.labelled else ", which have no labels"
+        return Inputs(
+            split, f"the test split of {config.choices.data}: {len(split):,} inputs{labels}"
+        )
+    probe = Probe(config, dataset, teacher, runtime)
+    made = (
+        f"{len(probe.split):,} inputs synthesized from the teacher by {' and '.join(probe.methods)}"
+    )
+    return Inputs(probe.split, f"{made}, as there is no test data", real=False)
+
+
+class Probe:
+    """Inputs synthesized from a teacher by methods that do not train the student.
+
+    They depend on the teacher and on the settings of ``probe`` alone, not on the run's seed or
+    steps, and are kept under ``run_root``: every method's student is measured on the same inputs,
+    but for one that is trained by a method of the probe itself, which another replaces.
+
+    Args:
+        config: as composed.
+        dataset: of the run, without a test split.
+        teacher: frozen, on its device.
+        runtime: of the run.
+
+    Attributes:
+        methods: the two that made the inputs.
+        split: the inputs, without labels.
+
+    Raises:
+        ValueError: where fewer than two methods of ``probe.methods`` can be used.
+    """
+
+    def __init__(
+        self, config: DictConfig, dataset: Dataset, teacher: Classifier, runtime: Runtime
+    ) -> None:
+        self.runtime, self.dataset, self.teacher = runtime, dataset, teacher
+        self.folder = Path(config.run_root) / "probes"
+        self.weights = _digest(teacher.module.state_dict())
+        images: list[Tensor] = []
+        names, refused = [], []
+        for name, overrides in config.probe.methods.items():
+            if name == config.choices.method or len(images) == METHODS:
+                continue
+            try:
+                images.append(self._inputs(config, name, list(overrides)))
+                names.append(name)
+            except ValueError as error:
+                refused.append(f"{name} ({error})")
+        if len(images) < METHODS:
+            raise ValueError(
+                f"without test data the student is measured on inputs that {METHODS} of "
+                f"probe.methods synthesize, but these cannot be used: {'; '.join(refused)}. Give "
+                "test data, or name other methods"
+            )
+        self.methods = tuple(names)
+        self.split = Split(torch.cat(images), None, runtime.device, teacher.spec.range)
+
+    def _inputs(self, config: DictConfig, method: str, overrides: list[str]) -> Tensor:
+        """uint8 [size, *shape], made now or by an earlier run."""
+        recipe = self._recipe(config, method, overrides)
+        settings = plain(recipe)
+        what = {k: settings[k] for k in ("source", "synthesis", "generator", "steps", "batch_size")}
+        key = [self.weights, self.teacher.spec.to_dict(), what]
+        name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+        path = self.folder / f"{method}-{name}.safetensors"
+        if not self.runtime.any(self.runtime.main and not path.exists()):
+            return load(path.read_bytes())["inputs"]
+        images = self._synthesize(settings)
+        if self.runtime.main:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_whole(path, save({"inputs": images}))
+        self.runtime.barrier()
+        return images
+
+    def _recipe(self, config: DictConfig, method: str, overrides: list[str]) -> DictConfig:
+        """The method's configuration, for this run's networks."""
+        size = f"batch_size={config.probe.size}"
+        arguments = [f"method={method}", f"data={config.choices.data}", size, *overrides]
+        recipe = compose(arguments, complete=False)  # the networks are this run's
+        for key in ("teacher", "student", "data"):
+            recipe[key] = config[key]
+        return recipe
+
+    def _synthesize(self, settings: Mapping[str, Any]) -> Tensor:
+        """Distinct inputs of the source's last batches; every process makes the same."""
+        r = self.runtime
+        alone = Runtime(r.device.type, r.precision, r.compiled, SEED)
+        alone.rank, alone.world_size = 0, 1
+        parts = build_parts(dict(settings), self.dataset, self.teacher, alone)
+        for _ in range(settings["steps"] - 1):
+            parts.source.next()
+        found = torch.empty(0, *self.teacher.spec.shape, dtype=torch.uint8)
+        for _ in range(DRAWS):
+            drawn = self._quantize(parts.source.next().teacher_input)
+            found = torch.cat([found, drawn]).unique(dim=0)
+            if len(found) >= settings["batch_size"]:
+                break
+        return found[torch.randperm(len(found), generator=torch.Generator().manual_seed(SEED))][
+            : settings["batch_size"]
+        ].contiguous()
+
+    def _quantize(self, images: Tensor) -> Tensor:
+        low, high = self.teacher.spec.range
+        x = (images.detach() - low) * (255 / (high - low))
+        return x.round().clamp(0, 255).to(torch.uint8).cpu()
+
+
+def _digest(state: Mapping[str, Tensor]) -> str:
+    """Of all weights, by name."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(state.items()):
+        digest.update(name.encode())
+        digest.update(
+            tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+        )
+    return digest.hexdigest()

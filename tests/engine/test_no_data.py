@@ -1,0 +1,227 @@
+"""A teacher and nothing else: what has to be told, what is measured, and how long it takes."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import train
+from engine.run import RunDirectory
+from models.checkpoint import load_weights
+from models.digits import DigitsCNN
+from tests.engine.runs import differing
+
+SMALL = ["device=cpu", "teacher=digits_cnn", "teacher.model.width=8", "student=digits_cnn_small"]
+SMALL += ["student.model.width=4", "generator=small", "generator.channels=16", "batch_size=16"]
+SMALL += ["evaluations=1", "checkpoints=2", "steps=4", "data=none"]
+DAFL, ZSKD = "dafl: ['steps=2']", "zskd: ['source.iterations=2', 'steps=1']"
+QUICK = ["probe.size=12", f"probe.methods={{{DAFL}, {ZSKD}}}"]
+SAID = ["teacher.shape=[1,8,8]", "teacher.classes=10", "teacher.mean=[0.3]", "teacher.std=[0.4]"]
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint as the field writes them: it says nothing of its input."""
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("teacher") / "net.pth"
+    torch.save(DigitsCNN(1, 10, 8).state_dict(), path)
+    return path
+
+
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Callable[..., str]:
+    def call(*arguments: str) -> str:
+        path = tmp_path / "refused"
+        assert train.main([*arguments, f"run_dir={path}", f"run_root={tmp_path / 'root'}"]) == 1
+        assert not path.exists()
+        return capsys.readouterr().err
+
+    return call
+
+
+@pytest.fixture
+def finished(tmp_path: Path) -> Callable[..., dict[str, Any]]:
+    def call(name: str, *arguments: str) -> dict[str, Any]:
+        place = [f"run_dir={tmp_path / name}", f"run_root={tmp_path / 'root'}"]
+        assert train.main([*SMALL, *QUICK, *arguments, *place]) == 0
+        return json.loads((tmp_path / name / "result.json").read_text())
+
+    return call
+
+
+def student(path: Path) -> dict[str, torch.Tensor]:
+    return load_weights(path / "student.safetensors")[0]
+
+
+def test_all_that_is_missing_is_asked_for_at_once(
+    weights: Path, refused: Callable[..., str]
+) -> None:
+    said = refused("data=none")
+    for key in ("teacher", "teacher.checkpoint", "teacher.shape", "teacher.classes", "student"):
+        assert re.search(rf"^  {re.escape(key)} ", said, re.MULTILINE), key
+    assert "python train.py data=none run_dir=" in said
+    assert "teacher=NAME teacher.checkpoint=FILE teacher.shape=[3,64,64]" in said
+    told = [f"teacher.checkpoint={weights}", "teacher=digits_cnn", SAID[0], SAID[2]]
+    said = refused("data=none", *told)
+    assert "teacher.shape " not in said
+    assert "teacher.std " in said
+    [command] = [line for line in said.splitlines() if line.startswith("  python train.py")]
+    assert re.search(r"teacher.classes=10 student=\w+$", command)
+
+
+def test_students_that_fit_are_proposed_with_their_sizes(
+    weights: Path, refused: Callable[..., str]
+) -> None:
+    said = refused("data=none", f"teacher.checkpoint={weights}", "teacher=resnet18", *SAID)
+    [line] = [line for line in said.splitlines() if "one that fits" in line]
+    sizes = [float(n) * {"k": 1e3, "M": 1e6}[u] for n, u in re.findall(r"\(([\d.]+) ([kM])", line)]
+    assert len(sizes) == 3
+    assert sizes == sorted(sizes)
+    assert line.endswith("the teacher has 11.2 M parameters")
+    assert sizes[-1] < 11.2e6
+
+
+@pytest.mark.parametrize(
+    ("told", "said"),
+    [
+        (["teacher.mean=[0.3,0.3]"], "mean and std need one value for each of the 1 channel"),
+        (["teacher.mean=[80.0]", "teacher.std=[90.0]"], "divide mean and std by 255"),
+        (["teacher.classes=7"], "of another shape"),
+        (["teacher.classes=1"], "at least 2"),
+        (["teacher.shape=[3,8,8]", "teacher.mean=[0,0,0]", "teacher.std=[1,1,1]"], "shape"),
+        (["teacher.model.width=16"], "does not fit DigitsCNN"),
+        (["budget=20s"], "steps and budget are two lengths"),
+        (["method=kd"], "nothing to train on"),
+    ],
+)
+def test_what_cannot_be_is_refused(
+    told: list[str], said: str, weights: Path, refused: Callable[..., str]
+) -> None:
+    assert said in refused(*SMALL, *QUICK, f"teacher.checkpoint={weights}", *SAID, *told)
+
+
+@pytest.mark.parametrize(
+    ("budget", "said"), [("1ms", "write 90s, 10m"), ("0.5s", "budget=0.5s is too short")]
+)
+def test_a_budget_that_cannot_be_is_refused(
+    budget: str, said: str, weights: Path, refused: Callable[..., str]
+) -> None:
+    told = [a for a in SMALL if not a.startswith(("steps=", "evaluations="))]
+    told += [*QUICK, f"teacher.checkpoint={weights}", *SAID, "probe.size=3000", "evaluations=99"]
+    assert said in refused(*told, f"budget={budget}")
+
+
+def test_a_run_without_data_measures_agreement_and_no_accuracy(
+    weights: Path,
+    finished: Callable[..., dict[str, Any]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    result = finished("a", f"teacher.checkpoint={weights}", *SAID, "plan=true")
+    assert result["student"]["accuracy"] is None
+    assert result["teacher"]["accuracy"] is None
+    assert 0 <= result["student"]["agreement"] <= 1
+    assert 0 <= result["student"]["ece_to_teacher"] <= 1
+    on = result["measured_on"]
+    assert (on["inputs"], on["labels"], on["real"]) == (24, False, False)
+    assert on["what"].startswith("24 inputs synthesized from the teacher by dafl and zskd")
+    assert sum(c["inputs"] for c in result["classes"]) == 24
+    assert result["cost"]["real_training_inputs_read"] == 0
+    said = capsys.readouterr().out
+    assert "1x8x8 (teacher.shape), values 0 to 1 (assumed), mean 0.3 (teacher.mean)" in said
+    assert "10 (teacher.classes)" in said
+    assert re.search(r"ms a step, .* an evaluation; 4 steps take about", said)
+    assert "not known: there are no labels" in said
+    card = (tmp_path / "a" / "README.md").read_text()
+    assert "the accuracy is not known" in card
+    assert "RUN data=NAME" in card
+
+
+def test_the_probe_is_the_same_for_every_method_but_its_own(
+    weights: Path, finished: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    """Its inputs depend on the teacher alone, and are made once."""
+    common = [f"teacher.checkpoint={weights}", *SAID]
+    finished("a", *common)
+    made = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "root" / "probes").iterdir()}
+    assert len(made) == 2
+    finished("b", *common, "method=dfad", "seed=3", "batch_size=8")
+    assert made == {p.name: p.stat().st_mtime_ns for p in (tmp_path / "root" / "probes").iterdir()}
+    more = f"probe.methods={{{DAFL}, {ZSKD}, dfad: ['steps=1']}}"
+    result = finished("c", *common, "method=dafl", more)
+    assert "by zskd and dfad" in result["measured_on"]["what"]
+
+
+def test_test_images_without_labels_are_enough(
+    weights: Path, finished: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (9, 8, 8)).astype(np.uint8)
+    np.savez(tmp_path / "x.npz", test_images=images)
+    (tmp_path / "flat").mkdir()
+    for i, image in enumerate(images):
+        Image.fromarray(image).save(tmp_path / "flat" / f"{i}.png")
+    common = [f"teacher.checkpoint={weights}", *SAID, "data.size=8"]
+    for data in (["data=npz", f"data.path={tmp_path / 'x.npz'}"], None):
+        chosen = data or ["data=image_folder", f"data.path={tmp_path / 'flat'}"]
+        chosen += [] if data else ["data.dataset.channels=1"]
+        result = finished(chosen[0][5:], *common, *chosen)
+        assert result["student"]["accuracy"] is None
+        assert result["measured_on"]["inputs"] == 9
+        assert result["measured_on"]["real"]
+        assert "which have no labels" in result["measured_on"]["what"]
+
+
+def test_labels_of_a_test_split_alone_give_accuracy(
+    weights: Path, finished: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (20, 8, 8)).astype(np.uint8)
+    np.savez(tmp_path / "x.npz", test_images=images, test_labels=np.arange(20) % 10)
+    data = ["data=npz", f"data.path={tmp_path / 'x.npz'}", "data.size=8"]
+    result = finished("a", f"teacher.checkpoint={weights}", *SAID, *data)
+    assert 0 <= result["student"]["accuracy"] <= 1
+    assert result["measured_on"]["labels"]
+
+
+@pytest.mark.parametrize("method", ["reverie", "deep_inversion"])
+def test_a_budget_fixes_the_steps_which_repeat_the_run(
+    method: str, weights: Path, finished: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    more = ["source.iterations=5", "source.student_steps=9", "source.synthesis_batch_size=8"]
+    common = [f"teacher.checkpoint={weights}", *SAID, f"method={method}"]
+    common += more if method == "deep_inversion" else []
+    mine = [a for a in SMALL if not a.startswith("steps=")]
+    place = [f"run_dir={tmp_path / 'timed'}", f"run_root={tmp_path / 'root'}"]
+    assert train.main([*mine, *QUICK, *common, "budget=2s", *place]) == 0
+    result = json.loads((tmp_path / "timed" / "result.json").read_text())
+    assert result["cost"]["budget_seconds"] == 2
+    steps = result["cost"]["steps"]
+    assert steps > 2
+    again = finished("again", *common, f"steps={steps}")
+    assert "budget_seconds" not in again["cost"]
+    assert not differing(student(tmp_path / "timed"), student(tmp_path / "again"))
+    assert f"steps={steps}" in (tmp_path / "timed" / "README.md").read_text()
+
+
+def test_the_steps_of_a_budget_survive_a_resume(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the machine does by then, the number that was fixed at first is kept."""
+    mine = [a for a in SMALL if not a.startswith("steps=")]
+    arguments = [*mine, *QUICK, f"teacher.checkpoint={weights}", *SAID, "budget=2s"]
+    arguments += [f"run_dir={tmp_path / 'a'}", f"run_root={tmp_path / 'root'}"]
+    assert train.main(arguments) == 0
+    steps = json.loads((tmp_path / "a" / "result.json").read_text())["cost"]["steps"]
+    before = student(tmp_path / "a")
+    (tmp_path / "a" / "result.json").unlink()
+    monkeypatch.setattr("engine.length.measure", lambda *a: pytest.fail("it was timed again"))
+    assert RunDirectory.recorded_steps is not None
+    assert train.main(arguments) == 0
+    assert json.loads((tmp_path / "a" / "result.json").read_text())["cost"]["steps"] == steps
+    assert not differing(before, student(tmp_path / "a"))
