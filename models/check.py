@@ -60,15 +60,7 @@ def check_network(classifier: Classifier, num_classes: int, training: bool = Fal
     name, spec = classifier.name, classifier.spec
     _check_kind(classifier.module, name)
     device = next(classifier.parameters(), torch.empty(0)).device
-    try:
-        trial = classifier.apart()
-    except Exception as error:
-        if isinstance(error, torch.OutOfMemoryError):
-            raise
-        raise ValueError(
-            f"{name} cannot be copied ({_reason(error)}), which evaluation and synthesis need: "
-            "keep files, locks, generators and the like out of a network's attributes"
-        ) from error
+    trial = _copy(classifier)
     with _no_trace(device):
         x = spec.noise(1, device)
         output, answer = _answer(trial.eval(), x, num_classes)
@@ -85,6 +77,19 @@ def check_network(classifier: Classifier, num_classes: int, training: bool = Fal
         if named_logits(output) is None and len(candidates(output, num_classes)) > 1:
             _check_first(classifier.apart(), x, answer.logits, num_classes)
     return f"{name} returns {describe(output)} in training: its logits are read, nothing else"
+
+
+def _copy(classifier: Classifier) -> Classifier:
+    try:
+        return classifier.apart()
+    except Exception as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        raise ValueError(
+            f"{classifier.name} cannot be copied ({_reason(error)}), which evaluation and "
+            "synthesis need: keep files, locks, generators and the like out of a network's "
+            "attributes"
+        ) from error
 
 
 def _check_kind(module: nn.Module, name: str) -> None:
