@@ -22,7 +22,7 @@ from engine.annotations import check_type, shorten
 from engine.check import check_node, describe_unknown, is_target
 from engine.keys import one_line, paths_of, section_of, set_key
 from engine.overrides import ALIASES, Setting, sort_overrides
-from engine.schema import LEAST, Config, Node, TermConfig
+from engine.schema import LEAST, MOST, Config, Node, TermConfig
 from engine.start import missing
 
 ROOT = Path(__file__).resolve().parents[1] / "configs"
@@ -171,7 +171,8 @@ def _readable(choices: dict[str, Any]) -> dict[str, Any]:
 def _fold_taps(config: DictConfig) -> None:
     """An entry's ``taps`` are an argument of its term."""
     for objective in ("distiller", "synthesis"):
-        terms = OmegaConf.select(config, f"{objective}.terms")
+        node = config._get_node(objective)
+        terms = node._get_node("terms") if OmegaConf.is_dict(node) else None
         for name in list(terms) if OmegaConf.is_dict(terms) else ():
             entry = terms._get_node(name)
             if OmegaConf.is_dict(entry) and is_target(entry.get("term")) and "taps" in entry:
@@ -193,6 +194,10 @@ def _check(config: DictConfig, mistakes: list[str]) -> None:
         value = plain.get(key)  # type: ignore[union-attr]
         if isinstance(value, (int, float)) and value < least:
             mistakes.append(f"{key}={value} should be at least {least}")
+    for key, most in MOST.items():
+        value = plain.get(key)  # type: ignore[union-attr]
+        if isinstance(value, (int, float)) and value > most:
+            mistakes.append(f"{key}={value} should be at most {most}")
 
 
 def _check_fields(node: Any, schema: Any, prefix: str, mistakes: list[str]) -> None:

@@ -65,7 +65,10 @@ def explain(error: Exception) -> int:
     1 for what a user can mend, 70 (BSD's "internal software error") for what nobody foresaw.
     """
     if isinstance(error, (ValueError, OSError)):
-        code, text = 1, f"error: {error}"
+        said = (
+            _one_line(error) if isinstance(error, OSError) else str(error)
+        )  # names have any length
+        code, text = 1, f"error: {said}"
     elif is_exhausted(error):
         code, text = 1, f"error: out of memory: {_one_line(error)}{SMALLER}"
     else:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from data.memory import check_memory
 
@@ -41,5 +42,5 @@ def check_weights(make: Callable[[], Any], what: str) -> None:
             raise ValueError(f"{what} would take more memory than any machine has") from error
     if isinstance(network, nn.Module):
         tensors = chain(network.parameters(), network.buffers())
-        size = sum(t.numel() * t.element_size() for t in tensors)
+        size = sum(t.numel() * t.element_size() for t in tensors if not is_lazy(t))
         check_memory(size, f"the weights of {what}", "choose a smaller network")

@@ -6,6 +6,7 @@ Nothing else in the folder is ever changed or removed.
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from models.checksum import check, metadata
 
 CONFIG, VERSIONS, NEXT = "config.yaml", "versions.json", "config.yaml.next"
 RESULT, STUDENT, PICTURE = "result.json", "student.safetensors", "inputs.png"
-METRICS, CARD = "metrics.jsonl", "README.md"
+METRICS, CARD, CHECKPOINTS = "metrics.jsonl", "README.md", "checkpoints"
 NAMES = (CONFIG, VERSIONS, NEXT, RESULT, STUDENT, PICTURE, METRICS, CARD)
 MARK = "<!-- Written by train.py at the end of this run. -->"  # begins a card of ours
 LAYOUT = {"choices", "data_free", "distiller", "needs_teacher", "seed", "source", "student"}
@@ -50,6 +51,17 @@ def stranger(folder: Path) -> str | None:
     if any(folder.glob("checkpoints/step-*/rank0.pt")):
         return None
     return f"it has no {VERSIONS} of ours"
+
+
+def blocked(folder: Path) -> str | None:
+    """What stands in the way of a run's files: a folder of a file's name, or the reverse."""
+    for path in (folder / name for name in NAMES):
+        if path.is_dir():
+            return f"{path} is a folder, where a run writes a file"
+    path = folder / CHECKPOINTS
+    if os.path.lexists(path) and not path.is_dir():
+        return f"{path} is no folder, where a run writes its checkpoints"
+    return None
 
 
 def laid_out(config: dict[str, Any]) -> bool:
@@ -97,22 +109,26 @@ def fault(path: Path) -> str | None:
 
 def make_way(path: Path) -> None:
     """Before we write or remove one of our names: what stands there may be somebody else's."""
-    if path.is_file() and path.name in (STUDENT, RESULT) and not _ours(path):
+    if path.is_file() and not _ours(path):
         print(f"{path} is damaged or not ours, and kept as {keep_aside(path).name}", flush=True)
 
 
 def _ours(path: Path) -> bool:
     if path.name == STUDENT:
         return metadata(path).get("format") == FORMAT
+    if path.name == PICTURE:
+        return fault(path) is None
+    if path.name == METRICS:
+        with open(path, "rb") as file:
+            return file.read(9) in (b'{"step": ', b"")
     return mapping(path).keys() >= RESULTS
 
 
 def remove_products(folder: Path, checkpoints: Checkpoints) -> None:
     """Take away what a run has made; what says whose the folder is stays."""
-    for name in (RESULT, STUDENT, PICTURE):
+    for name in (RESULT, STUDENT, PICTURE, METRICS):
         make_way(folder / name)
         (folder / name).unlink(missing_ok=True)
-    (folder / METRICS).unlink(missing_ok=True)
     if (card := folder / CARD).is_file() and card.read_bytes().startswith(MARK.encode()):
         card.unlink()
     for path in event_files(folder):

@@ -46,6 +46,7 @@ def rehearse(
         batch = _try("the synthesis", parts.source.next, parts.distiller)
         losses = _try("the distiller", lambda: parts.distiller(batch), parts.distiller)
         _try("the gradient of the losses", losses.total.backward, parts.distiller)
+        _try("the optimizer", parts.optimizer.step, parts.distiller)
         _try("the source", lambda: parts.source.learned(batch, losses), parts.distiller)
         scheduled = any(term.get("schedule") for term in settings["distiller"]["terms"].values())
         return _spare(parts.distiller) or (scheduled and _spare_student(parts.distiller, batch))

@@ -21,12 +21,15 @@ from omegaconf import DictConfig, OmegaConf
 from engine.checkpoints import Checkpoints
 from engine.files import write_whole
 from engine.ownership import (
+    CHECKPOINTS,
     CONFIG,
     NEXT,
     PICTURE,
     RESULT,
     STUDENT,
+    VERSIONED,
     VERSIONS,
+    blocked,
     fault,
     laid_out,
     mapping,
@@ -61,7 +64,7 @@ class RunDirectory:
         self.config: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
         self.identity = _identity(self.config)
         self.path = Path(config.run_dir or self._default_path(config))
-        self.checkpoints = Checkpoints(self.path / "checkpoints", runtime)
+        self.checkpoints = Checkpoints(self.path / CHECKPOINTS, runtime)
         self.overwrite = bool(config.overwrite)
         self.wait = wait
 
@@ -115,7 +118,13 @@ class RunDirectory:
 
     def _try(self) -> int | None:
         """The locked directory, or None while another process has it and we are to wait."""
-        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise ValueError(
+                f"{self.path} cannot be a run directory, since it, or a folder above it, is a file "
+                "or a link to nothing: give another run_dir=... or run_root=..."
+            ) from error
         handle = os.open(self.path, os.O_RDONLY)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -144,6 +153,8 @@ class RunDirectory:
                 f"{self.path} holds files but is no run directory: give another run_dir=... "
                 f"({reason})"
             )
+        if reason := blocked(self.path):
+            raise ValueError(f"{reason}: move it away, or give another run_dir=...")
         if laid_out(mapping(self.path / NEXT)):  # killed while an earlier run gave way
             self._give_way()
         remove_partial(self.path)
@@ -171,7 +182,7 @@ class RunDirectory:
                 self._give_way()
             elif not config.exists():
                 write_whole(config, text)
-            if not (self.path / VERSIONS).exists():
+            if not mapping(self.path / VERSIONS).keys() >= VERSIONED:  # missing, or damaged
                 self._write_versions()
         self.overwrite = False
         self.runtime.barrier()

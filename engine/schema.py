@@ -128,4 +128,5 @@ class Config:
 
 
 LEAST = dict.fromkeys(("steps", "batch_size", "log_every"), 1)
+MOST = dict.fromkeys(("evaluations", "checkpoints"), 1_000_000)  # more can only be a slip
 LEAST |= dict.fromkeys(("ema", "clip", "evaluations", "checkpoints", "seed"), 0)

@@ -13,7 +13,7 @@ from torch import nn
 
 from data.spec import Expected
 from engine.build import build
-from engine.check import MISSING
+from engine.check import MISSING, is_target
 from engine.expected import expected
 
 NONE = "data.none.none"
@@ -44,7 +44,10 @@ def missing(
     Returns:
         The message, or None where nothing is missing or there is data.
     """
-    if config["data"]["dataset"].get("_target_") != NONE:
+    nodes = (config["data"]["dataset"], config["teacher"]["model"], config["student"]["model"])
+    if not all(is_target(node) and isinstance(node["_target_"], str) for node in nodes):
+        return None  # which the check says
+    if nodes[0]["_target_"] != NONE:
         return None
     if not config["data_free"]:
         return "data=none has nothing to train on: choose a method without data (see --help)"

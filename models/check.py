@@ -20,8 +20,7 @@ def materialize(module: nn.Module, shape: tuple[int, ...], num_classes: int) -> 
     Raises:
         ValueError: where the network cannot take inputs of this shape.
     """
-    lazy = (UninitializedParameter, UninitializedBuffer)
-    if any(isinstance(t, lazy) for t in [*module.parameters(), *module.buffers()]):
+    if _lazy(module):
         modes = {m: m.training for m in module.modules()}
         try:
             with torch.no_grad():
@@ -30,7 +29,19 @@ def materialize(module: nn.Module, shape: tuple[int, ...], num_classes: int) -> 
             _refuse(type(module).__name__, "eval", shape, num_classes, error)
         for m, mode in modes.items():
             m.training = mode
+        if left := _lazy(module):
+            raise ValueError(
+                f"{type(module).__name__} has lazy layers that eval mode does not run "
+                f"({', '.join(left[:3])}): give them their sizes"
+            )
     return module
+
+
+def _lazy(module: nn.Module) -> list[str]:
+    """The names of weights and buffers that have no size yet."""
+    lazy = (UninitializedParameter, UninitializedBuffer)
+    tensors = [*module.named_parameters(), *module.named_buffers()]
+    return [name for name, tensor in tensors if isinstance(tensor, lazy)]
 
 
 def check_network(classifier: Classifier, num_classes: int, training: bool = False) -> str:
@@ -47,16 +58,9 @@ def check_network(classifier: Classifier, num_classes: int, training: bool = Fal
             cannot say which of several tensors they are.
     """
     name, spec = classifier.name, classifier.spec
+    _check_kind(classifier.module, name)
     device = next(classifier.parameters(), torch.empty(0)).device
-    try:
-        trial = classifier.apart()
-    except Exception as error:
-        if isinstance(error, torch.OutOfMemoryError):
-            raise
-        raise ValueError(
-            f"{name} cannot be copied ({_reason(error)}), which evaluation and synthesis need: "
-            "keep files, locks, generators and the like out of a network's attributes"
-        ) from error
+    trial = _copy(classifier)
     with _no_trace(device):
         x = spec.noise(1, device)
         output, answer = _answer(trial.eval(), x, num_classes)
@@ -73,6 +77,34 @@ def check_network(classifier: Classifier, num_classes: int, training: bool = Fal
         if named_logits(output) is None and len(candidates(output, num_classes)) > 1:
             _check_first(classifier.apart(), x, answer.logits, num_classes)
     return f"{name} returns {describe(output)} in training: its logits are read, nothing else"
+
+
+def _copy(classifier: Classifier) -> Classifier:
+    try:
+        return classifier.apart()
+    except Exception as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        raise ValueError(
+            f"{classifier.name} cannot be copied ({_reason(error)}), which evaluation and "
+            "synthesis need: keep files, locks, generators and the like out of a network's "
+            "attributes"
+        ) from error
+
+
+def _check_kind(module: nn.Module, name: str) -> None:
+    """Whether a network's layers can be read, and its state be kept in a file of tensors."""
+    if any(isinstance(m, torch.jit.ScriptModule) for m in module.modules()):
+        raise ValueError(
+            f"{name} is TorchScript, whose layers cannot be read: give the module that it was "
+            "made from"
+        )
+    for key, value in module.state_dict().items():
+        if not isinstance(value, Tensor):
+            raise ValueError(
+                f"{name} has a {type(value).__name__} in its state ({key}), which no file of "
+                "weights holds: keep it in a buffer, or outside of the state"
+            )
 
 
 def _answer(trial: Classifier, x: Tensor, num_classes: int) -> tuple[Any, Outputs]:

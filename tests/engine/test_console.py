@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import train
-from engine.console import unbroken
+from engine.console import explain, unbroken
 
 
 def fails(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> int:
@@ -78,3 +78,8 @@ def test_a_full_disk_and_no_stream_at_all(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(sys, "stdout", None)
     with unbroken():
         print("a line", flush=True)
+
+
+def test_a_name_of_any_length_is_said_in_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert explain(OSError(36, "File name too long", "a" * 100_000)) == 1
+    assert len(capsys.readouterr().err) < 400

@@ -29,6 +29,18 @@ def test_a_folder_is_ours_by_its_configuration(content: bytes, directory: RunDir
     assert contents(directory.path) == before
 
 
+@pytest.mark.parametrize("content", [b"", b'{"torch": "2", "python": !}', b"3"])
+def test_damaged_versions_are_written_anew(content: bytes, directory: RunDirectory) -> None:
+    with directory.claimed():
+        directory.begin()
+    directory.checkpoints.save(3, {"step": 3, "distiller": {}})
+    (directory.path / "versions.json").write_bytes(content)
+    with directory.claimed():
+        directory.begin()
+    versions = json.loads((directory.path / "versions.json").read_text())
+    assert versions["torch"] == torch.__version__
+
+
 @pytest.mark.parametrize("content", [b"", b"no state"])
 def test_a_damaged_checkpoint_is_named(content: bytes, directory: RunDirectory) -> None:
     for step in (3, 4):

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 import train
+from engine.config import ConfigError, compose
 from engine.run import RunDirectory
 from models.checkpoint import load_weights
 from models.digits import DigitsCNN
@@ -85,6 +86,15 @@ def test_students_that_fit_are_proposed_with_their_sizes(
     assert sizes == sorted(sizes)
     assert line.endswith("the teacher has 11.2 M parameters")
     assert sizes[-1] < 11.2e6
+
+
+@pytest.mark.parametrize(
+    "argument",
+    ["teacher.model=[]", "student.model=3", "teacher.model._target_={_target_: x}", "distiller=[]"],
+)
+def test_what_is_no_part_is_a_mistake_as_with_data(argument: str) -> None:
+    with pytest.raises(ConfigError, match=argument.partition("=")[0]):
+        compose(["data=none", "method=dafl", "teacher=resnet18", "student=resnet8x4", argument])
 
 
 @pytest.mark.parametrize(

@@ -93,11 +93,38 @@ def test_a_student_of_somebody_else_is_kept(directory: RunDirectory) -> None:
         (directory.path / "student.safetensors").write_text("mine")
     directory.overwrite = True
     (directory.path / "result.json").write_text('{"acc": 1}')
+    (directory.path / "metrics.jsonl").write_text('{"loss": 1}\n')
+    (directory.path / "inputs.png").write_text("a picture")
     with directory.claimed():
         directory.begin()
     found = contents(directory.path)
+    assert found["metrics.jsonl.kept"] == b'{"loss": 1}\n'
+    assert found["inputs.png.kept"] == b"a picture"
     assert found["student.safetensors.kept"] == found["student.safetensors.kept1"] == b"mine"
     assert found["result.json.kept"] == b'{"acc": 1}'
+
+
+@pytest.mark.parametrize("name", ["student.safetensors", "result.json", "checkpoints"])
+def test_what_stands_in_the_way_is_said_before_a_run(name: str, directory: RunDirectory) -> None:
+    with directory.claimed():
+        directory.begin()
+    path = directory.path / name
+    path.write_text("mine") if name == "checkpoints" else path.mkdir()
+    for directory.overwrite in (False, True):
+        with pytest.raises(ValueError, match=f"{name} is .*folder, .*move it away"):
+            directory._check_owner()
+
+
+def test_a_file_or_a_link_to_nothing_is_no_run_directory(
+    directory: RunDirectory, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    for name in ("file", "link", "file/below"):
+        directory.path = tmp_path / name
+        with pytest.raises(ValueError, match="cannot be a run directory"), directory.claimed():
+            pass
+    assert (tmp_path / "file").read_text() == "mine"
 
 
 @pytest.mark.parametrize("mistake", ["a step that fails", "weights", "stop"])

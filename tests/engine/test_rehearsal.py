@@ -33,6 +33,22 @@ class Spare(DigitsCNN):
         self.spare = nn.Parameter(torch.zeros(3))
 
 
+class Complex(DigitsCNN):
+    """With weights that an optimizer refuses."""
+
+    def __init__(self, in_channels: int, num_classes: int, width: int = 4) -> None:
+        super().__init__(in_channels, num_classes, width)
+        self.scale = nn.Parameter(torch.ones(1, dtype=torch.complex64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * self.scale.real
+
+
+class Lazy(nn.Sequential):
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(nn.Flatten(), nn.LazyLinear(num_classes))
+
+
 class Untrainable(nn.Module):
     def __init__(self, in_channels: int, num_classes: int) -> None:
         super().__init__()
@@ -90,6 +106,10 @@ def blank(*arguments: str) -> bool:
             ],
             "the student Untrainable has no parameter",
         ),
+        (
+            ["method=scratch", f"student.model._target_={HERE}.Complex"],
+            "^the optimizer fails at the first step: .*complex64",
+        ),
     ],
 )
 def test_a_mistake_is_one_line_that_names_the_loss(arguments: list[str], message: str) -> None:
@@ -113,6 +133,10 @@ def test_parameters_without_gradient_are_found() -> None:
     plain_student = ["method=scratch"]
     assert not blank(*plain_student)
     assert blank(*plain_student, f"student.model._target_={HERE}.Spare")
+
+
+def test_lazy_networks_of_a_users_are_built() -> None:
+    assert not blank("method=scratch", f"student.model={{_target_: {HERE}.Lazy}}")
 
 
 def test_nothing_that_the_run_uses_changes() -> None:

@@ -126,6 +126,32 @@ def test_more_inputs_than_one_and_what_cannot_be_copied() -> None:
         check_network(Classifier(locked, SPEC), 5)
 
 
+class Extra(Net):
+    def get_extra_state(self) -> dict[str, int]:
+        return {"epoch": 3}
+
+
+class LazyAuxiliary(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.head, self.aux = nn.LazyLinear(5), nn.LazyLinear(5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.flatten(1)
+        return self.head(x) + self.aux(x) if self.training else self.head(x)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")
+def test_what_cannot_be_read_or_kept() -> None:
+    script = torch.jit.trace(nn.Flatten(), torch.rand(1, 3, 8, 8))
+    with pytest.raises(ValueError, match="is TorchScript, whose layers cannot be read"):
+        check_network(Classifier(nn.Sequential(script), SPEC), 192)
+    with pytest.raises(ValueError, match=r"Extra has a dict in its state \(_extra_state\)"):
+        check_network(Classifier(Extra(), SPEC), 5)
+    with pytest.raises(ValueError, match=r"lazy layers that eval mode does not run \(aux.weight"):
+        materialize(LazyAuxiliary(), (3, 8, 8), 5)
+
+
 def test_a_check_in_train_mode_leaves_no_trace() -> None:
     classifier = Classifier(Net(), SPEC).train()
     classifier.module.conv.eval()
