@@ -50,7 +50,7 @@ def plan(
         ("classes", f"{len(teacher.classes)}{known.origin('classes')}: {_some(teacher.classes)}"),
         ("student", f"{choices['student']}: {size(available['student'])}"),
         ("method", f"{choices['method']}; these apply as well: {' '.join(others)}"),
-        *((("", f"not {name}: {why}") for name, why in unfit)),
+        *((("", f"not {' '.join(names)}: {why}") for why, names in unfit.items())),
         ("time", f"{_pace(timing)}; {steps:,} steps take about {spell(timing.seconds(steps))}"),
         ("memory", f"{pace.memory / 2**30:.1f} GiB at most so far"),
         ("measured", measured),
@@ -60,14 +60,15 @@ def plan(
 
 def methods_for(
     teacher: Classifier, generator: Mapping[str, Any], available: Mapping[str, Any]
-) -> tuple[list[str], list[tuple[str, str]]]:
-    """The data-free methods that fit both networks; and the others, each with why not.
+) -> tuple[list[str], dict[str, list[str]]]:
+    """The data-free methods that fit both networks; and the others, by what is against them.
 
     Args:
         generator: the node of the run's generator, of which terms may read a size.
         available: what parts may name as arguments; see :func:`engine.parts.offered`.
     """
-    fit, unfit = [], []
+    fit: list[str] = []
+    unfit: dict[str, list[str]] = {}
     for name in groups()["method"]:
         method = OmegaConf.merge({"generator": generator}, written("method", name))
         if not method.data_free:
@@ -80,7 +81,7 @@ def methods_for(
             _check_transfer(plain(method.distiller), teacher, available)
             fit.append(name)
         except ValueError as error:
-            unfit.append((name, _reason(error)))
+            unfit.setdefault(_reason(error), []).append(name)
     return fit, unfit
 
 
