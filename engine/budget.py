@@ -5,7 +5,7 @@ from __future__ import annotations
 import bisect
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -148,7 +148,7 @@ def measure(training: Training, seconds: float) -> Timing:
     period()
     each = _timed(period, runtime, seconds) / source.period
     evaluation = _timed(training.look, runtime, 0.0)
-    each, update, evaluation = _of_first([each, update, evaluation], runtime)
+    each, update, evaluation = runtime.first([each, update, evaluation])
     pace = Pace(each, update, evaluation, runtime.peak_memory())
     return Timing(pace, source, training.config["evaluations"])
 
@@ -167,7 +167,7 @@ def _timed(work: Callable[[], Any], runtime: Runtime, seconds: float) -> float:
     while True:
         work()
         count += 1
-        spent = float(_of_first([_now(runtime) - began], runtime)[0])
+        [spent] = runtime.first([_now(runtime) - began])
         if spent >= seconds:
             return spent / count
 
@@ -177,9 +177,3 @@ def _now(runtime: Runtime) -> float:
     if runtime.device.type == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter()
-
-
-def _of_first(values: Sequence[float], runtime: Runtime) -> list[float]:
-    """The first process's values, on every process: all have to take the same decisions."""
-    mine = [v if runtime.main else 0.0 for v in values]
-    return runtime.sum(torch.tensor(mine, dtype=torch.float64, device=runtime.device)).tolist()

@@ -213,7 +213,8 @@ def _use(config: dict[str, Any], parts: Parts) -> str:
     return (
         f"## Use\n\nIn plain PyTorch, from this folder:\n\n```python\n{lines}\n```\n\n"
         "With its normalisation inside, and without the source of its network, as ONNX or as "
-        "PyTorch's own `.pt2`, where RUN is this folder:\n\n"
+        "PyTorch's own `.pt2`, where RUN is this folder, from Reverie's folder or with that on "
+        "PYTHONPATH:\n\n"
         + _indented(f"python -m tools.export RUN student.pt2{trust}")
         + f"\n\n```python\n{exported_lines(student.spec)}\n```\n\n"
         "To measure it on any data:\n\n"

@@ -171,8 +171,8 @@ def _readable(choices: dict[str, Any]) -> dict[str, Any]:
 def _fold_taps(config: DictConfig) -> None:
     """An entry's ``taps`` are an argument of its term."""
     for objective in ("distiller", "synthesis"):
-        node = config._get_node(objective)
-        terms = node._get_node("terms") if OmegaConf.is_dict(node) else None
+        node: Any = config._get_node(objective)
+        terms: Any = node._get_node("terms") if OmegaConf.is_dict(node) else None
         for name in list(terms) if OmegaConf.is_dict(terms) else ():
             entry = terms._get_node(name)
             if OmegaConf.is_dict(entry) and is_target(entry.get("term")) and "taps" in entry:

@@ -128,7 +128,10 @@ class Evaluator:
         answers = self._answers()
         reference = answers.guidance if answers.labels is None else answers.labels
         if reference is None:
-            raise ValueError("the data has no labels: give teacher=NAME teacher.checkpoint=FILE")
+            raise ValueError(
+                "the data has no labels, so that agreement with a teacher is all that can be "
+                "measured: give teacher=NAME teacher.checkpoint=FILE"
+            )
         if strange := int((~answers.confidence.isfinite()).sum()):
             raise ValueError(f"the answers to {strange} of {len(self.split)} inputs are not finite")
         figures, count = self._figures(answers), answers.classes

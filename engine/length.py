@@ -57,7 +57,8 @@ class Length:
             ValueError: for a budget that is too short.
         """
         settings = self.settings
-        if self.recorded or not (self.budget is not None or settings["plan"]):
+        planned = not dataset.has("test") if settings["plan"] is None else settings["plan"]
+        if self.recorded or not (self.budget is not None or planned):
             return
         began = time.perf_counter()
         share = BRIEF if self.budget is None else min(MOST, max(LEAST, SHARE * self.budget))
@@ -68,9 +69,9 @@ class Length:
         timing = measure(Training(trial, parts, teacher, inputs, None, runtime), share)
         self.seconds = time.perf_counter() - began
         if self.budget is not None:
-            left = self.budget - self.seconds
-            self._set(runtime.first(timing.steps_within(left, str(settings["budget"]))))
-        if settings["plan"] and teacher is not None:
+            [left] = runtime.first([self.budget - self.seconds])
+            self._set(timing.steps_within(left, str(settings["budget"])))
+        if planned and teacher is not None:
             self.lines = self._plan(timing, dataset, teacher, parts.student, inputs, runtime)
 
     def _set(self, steps: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +30,8 @@ from models.classifier import Classifier
 from models.external import library_defaults
 from models.teacher import freeze, load_classifier
 
+# What is said of a network that is built for other inputs or classes than its file's.
+MISFIT = re.compile("of another shape|logits of shape|cannot take inputs")
 Optimizers = Callable[..., torch.optim.Optimizer]
 
 
@@ -112,18 +115,28 @@ def load_teacher(
     node = config["teacher"]
     known = expected(node)
     _check_keys(node, dataset)
-    blank = blank_teacher(config, dataset)
-    teacher = load_classifier(
-        blank.module,
-        path,
-        blank.spec,
-        known.values.get("mean"),
-        known.values.get("std"),
-        dataset.classes,
-        range=known.values["range"],
-        weights=node["weights"],
-        say=print if runtime.main else str,  # str says nothing
-    )
+    try:
+        blank = blank_teacher(config, dataset)
+        teacher = load_classifier(
+            blank.module,
+            path,
+            blank.spec,
+            known.values.get("mean"),
+            known.values.get("std"),
+            dataset.classes,
+            range=known.values["range"],
+            weights=node["weights"],
+            say=print if runtime.main else str,  # str says nothing
+        )
+    except ValueError as error:
+        if dataset.has("test") or not MISFIT.search(str(error)):
+            raise
+        raise ValueError(
+            f"{error}. Without data, {len(known.classes)} classes{known.origin('classes')} and "
+            f"inputs of shape {list(dataset.shape)}{known.origin('shape')} are taken: give other "
+            "teacher.classes=... or teacher.shape=..., or settings of the network's own as "
+            "teacher.model.KEY=..."
+        ) from error
     dataset.adapt(teacher.spec, len(teacher.classes))
     if runtime.main and (origin := known.origins.get("mean")) == library_defaults(node["model"])[0]:
         moments = f"teacher.mean={list(teacher.spec.mean)} teacher.std={list(teacher.spec.std)}"

@@ -9,10 +9,12 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from data.spec import Expected
+from distillers.distiller import resolve_taps, student_taps, teacher_taps
 from engine.budget import Timing, spell
 from engine.build import build
 from engine.check import parameters_of
 from engine.config import groups, plain, written
+from engine.parts import build_objective
 from engine.start import say_size
 from generators.base import SynthesisTerm
 from models.classifier import Classifier
@@ -48,7 +50,7 @@ def plan(
         ("classes", f"{len(teacher.classes)}{known.origin('classes')}: {_some(teacher.classes)}"),
         ("student", f"{choices['student']}: {size(available['student'])}"),
         ("method", f"{choices['method']}; these apply as well: {' '.join(others)}"),
-        *((("", f"not {name}: {why}") for name, why in unfit)),
+        *((("", f"not {' '.join(names)}: {why}") for why, names in unfit.items())),
         ("time", f"{_pace(timing)}; {steps:,} steps take about {spell(timing.seconds(steps))}"),
         ("memory", f"{pace.memory / 2**30:.1f} GiB at most so far"),
         ("measured", measured),
@@ -58,14 +60,15 @@ def plan(
 
 def methods_for(
     teacher: Classifier, generator: Mapping[str, Any], available: Mapping[str, Any]
-) -> tuple[list[str], list[tuple[str, str]]]:
-    """The data-free methods that can be used with a teacher; and the others, each with why not.
+) -> tuple[list[str], dict[str, list[str]]]:
+    """The data-free methods that fit both networks; and the others, by what is against them.
 
     Args:
         generator: the node of the run's generator, of which terms may read a size.
         available: what parts may name as arguments; see :func:`engine.parts.offered`.
     """
-    fit, unfit = [], []
+    fit: list[str] = []
+    unfit: dict[str, list[str]] = {}
     for name in groups()["method"]:
         method = OmegaConf.merge({"generator": generator}, written("method", name))
         if not method.data_free:
@@ -75,10 +78,26 @@ def methods_for(
             if any(term.needs_statistics for term in terms) and not teacher.batchnorms():
                 raise ValueError("it inverts BatchNorm statistics, and the teacher has none")
             teacher.frozen([tap for term in terms for tap in term.taps])
+            _check_transfer(plain(method.distiller), teacher, available)
             fit.append(name)
         except ValueError as error:
-            unfit.append((name, _reason(error)))
+            unfit.setdefault(_reason(error), []).append(name)
     return fit, unfit
+
+
+def _check_transfer(
+    node: Mapping[str, Any], teacher: Classifier, available: Mapping[str, Any]
+) -> None:
+    """Whether both networks have what the method's transfer terms read.
+
+    Raises:
+        ValueError: where one has not.
+    """
+    student = available["student"]
+    objective = build_objective(dict(node), "distiller", **available)
+    resolve_taps(objective, student.module, teacher)
+    student.frozen(student_taps(objective))
+    teacher.frozen(teacher_taps(objective))
 
 
 def _reason(error: ValueError) -> str:

@@ -118,6 +118,12 @@ class Probe:
         path = self.folder / f"{method}-{name}.safetensors"
         if not self.runtime.any(self.runtime.main and not path.exists()):
             return load(path.read_bytes())["inputs"]
+        if self.runtime.main:
+            print(
+                f"measuring: {method} synthesizes {config.probe.size} inputs (probe.size) from the "
+                f"teacher, once; they are kept in {self.folder} and take nothing of a budget",
+                flush=True,
+            )
         images = self._synthesize(settings)
         if self.runtime.main:
             self.folder.mkdir(parents=True, exist_ok=True)

@@ -6,7 +6,7 @@ import hashlib
 import os
 import re
 import resource
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
 
@@ -150,9 +150,10 @@ class Runtime:
         dist.all_reduce(value, dist.ReduceOp.MAX)
         return bool(value.item())
 
-    def first(self, value: int) -> int:
-        """The first process's value, on every process."""
-        return int(self.sum(torch.tensor(value if self.main else 0, device=self.device)))
+    def first(self, values: Sequence[float]) -> list[float]:
+        """The first process's values, on every process: all have to take the same decisions."""
+        mine = [v if self.main else 0.0 for v in values]
+        return self.sum(torch.tensor(mine, dtype=torch.float64, device=self.device)).tolist()
 
     def barrier(self) -> None:
         if self.world_size > 1:

@@ -107,7 +107,7 @@ class Config:
     needs_teacher: bool = True
     synthesis: ObjectiveConfig | None = None
     budget: int | float | str | None = None  # of time: 10m in place of a number of steps
-    plan: bool = False
+    plan: bool | None = None  # None: where there is no test data
     probe: ProbeConfig = field(default_factory=ProbeConfig)
     clip: float | None = None
     ema: float = 0.0

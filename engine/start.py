@@ -109,7 +109,8 @@ def _students(
         return EXAMPLES["student"]
     proposals = ", ".join(f"{name} ({say_size(smaller[name])})" for name in chosen)
     beside = f"; the teacher has {say_size(reference)}" if reference else ""
-    return chosen[-1], f"one that fits: {proposals}{beside}"
+    inputs = "x".join(map(str, shape))
+    return chosen[-1], f"one that fits {inputs} and {classes} classes: {proposals}{beside}"
 
 
 def _size(node: Mapping[str, Any], shape: tuple[int, ...], classes: int) -> int | None:

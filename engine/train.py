@@ -34,8 +34,8 @@ def run(config: DictConfig, runtime: Runtime, wait: bool = False) -> dict[str, A
         length = Length(settings, directory)
         dataset = build_dataset(settings, runtime)
         teacher, origin = obtain_teacher(config, settings, dataset, runtime, run)
-        inputs = inputs_for(config, dataset, teacher, runtime)
         spare = runtime.any(rehearse(settings, dataset, teacher, runtime))
+        inputs = inputs_for(config, dataset, teacher, runtime)  # after: it may take minutes
         length.fix(dataset, teacher, inputs, runtime)
         parts = build_parts(settings, dataset, teacher, runtime)
         parts.spare = spare

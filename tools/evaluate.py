@@ -63,9 +63,10 @@ def evaluate(subject: Path, overrides: Sequence[str]) -> dict[str, Any]:
     runtime = Runtime(config.device, config.precision, seed=config.seed)
     if runtime.world_size > 1:
         raise ValueError("an evaluation is one process: start it without torchrun")
-    dataset = build_dataset(plain(config), runtime)
     with _as_student(subject):
-        student = _student(subject, mine, common, trust, dataset, runtime)
+        own = _said_of(subject, mine, common)
+        dataset = build_dataset(own, runtime)
+        student = _student(subject, mine, own, trust, dataset, runtime)
     _compare_names(student, dataset, subject)
     teacher = None
     if teachers:
@@ -129,10 +130,23 @@ def _sort(overrides: Sequence[str]) -> tuple[list[str], list[str], list[str], li
     return mine, teachers, common, trust
 
 
+def _said_of(subject: Path, mine: list[str], common: list[str]) -> dict[str, Any]:
+    """The settings in which the network under test has the teacher's place.
+
+    What a teacher's file may need said about it is what this one may need; and the classes of data
+    that has no labels are then those that its file names.
+    """
+    renamed = [re.sub(r"^([+~]?)student\b", r"\1teacher", word) for word in mine]
+    settings = plain(compose([*common, *renamed]))
+    file = subject / FILE if subject.is_dir() else subject
+    settings["teacher"]["checkpoint"] = str(file)
+    return settings
+
+
 def _student(
     subject: Path,
     mine: list[str],
-    common: list[str],
+    own: dict[str, Any],
     trust: list[str],
     dataset: Dataset,
     runtime: Runtime,
@@ -146,10 +160,7 @@ def _student(
                 f"{subject} is in no run directory: say what it is with student=NAME, one of "
                 f"{', '.join(groups()['student'])}"
             )
-        # What a teacher's file may need said about it is what this one may need.
-        renamed = [re.sub(r"^([+~]?)student\b", r"\1teacher", word) for word in mine]
-        config = plain(compose([*common, *renamed]))
-        return load_teacher(config, str(subject), dataset, runtime)
+        return load_teacher(own, str(subject), dataset, runtime)
     if mine:
         raise ValueError(f"{subject} says itself what its student is: leave out {mine[0]}")
     student = student_of(run, trust)

@@ -92,6 +92,21 @@ def test_ranks_share_what_rounds_leave_and_not_their_images(
     assert not torch.equal(one["bank"]["images"], two["bank"]["images"])
 
 
+def test_ranks_agree_on_the_steps_of_a_budget(teacher: Path, tmp_path: Path) -> None:
+    """And on the inputs that they measure on, as there are no data."""
+    given = [a for a in TINY if not a.startswith("steps=")]
+    given += ["data=none", "teacher=digits_cnn", "student=digits_cnn_small", "generator=small"]
+    given += [f"teacher.checkpoint={teacher}", "budget=3s", "probe.size=16"]
+    given += ["probe.methods={dafl: ['steps=2'], dfad: ['steps=2']}"]
+    finish([*given, f"run_dir={tmp_path / 'run'}", f"run_root={tmp_path}"], tmp_path)
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    steps = [checkpoint(tmp_path / "run", rank)["step"] for rank in (0, 1)]
+    assert steps == [result["cost"]["steps"]] * 2
+    assert f"\nsteps: {steps[0]}\n" in (tmp_path / "run" / "config.yaml").read_text()
+    assert steps[0] > 1
+    assert result["measured_on"]["inputs"] == 32
+
+
 def test_two_ranks_are_one_process_with_both_batches(tmp_path: Path) -> None:
     finish([*PLAIN, "batch_size=8", f"run_dir={tmp_path / 'two'}"], tmp_path)
     (one,) = ranks([*PLAIN, "batch_size=16", f"run_dir={tmp_path / 'one'}"], tmp_path, ((),))

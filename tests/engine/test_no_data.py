@@ -1,7 +1,10 @@
 """A teacher and nothing else: what has to be told, what is measured, and how long it takes."""
 
+import contextlib
+import io
 import json
 import re
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,14 +12,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 import train
-from engine.config import ConfigError, compose
-from engine.run import RunDirectory
+from engine.config import ConfigError, compose, plain, written
+from engine.parts import build_dataset
+from engine.runtime import Runtime
 from models.checkpoint import load_weights
 from models.digits import DigitsCNN
-from tests.engine.runs import differing
+from tests.engine.runs import Run, differing
 
 SMALL = ["device=cpu", "teacher=digits_cnn", "teacher.model.width=8", "student=digits_cnn_small"]
 SMALL += ["student.model.width=4", "generator=small", "generator.channels=16", "batch_size=16"]
@@ -46,11 +51,28 @@ def refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Callable[...,
     return call
 
 
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of all runs, which so share the inputs that they measure on."""
+    return tmp_path_factory.mktemp("root")
+
+
+@pytest.fixture(scope="module")
+def first(weights: Path, root: Path) -> tuple[Path, str]:
+    """A finished run, and what it said."""
+    said = io.StringIO()
+    arguments = [*SMALL, *QUICK, f"teacher.checkpoint={weights}", *SAID]
+    with contextlib.redirect_stdout(said):
+        assert train.main([*arguments, f"run_dir={root / 'first'}", f"run_root={root}"]) == 0
+    return root / "first", said.getvalue()
+
+
 @pytest.fixture
-def finished(tmp_path: Path) -> Callable[..., dict[str, Any]]:
+def finished(tmp_path: Path, root: Path, weights: Path) -> Callable[..., dict[str, Any]]:
     def call(name: str, *arguments: str) -> dict[str, Any]:
-        place = [f"run_dir={tmp_path / name}", f"run_root={tmp_path / 'root'}"]
-        assert train.main([*SMALL, *QUICK, *arguments, *place]) == 0
+        place = [f"run_dir={tmp_path / name}", f"run_root={root}"]
+        common = [*SMALL, *QUICK, f"teacher.checkpoint={weights}", *SAID, "plan=false"]
+        assert train.main([*common, *arguments, *place]) == 0
         return json.loads((tmp_path / name / "result.json").read_text())
 
     return call
@@ -77,11 +99,16 @@ def test_all_that_is_missing_is_asked_for_at_once(
 
 
 def test_students_that_fit_are_proposed_with_their_sizes(
-    weights: Path, refused: Callable[..., str]
+    weights: Path, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    names = ["lenet5", "digits_cnn_small", "wrn_16_1", "resnet8x4", "resnet20", "wrn"]
+    nodes = {name: plain(written("model", name)) for name in names}
+    monkeypatch.setattr("engine.config._networks", lambda: nodes)  # all of them take seconds
     said = refused("data=none", f"teacher.checkpoint={weights}", "teacher=resnet18", *SAID)
     [line] = [line for line in said.splitlines() if "one that fits" in line]
     sizes = [float(n) * {"k": 1e3, "M": 1e6}[u] for n, u in re.findall(r"\(([\d.]+) ([kM])", line)]
+    assert "fits 1x8x8 and 10 classes" in line
+    assert "lenet5" not in line  # which takes no 8x8
     assert len(sizes) == 3
     assert sizes == sorted(sizes)
     assert line.endswith("the teacher has 11.2 M parameters")
@@ -103,6 +130,7 @@ def test_what_is_no_part_is_a_mistake_as_with_data(argument: str) -> None:
         (["teacher.mean=[0.3,0.3]"], "mean and std need one value for each of the 1 channel"),
         (["teacher.mean=[80.0]", "teacher.std=[90.0]"], "divide mean and std by 255"),
         (["teacher.classes=7"], "of another shape"),
+        (["teacher.classes=7"], "7 classes (teacher.classes) and inputs of shape [1, 8, 8]"),
         (["teacher.classes=1"], "at least 2"),
         (["teacher.shape=[3,8,8]", "teacher.mean=[0,0,0]", "teacher.std=[1,1,1]"], "shape"),
         (["teacher.model.width=16"], "does not fit DigitsCNN"),
@@ -117,23 +145,19 @@ def test_what_cannot_be_is_refused(
 
 
 @pytest.mark.parametrize(
-    ("budget", "said"), [("1ms", "write 90s, 10m"), ("0.5s", "budget=0.5s is too short")]
+    ("budget", "said"), [("1ms", "write 90s, 10m"), ("0.01s", "budget=0.01s is too short")]
 )
 def test_a_budget_that_cannot_be_is_refused(
     budget: str, said: str, weights: Path, refused: Callable[..., str]
 ) -> None:
-    told = [a for a in SMALL if not a.startswith(("steps=", "evaluations="))]
-    told += [*QUICK, f"teacher.checkpoint={weights}", *SAID, "probe.size=3000", "evaluations=99"]
+    told = [a for a in SMALL if not a.startswith("steps=")]
+    told += [*QUICK, f"teacher.checkpoint={weights}", *SAID]
     assert said in refused(*told, f"budget={budget}")
 
 
-def test_a_run_without_data_measures_agreement_and_no_accuracy(
-    weights: Path,
-    finished: Callable[..., dict[str, Any]],
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    result = finished("a", f"teacher.checkpoint={weights}", *SAID, "plan=true")
+def test_a_run_without_data_measures_agreement_and_no_accuracy(first: tuple[Path, str]) -> None:
+    path, said = first
+    result = json.loads((path / "result.json").read_text())
     assert result["student"]["accuracy"] is None
     assert result["teacher"]["accuracy"] is None
     assert 0 <= result["student"]["agreement"] <= 1
@@ -143,95 +167,107 @@ def test_a_run_without_data_measures_agreement_and_no_accuracy(
     assert on["what"].startswith("24 inputs synthesized from the teacher by dafl and zskd")
     assert sum(c["inputs"] for c in result["classes"]) == 24
     assert result["cost"]["real_training_inputs_read"] == 0
-    said = capsys.readouterr().out
-    assert "1x8x8 (teacher.shape), values 0 to 1 (assumed), mean 0.3 (teacher.mean)" in said
-    assert "10 (teacher.classes)" in said
-    assert re.search(r"ms a step, .* an evaluation; 4 steps take about", said)
     assert "not known: there are no labels" in said
-    card = (tmp_path / "a" / "README.md").read_text()
+    card = (path / "README.md").read_text()
     assert "the accuracy is not known" in card
     assert "RUN data=NAME" in card
 
 
+def test_a_plan_comes_before_the_run(first: tuple[Path, str]) -> None:
+    """Unasked where there is no data; and each slow synthesis before it is said."""
+    said = first[1]
+    assert "1x8x8 (teacher.shape), values 0 to 1 (assumed), mean 0.3 (teacher.mean)" in said
+    assert "10 (teacher.classes)" in said
+    assert re.search(r"ms a step, .* an evaluation; 4 steps take about", said)
+    assert said.index("measuring: dafl synthesizes 12 inputs") < said.index("  teacher   digits")
+    assert said.index("  teacher   digits") < said.index("student accuracy")
+
+
 def test_the_probe_is_the_same_for_every_method_but_its_own(
-    weights: Path, finished: Callable[..., dict[str, Any]], tmp_path: Path
+    first: tuple[Path, str], root: Path, finished: Callable[..., dict[str, Any]]
 ) -> None:
     """Its inputs depend on the teacher alone, and are made once."""
-    common = [f"teacher.checkpoint={weights}", *SAID]
-    finished("a", *common)
-    made = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "root" / "probes").iterdir()}
-    assert len(made) == 2
-    finished("b", *common, "method=dfad", "seed=3", "batch_size=8")
-    assert made == {p.name: p.stat().st_mtime_ns for p in (tmp_path / "root" / "probes").iterdir()}
+
+    def made() -> dict[str, int]:
+        return {p.name: p.stat().st_mtime_ns for p in (root / "probes").iterdir()}
+
+    before = made()
+    assert len(before) == 2
+    finished("b", "method=dfad", "seed=3", "batch_size=8")
+    assert made() == before
     more = f"probe.methods={{{DAFL}, {ZSKD}, dfad: ['steps=1']}}"
-    result = finished("c", *common, "method=dafl", more)
+    result = finished("c", "method=dafl", more)
     assert "by zskd and dfad" in result["measured_on"]["what"]
 
 
 def test_test_images_without_labels_are_enough(
-    weights: Path, finished: Callable[..., dict[str, Any]], tmp_path: Path
+    finished: Callable[..., dict[str, Any]], tmp_path: Path
 ) -> None:
     images = np.random.default_rng(0).integers(0, 256, (9, 8, 8)).astype(np.uint8)
     np.savez(tmp_path / "x.npz", test_images=images)
+    result = finished("a", "data=npz", f"data.path={tmp_path / 'x.npz'}", "data.size=8")
+    assert result["student"]["accuracy"] is None
+    assert result["measured_on"]["inputs"] == 9
+    assert result["measured_on"]["real"]
+    assert "which have no labels" in result["measured_on"]["what"]
     (tmp_path / "flat").mkdir()
     for i, image in enumerate(images):
         Image.fromarray(image).save(tmp_path / "flat" / f"{i}.png")
-    common = [f"teacher.checkpoint={weights}", *SAID, "data.size=8"]
-    for data in (["data=npz", f"data.path={tmp_path / 'x.npz'}"], None):
-        chosen = data or ["data=image_folder", f"data.path={tmp_path / 'flat'}"]
-        chosen += [] if data else ["data.dataset.channels=1"]
-        result = finished(chosen[0][5:], *common, *chosen)
-        assert result["student"]["accuracy"] is None
-        assert result["measured_on"]["inputs"] == 9
-        assert result["measured_on"]["real"]
-        assert "which have no labels" in result["measured_on"]["what"]
+    flat = ["data=image_folder", f"data.path={tmp_path / 'flat'}", "data.dataset.channels=1"]
+    config = compose([*SMALL, *SAID, *flat, "data.size=8"])
+    split = build_dataset(plain(config), Runtime("cpu")).open("test")
+    assert (len(split), split.labelled) == (9, False)
 
 
 def test_labels_of_a_test_split_alone_give_accuracy(
-    weights: Path, finished: Callable[..., dict[str, Any]], tmp_path: Path
+    finished: Callable[..., dict[str, Any]], tmp_path: Path
 ) -> None:
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (20, 8, 8)).astype(np.uint8)
     np.savez(tmp_path / "x.npz", test_images=images, test_labels=np.arange(20) % 10)
-    data = ["data=npz", f"data.path={tmp_path / 'x.npz'}", "data.size=8"]
-    result = finished("a", f"teacher.checkpoint={weights}", *SAID, *data)
+    result = finished("a", "data=npz", f"data.path={tmp_path / 'x.npz'}", "data.size=8")
     assert 0 <= result["student"]["accuracy"] <= 1
     assert result["measured_on"]["labels"]
 
 
-@pytest.mark.parametrize("method", ["reverie", "deep_inversion"])
+def budgeted(weights: Path, root: Path, path: Path, *more: str) -> list[str]:
+    given = [a for a in SMALL if not a.startswith("steps=")]
+    place = [f"run_dir={path}", f"run_root={root}", "plan=false"]
+    return [*given, *QUICK, f"teacher.checkpoint={weights}", *SAID, "budget=2s", *place, *more]
+
+
 def test_a_budget_fixes_the_steps_which_repeat_the_run(
-    method: str, weights: Path, finished: Callable[..., dict[str, Any]], tmp_path: Path
+    weights: Path, root: Path, finished: Callable[..., dict[str, Any]], tmp_path: Path
 ) -> None:
-    more = ["source.iterations=5", "source.student_steps=9", "source.synthesis_batch_size=8"]
-    common = [f"teacher.checkpoint={weights}", *SAID, f"method={method}"]
-    common += more if method == "deep_inversion" else []
-    mine = [a for a in SMALL if not a.startswith("steps=")]
-    place = [f"run_dir={tmp_path / 'timed'}", f"run_root={tmp_path / 'root'}"]
-    assert train.main([*mine, *QUICK, *common, "budget=2s", *place]) == 0
+    """In rounds, too, which are timed by themselves."""
+    rounds = ["method=deep_inversion", "source.iterations=5", "source.student_steps=9"]
+    rounds += ["source.synthesis_batch_size=8"]
+    assert train.main(budgeted(weights, root, tmp_path / "timed", *rounds)) == 0
     result = json.loads((tmp_path / "timed" / "result.json").read_text())
     assert result["cost"]["budget_seconds"] == 2
     steps = result["cost"]["steps"]
     assert steps > 2
-    again = finished("again", *common, f"steps={steps}")
+    again = finished("again", *rounds, f"steps={steps}")
     assert "budget_seconds" not in again["cost"]
     assert not differing(student(tmp_path / "timed"), student(tmp_path / "again"))
     assert f"steps={steps}" in (tmp_path / "timed" / "README.md").read_text()
 
 
-def test_the_steps_of_a_budget_survive_a_resume(
-    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_steps_of_a_budget_survive_a_kill(
+    weights: Path,
+    root: Path,
+    finished: Callable[..., dict[str, Any]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Whatever the machine does by then, the number that was fixed at first is kept."""
-    mine = [a for a in SMALL if not a.startswith("steps=")]
-    arguments = [*mine, *QUICK, f"teacher.checkpoint={weights}", *SAID, "budget=2s"]
-    arguments += [f"run_dir={tmp_path / 'a'}", f"run_root={tmp_path / 'root'}"]
-    assert train.main(arguments) == 0
-    steps = json.loads((tmp_path / "a" / "result.json").read_text())["cost"]["steps"]
-    before = student(tmp_path / "a")
-    (tmp_path / "a" / "result.json").unlink()
+    arguments = budgeted(weights, root, tmp_path / "a", "checkpoints=1000")
+    killed = Run(arguments, tmp_path / "log", ("in_save", 0.5, 2))
+    assert killed.wait() == -signal.SIGKILL, killed.output
+    steps = yaml.safe_load((tmp_path / "a" / "config.yaml").read_text())["steps"]
+    assert steps > 2
     monkeypatch.setattr("engine.length.measure", lambda *a: pytest.fail("it was timed again"))
-    assert RunDirectory.recorded_steps is not None
     assert train.main(arguments) == 0
     assert json.loads((tmp_path / "a" / "result.json").read_text())["cost"]["steps"] == steps
-    assert not differing(before, student(tmp_path / "a"))
+    finished("whole", f"steps={steps}")
+    assert not differing(student(tmp_path / "a"), student(tmp_path / "whole"))

@@ -180,7 +180,20 @@ def test_data_without_labels(
     assert found["ece_to_teacher"] is not None
     assert "not measured: the data has no labels" in text
     assert "what the teacher takes an input for" in text
-    assert "no labels: give teacher=NAME" in refused(arguments[0], "data=digits")
+    assert "measured: give teacher=NAME teacher.checkpoint=" in refused(*arguments[:2])
+
+
+def test_classes_of_data_without_labels_are_those_of_the_file(
+    finished: Path, tmp_path: Path, measured: Callable[..., Any]
+) -> None:
+    np.savez(tmp_path / "new.npz", test_images=np.zeros((5, 8, 8), np.uint8))
+    data = ["data=npz", f"data.path={tmp_path / 'new.npz'}", "data.size=8"]
+    checkpoint = f"teacher.checkpoint={finished / 'teacher.safetensors'}"
+    known = ["teacher=digits_cnn", "teacher.model.width=8", checkpoint]
+    found, _ = measured(str(finished / "run"), *data, *known)
+    assert [row["name"] for row in found["classes"]] == list("0123456789")
+    assert found["accuracy"] is None
+    assert found["inputs"] == 5
 
 
 def test_names_that_differ_are_pointed_out(
