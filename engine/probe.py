@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections.abc import Mapping
@@ -11,6 +12,7 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig
+from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
@@ -18,7 +20,7 @@ from data.dataset import Dataset, Split
 from engine.config import compose, plain
 from engine.files import write_whole
 from engine.parts import build_parts
-from engine.runtime import Runtime
+from engine.runtime import Runtime, Stopped
 from models.classifier import Classifier
 
 METHODS = 2  # that a probe set comes from: what one of them prefers does not decide alone
@@ -116,8 +118,10 @@ class Probe:
         key = [self.weights, self.teacher.spec.to_dict(), what]
         name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
         path = self.folder / f"{method}-{name}.safetensors"
-        if not self.runtime.any(self.runtime.main and not path.exists()):
-            return load(path.read_bytes())["inputs"]
+        kept = _kept(path)
+        if not self.runtime.any(kept is None):  # or all ranks make them
+            assert kept is not None
+            return kept
         if self.runtime.main:
             print(
                 f"measuring: {method} synthesizes {config.probe.size} inputs (probe.size) from the "
@@ -142,11 +146,12 @@ class Probe:
 
     def _synthesize(self, settings: Mapping[str, Any]) -> Tensor:
         """Distinct inputs of the source's last batches; every process makes the same."""
-        r = self.runtime
-        alone = Runtime(r.device.type, r.precision, r.compiled, SEED)
-        alone.rank, alone.world_size = 0, 1
+        alone = copy.copy(self.runtime)
+        alone.seed, alone.rank, alone.world_size = SEED, 0, 1
         parts = build_parts(dict(settings), self.dataset, self.teacher, alone)
         for _ in range(settings["steps"] - 1):
+            if alone.stop_requested:  # rounds ask by themselves
+                raise Stopped
             parts.source.next()
         found = torch.empty(0, *self.teacher.spec.shape, dtype=torch.uint8)
         for _ in range(DRAWS):
@@ -162,6 +167,14 @@ class Probe:
         low, high = self.teacher.spec.range
         x = (images.detach() - low) * (255 / (high - low))
         return x.round().clamp(0, 255).to(torch.uint8).cpu()
+
+
+def _kept(path: Path) -> Tensor | None:
+    """The inputs in a file, or None where it is missing or damaged: they are made again then."""
+    try:
+        return load(path.read_bytes())["inputs"]
+    except (FileNotFoundError, SafetensorError, KeyError):
+        return None
 
 
 def _digest(state: Mapping[str, Tensor]) -> str:

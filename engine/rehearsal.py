@@ -13,7 +13,7 @@ from data.spec import Batch
 from distillers.distiller import Distiller, transfer_terms
 from engine.objective import FAILED
 from engine.parts import build_parts
-from engine.runtime import Runtime
+from engine.runtime import Runtime, Stopped
 from models.classifier import Classifier
 
 Result = TypeVar("Result")
@@ -39,7 +39,7 @@ def rehearse(
         ValueError: for a mistake, naming the loss where it is one's.
     """
     alone = copy.copy(runtime)  # no rank waits for another, and nothing is compiled
-    alone.world_size, alone.compiled, alone.stop_requested = 1, False, False
+    alone.world_size, alone.compiled = 1, False
     cuda = [runtime.device] if runtime.device.type == "cuda" else []
     with torch.random.fork_rng(cuda):
         parts = build_parts(_shortened(settings), dataset, teacher, alone)
@@ -64,7 +64,7 @@ def _shortened(settings: dict[str, Any]) -> dict[str, Any]:
 def _try(what: str, do: Callable[[], Result], distiller: Distiller) -> Result:
     try:
         return do()
-    except torch.OutOfMemoryError:
+    except (torch.OutOfMemoryError, Stopped):
         raise
     except Exception as error:
         failed = getattr(error, FAILED, None)

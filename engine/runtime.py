@@ -23,6 +23,9 @@ GONE = re.compile("gloo|NCCL|TCPStore|Broken pipe|Connection (closed|reset|refus
 class Stopped(Exception):
     """The user asked for an end; raised only where the state is that of a whole step."""
 
+    def __str__(self) -> str:
+        return super().__str__() or "stopped before the first step; the same command begins again"
+
 
 class Runtime:
     """Device, precision, seeds and the process group of one run.
@@ -60,7 +63,7 @@ class Runtime:
         self.precision = precision
         self.compiled = compile
         self.seed = seed
-        self.stop_requested = False
+        self._asked = [False]  # shared by copies of this object: a signal reaches all of them
         if kind == "cuda":
             if local >= torch.cuda.device_count():
                 raise ValueError(
@@ -83,6 +86,15 @@ class Runtime:
         """As a composed configuration says."""
         names = ("device", "precision", "compile", "seed", "deterministic", "tf32")
         return cls(**{name: config[name] for name in names})
+
+    @property
+    def stop_requested(self) -> bool:
+        """Whether a signal has asked for an end."""
+        return self._asked[0]
+
+    @stop_requested.setter
+    def stop_requested(self, value: bool) -> None:
+        self._asked[0] = value
 
     @property
     def main(self) -> bool:

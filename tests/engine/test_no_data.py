@@ -17,8 +17,10 @@ from PIL import Image
 
 import train
 from engine.config import ConfigError, compose, plain, written
-from engine.parts import build_dataset
-from engine.runtime import Runtime
+from engine.parts import build_dataset, load_teacher
+from engine.probe import Probe
+from engine.runtime import Runtime, Stopped
+from engine.train import run
 from models.checkpoint import load_weights
 from models.digits import DigitsCNN
 from tests.engine.runs import Run, differing
@@ -271,3 +273,27 @@ def test_the_steps_of_a_budget_survive_a_kill(
     assert json.loads((tmp_path / "a" / "result.json").read_text())["cost"]["steps"] == steps
     finished("whole", f"steps={steps}")
     assert not differing(student(tmp_path / "a"), student(tmp_path / "whole"))
+
+
+def test_a_signal_ends_the_synthesis_of_a_probe(weights: Path, tmp_path: Path) -> None:
+    place = [f"run_dir={tmp_path / 'run'}", f"run_root={tmp_path / 'root'}"]
+    config = compose([*SMALL, *QUICK, f"teacher.checkpoint={weights}", *SAID, "plan=false", *place])
+    runtime = Runtime("cpu")
+    runtime.stop_requested = True
+    with pytest.raises(Stopped, match="before the first step; the same command begins again"):
+        run(config, runtime)
+    assert not (tmp_path / "run").exists()
+    assert not (tmp_path / "root").exists()
+
+
+def test_a_damaged_probe_is_made_again(weights: Path, tmp_path: Path) -> None:
+    place = [f"run_root={tmp_path}"]
+    config = compose([*SMALL, *QUICK, f"teacher.checkpoint={weights}", *SAID, *place])
+    settings, runtime = plain(config), Runtime("cpu")
+    dataset = build_dataset(settings, runtime)
+    teacher = load_teacher(settings, str(weights), dataset, runtime)
+    before = Probe(config, dataset, teacher, runtime).split.batch(slice(0, 99))[0]
+    file = next((tmp_path / "probes").iterdir())
+    file.write_bytes(file.read_bytes()[:100])
+    after = Probe(config, dataset, teacher, runtime).split.batch(slice(0, 99))[0]
+    assert torch.equal(before, after)
