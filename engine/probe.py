@@ -122,13 +122,7 @@ class Probe:
         if not self.runtime.any(kept is None):  # or all ranks make them
             assert kept is not None
             return kept
-        if self.runtime.main:
-            print(
-                f"measuring: {method} synthesizes {config.probe.size} inputs (probe.size) from the "
-                f"teacher, once; they are kept in {self.folder} and take nothing of a budget",
-                flush=True,
-            )
-        images = self._synthesize(settings)
+        images = self._synthesize(method, settings)
         if self.runtime.main:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_whole(path, save({"inputs": images}))
@@ -144,11 +138,17 @@ class Probe:
             recipe[key] = config[key]
         return recipe
 
-    def _synthesize(self, settings: Mapping[str, Any]) -> Tensor:
+    def _synthesize(self, method: str, settings: Mapping[str, Any]) -> Tensor:
         """Distinct inputs of the source's last batches; every process makes the same."""
         alone = copy.copy(self.runtime)
         alone.seed, alone.rank, alone.world_size = SEED, 0, 1
         parts = build_parts(dict(settings), self.dataset, self.teacher, alone)
+        if self.runtime.main:
+            print(
+                f"measuring: {method} synthesizes {settings['batch_size']} inputs (probe.size) from "
+                f"the teacher, once; they are kept in {self.folder} and take nothing of a budget",
+                flush=True,
+            )
         for _ in range(settings["steps"] - 1):
             if alone.stop_requested:  # rounds ask by themselves
                 raise Stopped
