@@ -145,8 +145,8 @@ class Probe:
         parts = build_parts(dict(settings), self.dataset, self.teacher, alone)
         if self.runtime.main:
             print(
-                f"measuring: {method} synthesizes {settings['batch_size']} inputs (probe.size) from "
-                f"the teacher, once; they are kept in {self.folder} and take nothing of a budget",
+                f"measuring: {method} synthesizes {settings['batch_size']} inputs (probe.size) "
+                f"from the teacher, once; kept in {self.folder}, they take nothing of a budget",
                 flush=True,
             )
         for _ in range(settings["steps"] - 1):
