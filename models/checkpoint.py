@@ -15,7 +15,7 @@ from torch import Tensor
 
 from data.spec import InputSpec
 from engine.files import write_whole
-from models.checksum import check, sealed, unsealed
+from models.checksum import check, with_checksum, without_checksum
 from models.checksum import metadata as header_metadata
 from models.classifier import Classifier
 from models.pickled import read_torch
@@ -51,7 +51,7 @@ def save_network(
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
         for name, tensor in state.items()
     }
-    write_whole(Path(path), *sealed(save(tensors, header)))
+    write_whole(Path(path), *with_checksum(save(tensors, header)))
 
 
 def load_weights(
@@ -103,7 +103,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         with safe_open(path, "pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            return tensors, unsealed(file.metadata() or {})
+            return tensors, without_checksum(file.metadata() or {})
     except SafetensorError as error:
         raise ValueError(f"{path} is truncated or corrupt: {error}") from None
 

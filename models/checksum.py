@@ -13,7 +13,7 @@ LARGEST = 100_000_000  # bytes of a header, as safetensors itself has it
 CHUNK = 1 << 20
 
 
-def sealed(content: bytes) -> tuple[bytes, memoryview]:
+def with_checksum(content: bytes) -> tuple[bytes, memoryview]:
     """The same file with its checksum, and with the header in an order that is always the same.
 
     safetensors writes the metadata in another order at every call.
@@ -35,7 +35,7 @@ def sealed(content: bytes) -> tuple[bytes, memoryview]:
     return len(text).to_bytes(LENGTH, "little") + text, body
 
 
-def unsealed(metadata: dict[str, str]) -> dict[str, str]:
+def without_checksum(metadata: dict[str, str]) -> dict[str, str]:
     """Metadata that may be written again, with other weights."""
     return {k: v for k, v in metadata.items() if k != KEY}
 
