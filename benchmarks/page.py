@@ -149,9 +149,9 @@ def cells_of(row: dict[str, Any], results: list[dict[str, Any]]) -> dict[str, st
         "lowest": f"{min(r['student']['accuracy'] for r in results):.2%}",
         "agreement": spread([r["student"]["agreement"] for r in results if r["teacher"]]),
         "published": f"{row['published']:.2%}" if "published" in row else "",
-        "steps": f"{cost[0]['steps']:,}",
-        "images": f"{cost[0]['images_synthesized']:,}",
-        "queries": f"{cost[0]['teacher_queries']:,}",
+        "steps": between([c["steps"] for c in cost]),
+        "images": between([c["images_synthesized"] for c in cost]),
+        "queries": between([c["teacher_queries"] for c in cost]),
         "memory": f"{memory / 2**20:.0f} MiB",
         "time": f"{statistics.mean(c['wall_seconds'] for c in cost):.0f} s",
         "device": f"{device(results[0])}, {cost[0]['precision']}",
@@ -165,6 +165,12 @@ def of_the_inputs(values: list[float | None]) -> str:
     """The mean of a diagnostic; nothing where a teacher does not reveal what it takes."""
     known = [value for value in values if value is not None]
     return f"{statistics.mean(known):.2f}" if known else ""
+
+
+def between(counts: list[int]) -> str:
+    """The count that all seeds share; the least and the largest where a budget gave each its own."""
+    least, most = min(counts), max(counts)
+    return f"{least:,}" if least == most else f"{least:,} to {most:,}"
 
 
 def device(result: dict[str, Any]) -> str:

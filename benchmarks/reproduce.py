@@ -8,8 +8,7 @@
     python benchmarks/reproduce.py --table             docs/results.md from benchmarks/results/
 
 A row that is finished is not run again; one that was interrupted goes on. Where a run fails, those
-after it are still run, and the failed are named at the end. A row with a budget of seconds is timed
-first, and keeps the steps that it found beside its runs. What a run leaves in its
+after it are still run, and those that failed are listed at the end. What a run leaves in its
 result.json goes into benchmarks/results/, a file a row, which is kept with the code: a row that was
 run again shows as a change there. With data=npz a row's data set is read from a file of yours, and
 is the same in all else: classes, normalisation and recipe are the row's.
@@ -22,7 +21,6 @@ import itertools
 import json
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +36,6 @@ from engine.config import compose, plain
 ROOT = Path(__file__).resolve().parents[1]
 TABLES = ROOT / "benchmarks" / "tables"
 RECORDS = ROOT / "benchmarks" / "results"
-PROBES = (200, 600)  # steps
 # What changes where a row runs and not what it is; the result tells device and precision.
 FROM_FILE = "data=npz"
 ELSEWHERE = {"data.root", "data.path", "teacher.checkpoint", "device", "precision", "run_root"}
@@ -85,7 +82,7 @@ def run(row: dict[str, Any], runs: Path, extra: list[str], dry: bool) -> None:
     if missing := [key for key in row.get("needs", []) if key not in given]:
         print(f"{row['name']} is left out: it needs {', '.join(missing)}")
         return
-    for seed, command in zip(row["seeds"], commands(row, runs, extra, dry), strict=True):
+    for seed, command in zip(row["seeds"], commands(row, runs, extra), strict=True):
         print("python", *command, flush=True)
         if dry:
             continue
@@ -143,7 +140,7 @@ def written_out(entry: dict[str, Any]) -> list[dict[str, Any]]:
             for name in set(by_choice) & set(choice):
                 row[key] = by_choice[name]
         row["overrides"] = [filled(o, row) for o in row["overrides"]]
-        named = [key for key in ("name", "title", "timed_as") if key in row]
+        named = [key for key in ("name", "title") if key in row]
         rows.append(row | {key: filled(row[key], row) for key in named})
     return rows
 
@@ -164,45 +161,17 @@ def filled(text: str, row: dict[str, Any]) -> str:
     return text
 
 
-def commands(row: dict[str, Any], runs: Path, extra: list[str], dry: bool) -> list[list[str]]:
+def commands(row: dict[str, Any], runs: Path, extra: list[str]) -> list[list[str]]:
     """What runs a row, a command a seed; {runs} and {seed} lead to what earlier rows left."""
     overrides = [*row["overrides"], *extra]
     if seconds := row.get("seconds"):
-        overrides.append(f"steps={'TIMED' if dry else steps_within(seconds, row, runs, extra)}")
+        overrides.append(f"budget={seconds}s")
     found = []
     for seed in row["seeds"]:
         own = [o.replace("{runs}", str(runs)).replace("{seed}", str(seed)) for o in overrides]
         place = runs / row["name"] / f"seed{seed}"
         found.append(["train.py", *own, f"seed={seed}", f"run_dir={place}"])
     return found
-
-
-def steps_within(seconds: float, row: dict[str, Any], runs: Path, extra: list[str]) -> int:
-    """How many steps of the row fit, from the time of two short runs; found once and kept.
-
-    A row may be ``timed_as`` another, whose steps take the same time.
-    """
-    file = runs / row.get("timed_as", row["name"]) / "steps.json"
-    if file.exists():
-        return int(json.loads(file.read_text())["steps"])
-    times = []
-    with tempfile.TemporaryDirectory() as scratch:
-        for steps in PROBES:
-            run = Path(scratch) / str(steps)
-            settings = [f"steps={steps}", "evaluations=1", "checkpoints=1", f"run_dir={run}"]
-            command = [sys.executable, "train.py", *row["overrides"], *extra, *settings]
-            subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
-            times.append(json.loads((run / "result.json").read_text())["cost"]["wall_seconds"])
-    slope = (times[1] - times[0]) / (PROBES[1] - PROBES[0])
-    found = to_two_digits(PROBES[0] + (seconds - times[0]) / slope)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps({"steps": found, "probes": dict(zip(PROBES, times, strict=True))}))
-    return found
-
-
-def to_two_digits(value: float) -> int:
-    """No more of a count than the timing is good for: 437.2 is 440, and 11,623 is 12,000."""
-    return int(round(value, 2 - len(str(int(value)))))
 
 
 if __name__ == "__main__":
