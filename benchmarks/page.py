@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from benchmarks import plot
 from benchmarks.records import recorded
 
 HEAD = """# Results
@@ -78,7 +79,23 @@ def page(tables: list[dict[str, Any]], records: Path) -> str:
     beside = timed("plain_step", plain_line, "| not run yet | | | |\n")
     added = timed("term_time", term_table, "\nNot run yet.\n")
     tested = "".join(section(table, records) for table in tables)
-    return HEAD + tested + STEPS + steps + PLAIN + beside + TERMS + added
+    return (
+        HEAD
+        + tested
+        + plot.section(agreement(records))
+        + STEPS
+        + steps
+        + PLAIN
+        + beside
+        + TERMS
+        + added
+    )
+
+
+def agreement(records: Path) -> list[dict[str, Any]]:
+    """What benchmarks/agreement.py found; empty where it has not run."""
+    file = records / "agreement.json"
+    return json.loads(file.read_text()) if file.exists() else []
 
 
 def section(table: dict[str, Any], records: Path) -> str:
@@ -168,7 +185,7 @@ def of_the_inputs(values: list[float | None]) -> str:
 
 
 def between(counts: list[int]) -> str:
-    """The count that all seeds share; the least and the largest where a budget gave each its own."""
+    """The count of all seeds; the least and the largest where a budget gave each its own."""
     least, most = min(counts), max(counts)
     return f"{least:,}" if least == most else f"{least:,} to {most:,}"
 

@@ -28,7 +28,8 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.page import page
+from benchmarks import plot
+from benchmarks.page import agreement, page
 from benchmarks.records import record
 from data.builtin import MOMENTS
 from engine.config import compose, plain
@@ -61,6 +62,8 @@ def main() -> int:
         parser.error(f"no row {', '.join(unknown)}; there is: {', '.join(known)}")
     if options.table:
         (ROOT / "docs" / "results.md").write_text(page(tables, RECORDS))
+        if students := agreement(RECORDS):
+            (ROOT / "docs" / "agreement.svg").write_text(plot.svg(students))
         return 0
     failed = []
     for row in rows:

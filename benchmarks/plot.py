@@ -1,0 +1,111 @@
+"""Agreement on a probe set beside real accuracy: a section of docs/results.md, and its plot."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from io import StringIO
+from typing import Any
+
+from scipy.stats import spearmanr
+
+TEXT = """
+## Agreement on a probe set, as a stand-in for accuracy
+
+Without test data a student is measured by its agreement with the teacher on a probe set: inputs that
+two methods which did not train it synthesize from the teacher (`engine/probe.py`). Here the real
+accuracy is known as well: `python benchmarks/agreement.py`, over the rows `digits-half-minute` and
+`mnist-2min`, each seed with a teacher of its own. Spearman's rank correlation with real accuracy, of
+all students of a data set (all), and among those of each teacher (by teacher); with agreement on the
+inputs that the student was trained on (own inputs) and on uniform noise for comparison.
+
+| data | students | methods | all | by teacher | first method of the probe | second | own inputs | noise |
+| --- | --- | --- | --- | --- | --- | --- | --- | --- |
+"""  # noqa: E501
+
+
+def section(students: Sequence[dict[str, Any]]) -> str:
+    """The text and the table; nothing where nothing was measured.
+
+    Args:
+        students: as ``benchmarks/agreement.py`` keeps them.
+    """
+    if not students:
+        return ""
+    body = "".join(_line(data, of_data) for data, of_data in by(students, "data").items())
+    gaps = ", ".join(
+        f"{statistics.median(s['accuracy'] - s['agreement'] for s in of_data):+.1%} on {data}"
+        for data, of_data in by(students, "data").items()
+    )
+    return (
+        f"{TEXT}{body}\n![real accuracy against agreement on the probe set](agreement.svg)\n\n"
+        f"Accuracy less agreement, the median: {gaps}. The number ranks students; it does not say "
+        "what their accuracy is.\n"
+    )
+
+
+def _line(data: str, students: Sequence[dict[str, Any]]) -> str:
+    halves = [[list(s["by"].values())[i] for s in students] for i in (0, 1)]
+    cells = [
+        data,
+        str(len(students)),
+        str(len(by(students, "method"))),
+        _rank(students, "agreement"),
+        ", ".join(_rank(part, "agreement") for part in by(students, "seed").values()),
+        *(_correlation(students, half) for half in halves),
+        _rank(students, "own"),
+        _rank(students, "noise"),
+    ]
+    return f"| {' | '.join(cells)} |\n"
+
+
+def _rank(students: Sequence[dict[str, Any]], key: str) -> str:
+    return _correlation(students, [s[key] for s in students])
+
+
+def _correlation(students: Sequence[dict[str, Any]], values: Sequence[float]) -> str:
+    return f"{spearmanr([s['accuracy'] for s in students], values).statistic:.2f}"
+
+
+def by(students: Sequence[dict[str, Any]], key: str) -> dict[Any, list[dict[str, Any]]]:
+    """The students of each value, in the order that they first come in."""
+    found: dict[Any, list[dict[str, Any]]] = {}
+    for student in students:
+        found.setdefault(student[key], []).append(student)
+    return found
+
+
+def svg(students: Sequence[dict[str, Any]]) -> str:
+    """A panel a data set, a point a student; methods are named at the mean of their seeds."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    from matplotlib import pyplot
+
+    sets = by(students, "data")
+    style: Any = {"svg.fonttype": "none", "svg.hashsalt": "reverie", "font.size": 9}
+    with pyplot.rc_context(style):
+        figure, axes = pyplot.subplots(
+            1, len(sets), figsize=(5 * len(sets), 4.6), layout="constrained", squeeze=False
+        )
+        for axis, (data, of_data) in zip(axes[0], sets.items(), strict=True):
+            for colour, (method, own) in enumerate(by(of_data, "method").items()):
+                x, y = [[100 * s[key] for s in own] for key in ("agreement", "accuracy")]
+                axis.scatter(x, y, s=16, color=f"C{colour % 10}")
+                axis.annotate(
+                    method,
+                    (statistics.mean(x), statistics.mean(y)),
+                    fontsize=7,
+                    color=f"C{colour % 10}",
+                    xytext=(4, -7),
+                    textcoords="offset points",
+                )
+            axis.set(
+                title=f"{data}: Spearman {_rank(of_data, 'agreement')}",
+                xlabel="agreement on the probe set, %",
+                ylabel="accuracy on the test set, %",
+            )
+            axis.grid(alpha=0.3)
+        figure.savefig(out := StringIO(), format="svg", metadata={"Date": None})
+        pyplot.close(figure)
+    return out.getvalue()
