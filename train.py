@@ -15,12 +15,12 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from core.runtime import Runtime, Stopped
 from engine.catalogue import terms
 from engine.config import ROOT, compose, groups
 from engine.console import explain, unbroken
 from engine.result import table
 from engine.run import RunDirectory
-from engine.runtime import Runtime, Stopped
 from engine.train import run
 
 EXAMPLES = """

@@ -22,12 +22,12 @@ from omegaconf import DictConfig, OmegaConf
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from core.files import write_whole
+from core.runtime import Runtime
 from engine.config import compose, plain
-from engine.files import write_whole
 from engine.parts import build_dataset, load_teacher
 from engine.probe import Probe
 from engine.run import RunDirectory
-from engine.runtime import Runtime
 from engine.student import student_of
 from engine.teacher import teacher_config
 

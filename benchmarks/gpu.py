@@ -32,7 +32,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from engine.files import write_whole
+from core.files import write_whole
 
 ROOT = Path(__file__).resolve().parents[1]
 LIMITS = {"smoke": 560.0, "train": 240.0}

@@ -12,7 +12,7 @@ import torchvision
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.step_time import now
-from engine.runtime import Runtime
+from core.runtime import Runtime
 
 TIMES = 10
 

@@ -13,8 +13,8 @@ from torch.profiler import ProfilerActivity, profile
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.step_time import DEFAULTS, WARM_UP, cycle, loop, now
+from core.runtime import Runtime
 from engine.config import compose, plain
-from engine.runtime import Runtime
 
 
 def main(overrides: list[str]) -> None:

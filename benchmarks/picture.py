@@ -15,10 +15,10 @@ from torchvision.utils import save_image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from core.runtime import Runtime
 from data.builtin import digits
 from data.spec import InputSpec
 from engine.result import picture
-from engine.runtime import Runtime
 
 
 def main(run: str, out: str = "docs/digits.png") -> None:

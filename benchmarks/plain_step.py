@@ -23,9 +23,9 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.step_time import CLASSES, SPEC, WARM_UP, cycle, loop, main, now, spread
+from core.runtime import Runtime
 from engine.config import compose, plain
 from engine.parts import build_network
-from engine.runtime import Runtime
 
 LATENT = 100
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from engine.files import write_whole
+from core.files import write_whole
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 GROUP = {"teacher": "model", "student": "model"}

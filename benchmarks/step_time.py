@@ -24,6 +24,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from core.runtime import Runtime
 from data.dataset import Dataset
 from data.spec import InputSpec
 from engine.config import compose, plain
@@ -31,9 +32,8 @@ from engine.loop import Training
 from engine.monitor import Clock, Meter
 from engine.parts import Parts, build_network, build_parts
 from engine.probe import Inputs
-from engine.runtime import Runtime
 from models.classifier import Classifier
-from models.teacher import freeze
+from models.pretrained import freeze
 
 DEFAULTS = [
     "method=dafl",

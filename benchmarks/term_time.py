@@ -26,11 +26,11 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.step_time import SPEC, now, prepare, spread
+from core.runtime import Runtime
 from data.dataset import Dataset
 from data.spec import Batch
 from engine.config import compose, groups, plain
 from engine.parts import Parts
-from engine.runtime import Runtime
 
 DEFAULTS = [
     *("method=kd", "data=cifar100", "teacher=resnet56", "student=resnet20"),

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from core.runtime import Runtime
 from data.dataset import Dataset
-from engine.runtime import Runtime
 
 Arrays = tuple[NDArray[np.uint8], NDArray[np.integer]]
 

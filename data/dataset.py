@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from core.memory import check_memory
+from core.runtime import Runtime
 from data.checks import check_classes, check_split
 from data.images import fit, to_tensors
-from data.memory import check_memory
 from data.notes import note
 from data.spec import InputSpec
 from data.split import DataFreeError, Split, data_free
-from engine.runtime import Runtime
 
 __all__ = ["DataFreeError", "Dataset", "Split"]
 

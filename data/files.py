@@ -11,16 +11,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from core.memory import check_memory
+from core.runtime import Runtime
 from data import archive
 from data.checks import check_labels
 from data.dataset import Dataset
 from data.folders import class_folders, image_files, pictures_in, unlabelled
 from data.images import fit
-from data.memory import check_memory
 from data.notes import note
 from data.pictures import read_picture
 from data.spec import Expected
-from engine.runtime import Runtime
 
 Arrays = tuple[NDArray[Any], NDArray[Any] | None]
 

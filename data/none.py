@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from core.runtime import Runtime
 from data.dataset import Dataset
 from data.spec import Expected
-from engine.runtime import Runtime
 
 
 def none(expected: Callable[[], Expected], runtime: Runtime) -> Dataset:

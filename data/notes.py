@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from engine.runtime import Runtime
+from core.runtime import Runtime
 
 _said: set[str] = set()
 

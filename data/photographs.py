@@ -9,8 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
+from core.runtime import Runtime
 from data.dataset import Dataset
-from engine.runtime import Runtime
 
 Arrays = tuple[NDArray[np.uint8], NDArray[np.integer]]
 

@@ -10,11 +10,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from core.objective import Losses
+from core.runtime import Runtime
 from data.augment import Augmentation, through
 from data.dataset import Dataset
 from data.spec import Batch
-from engine.objective import Losses
-from engine.runtime import Runtime
 
 CHOICE_SEED = 0  # of the rows that a limit leaves
 

@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from data.spec import Batch
-from distillers.adapters import channels, pool_to, to_map
 from distillers.base import STAGES, Side, Taps, TransferTerm
 from models.classifier import Classifier, Outputs
+from models.features import channels, pool_to, to_map
 
 
 class SpatialActivation(TransferTerm):

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from data.spec import Batch
 from models.classifier import Classifier, Outputs
+from models.taps import named_taps
 
 Taps = Sequence[str | Mapping[str, str]]
 """Each a name, for both networks, or ``{student: name, teacher: name}``."""
@@ -92,16 +93,6 @@ class TransferTerm(nn.Module):
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
         raise NotImplementedError
-
-
-def named_taps(network: nn.Module) -> dict[str, str]:
-    """The taps that a network names, {name: module path}; see ``models.classifier``."""
-    return dict(getattr(network, "taps", {}))
-
-
-def stage_taps(network: nn.Module) -> tuple[str, ...]:
-    """The stages among them, from the first to the last."""
-    return tuple(name for name in named_taps(network) if name.startswith("stage"))
 
 
 def side(network: Classifier, outputs: Outputs) -> Side:

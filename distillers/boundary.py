@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from data.spec import Batch
-from distillers.adapters import comparable
 from distillers.base import STAGES, Side, Taps, TransferTerm
 from distillers.connector import Connector
 from models.classifier import Outputs
+from models.features import comparable
 
 
 class ActivationBoundary(TransferTerm):

@@ -7,11 +7,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from data.spec import Batch
-from distillers.adapters import Adapter, channels, pool_to, to_map, to_vector
+from distillers.adapters import Adapter
 from distillers.base import Side, Taps, TransferTerm
 from distillers.connector import maps
 from distillers.response import positive
 from models.classifier import Outputs
+from models.features import channels, pool_to, to_map, to_vector
 
 
 class CWD(TransferTerm):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from distillers.adapters import Adapter, comparable, to_map
+from distillers.adapters import Adapter
+from models.features import comparable, to_map
 
 
 class Connector(nn.Module):

@@ -3,40 +3,14 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from core.functional import supervised_contrast
 from data.spec import Batch
-from distillers.adapters import channels, to_vector
 from distillers.base import Side, Taps, TransferTerm
 from models.classifier import Outputs
-
-
-def supervised_contrast(a: Tensor, b: Tensor, label: Tensor, temperature: float) -> Tensor:
-    """L_out^sup of SupCon (Khosla et al., NeurIPS 2020, eq. 2), mean over the 2B embeddings.
-
-    −1/|P(i)| Σ_{p ∈ P(i)} log exp(z_i·z_p/τ) / Σ_{k ≠ i} exp(z_i·z_k/τ), where P(i) are the other
-    embeddings of i's class: its other view is always among them.
-
-    Args:
-        a: one view of each input [B, D], of any length but 0: z has length 1.
-        b: the other view [B, D].
-        label: [B].
-        temperature: τ > 0.
-    """
-    z = F.normalize(torch.cat([a, b]), dim=1)
-    scores = z @ z.T / temperature
-    itself = torch.eye(len(z), dtype=torch.bool, device=z.device)
-    log_p = scores - scores.masked_fill(itself, -torch.inf).logsumexp(dim=1, keepdim=True)
-    label = label.repeat(2)
-    positive = ((label[:, None] == label) & ~itself).to(log_p)
-    return -((positive * log_p).sum(dim=1) / positive.sum(dim=1)).mean()
-
-
-def projection_head(features: int, width: int, hidden: int | None = None) -> nn.Sequential:
-    """Two linear layers, [B, features] to [B, hidden] (``width`` by default) to [B, width]."""
-    hidden = hidden or width
-    return nn.Sequential(nn.Linear(features, hidden), nn.ReLU(), nn.Linear(hidden, width))
+from models.features import channels, to_vector
+from models.layers import projection_head
 
 
 class SupervisedContrast(TransferTerm):

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from data.dataset import DataFreeError, Dataset
 from data.spec import Batch
-from distillers.adapters import channels, to_vector
 from distillers.base import Side, Taps, TransferTerm
 from models.classifier import Outputs
+from models.features import channels, to_vector
 
 UNSEEN = -1  # the label of an entry that no input has written yet
 

@@ -7,16 +7,17 @@ from itertools import chain
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
+from core.functional import kl_divergences
+from core.objective import Losses, Objective
+from core.runtime import Runtime
 from data.spec import Batch
 from distillers.adapters import adaptations
-from distillers.base import TransferTerm, named_taps, side
-from engine.objective import Losses, Objective
-from engine.runtime import Runtime
+from distillers.base import TransferTerm, side
 from models.black_box import BlackBox, sealed
 from models.classifier import Classifier, Outputs
+from models.taps import named_taps
 
 
 def resolve_taps(objective: Objective, student: nn.Module, teacher: Classifier | None) -> None:
@@ -136,7 +137,7 @@ class Distiller(nn.Module):
         if teacher is not None:
             losses.teacher_logits = teacher.logits
             if batch.index is not None:
-                losses.per_input = _divergence(student.logits, teacher.logits)
+                losses.per_input = kl_divergences(student.logits.detach(), teacher.logits.detach())
         return losses
 
     @torch.no_grad()
@@ -172,10 +173,3 @@ class Distiller(nn.Module):
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         self.teacher_queries = state["teacher_queries"]
-
-
-@torch.no_grad()
-def _divergence(student: Tensor, teacher: Tensor) -> Tensor:
-    """KL(p_t ‖ p_s) of each input, [B]."""
-    log_s, log_t = F.log_softmax(student, dim=1), F.log_softmax(teacher, dim=1)
-    return (log_t.exp() * (log_t - log_s)).sum(1)

@@ -10,10 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from data.spec import Batch
-from distillers.adapters import Adapter, channels, comparable, pool_to, to_map
+from distillers.adapters import Adapter
 from distillers.base import STAGES, Side, Taps, TransferTerm
 from distillers.connector import Connector, maps, places
 from models.classifier import Outputs
+from models.features import channels, comparable, pool_to, to_map
 
 
 class FitNet(TransferTerm):

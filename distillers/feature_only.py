@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from data.spec import Batch
-from distillers.adapters import channels, comparable, to_vector
 from distillers.base import Side, Taps, TransferTerm
 from distillers.channel import check_head, grid
 from distillers.connector import places
 from models.classifier import Outputs
+from models.features import channels, comparable, to_vector
 
 
 class FeatureOnly(TransferTerm):
@@ -24,7 +24,7 @@ class FeatureOnly(TransferTerm):
     backbone's only loss: beside it belongs :class:`DetachedCrossEntropy`, and no KD. Of two maps
     the larger is average-pooled to the smaller; tokens beside a map become one.
 
-    The paper chooses the teacher's layers by their quality, which ``python -m distillers.quality``
+    The paper chooses the teacher's layers by their quality, which ``python -m tools.quality``
     measures; the choice itself is left to ``taps``.
 
     Args:

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from core.runtime import Runtime
 from data.spec import Batch, InputSpec
 from distillers.base import TransferTerm
 from distillers.response import positive, soft_kl
-from engine.runtime import Runtime
 from models.classifier import Classifier, Outputs
-from models.teacher import freeze, load_classifier
+from models.pretrained import freeze, load_classifier
 
 
 class DenselyGuided(TransferTerm):

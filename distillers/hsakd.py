@@ -6,12 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from core.runtime import Runtime
 from data.spec import Batch
-from distillers.adapters import channels, to_map
 from distillers.base import STAGES, Side, Taps, TransferTerm
 from distillers.response import positive, soft_kl
-from engine.runtime import Runtime
 from models.classifier import Classifier, Outputs
+from models.features import channels, to_map
 from models.initialization import initialize
 
 TURNS = 4  # by 0°, 90°, 180° and 270°

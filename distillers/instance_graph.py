@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from data.spec import Batch
-from distillers.adapters import channels, comparable, to_map
 from distillers.base import Taps, TransferTerm
 from distillers.relation import squared_distances
 from models.classifier import Outputs
+from models.features import channels, comparable, to_map
 
 
 class IRG(TransferTerm):

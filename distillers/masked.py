@@ -7,12 +7,13 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from core.runtime import Runtime
 from data.spec import Batch
-from distillers.adapters import Adapter, to_map
+from distillers.adapters import Adapter
 from distillers.base import Side, Taps, TransferTerm
 from distillers.connector import maps
-from engine.runtime import Runtime
 from models.classifier import Outputs
+from models.features import to_map
 
 
 class MGD(TransferTerm):

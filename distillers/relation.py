@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from data.spec import Batch
-from distillers.adapters import Adapter, channels, comparable, to_map, to_vector
+from distillers.adapters import Adapter
 from distillers.base import Side, Taps, TransferTerm
 from models.classifier import Outputs
+from models.features import channels, comparable, to_map, to_vector
 
 ANGLES = 2**24  # numbers in one piece of RKD's angles; more are computed piece by piece
 

@@ -22,12 +22,6 @@ def soft_kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     return temperature**2 * F.kl_div(log_s, log_t, reduction="batchmean", log_target=True)
 
 
-def divergences(student: Tensor, teacher: Tensor) -> Tensor:
-    """KL(softmax(t) ‖ softmax(s)) of each input, [B], in log space, of logits [B, C]."""
-    log_s, log_t = F.log_softmax(student, dim=1), F.log_softmax(teacher, dim=1)
-    return F.kl_div(log_s, log_t, reduction="none", log_target=True).sum(dim=1)
-
-
 class CrossEntropy(TransferTerm):
     """Cross-entropy with ``batch.label``; batch mean.
 

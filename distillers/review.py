@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from data.spec import Batch
-from distillers.adapters import channels, pool_to, to_map
 from distillers.base import Side, Taps, TransferTerm
 from models.classifier import Outputs
+from models.features import channels, pool_to, to_map
 
 LEVELS = (4, 2, 1)  # sides of the pooled maps, as in the authors' code
 WIDEST = 512  # channels in which stages are fused

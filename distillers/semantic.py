@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from data.spec import Batch
-from distillers.adapters import channels, pool_to, to_map, to_vector
 from distillers.base import STAGES, Side, Taps, TransferTerm
 from distillers.connector import maps
 from models.classifier import Outputs
+from models.features import channels, pool_to, to_map, to_vector
 
 
 class SemCKD(TransferTerm):

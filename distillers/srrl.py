@@ -6,11 +6,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from data.spec import Batch
-from distillers.adapters import channels, to_vector
 from distillers.base import Side, Taps, TransferTerm
 from distillers.channel import check_head, grid
 from distillers.connector import places
 from models.classifier import Outputs
+from models.features import channels, to_vector
 
 
 class SRRL(TransferTerm):

@@ -7,9 +7,9 @@ import math
 import torch
 from torch import Tensor, nn
 
+from core.functional import kl_divergences
 from data.spec import Batch
 from distillers.base import TransferTerm
-from distillers.response import divergences
 from models.classifier import Outputs
 
 
@@ -58,7 +58,7 @@ class CTKD(TransferTerm):
         h = self.temperature(student.logits.detach(), teacher.logits)
         h = (1 + self.reversal) * h.detach() - self.reversal * h  # its value, and −λ of its slope
         tau = self.base + self.span * h.sigmoid()
-        kl = divergences(student.logits / tau, teacher.logits / tau)
+        kl = kl_divergences(student.logits / tau, teacher.logits / tau)
         return (tau.square() * kl[:, None]).mean()
 
 
@@ -127,7 +127,7 @@ class ATKD(TransferTerm):
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
         assert teacher is not None
         tau_s, tau_t = self._temperature(student.logits), self._temperature(teacher.logits)
-        kl = divergences(student.logits / tau_s, teacher.logits / tau_t)
+        kl = kl_divergences(student.logits / tau_s, teacher.logits / tau_t)
         return (tau_s * tau_t * kl[:, None]).mean()
 
     def _temperature(self, logits: Tensor) -> Tensor:

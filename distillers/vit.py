@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from data.spec import Batch
-from distillers.base import Side, Taps, TransferTerm, named_taps
+from distillers.base import Side, Taps, TransferTerm
 from models.classifier import Outputs
+from models.taps import named_taps
 
 Attention = nn.MultiheadAttention | None
 """What turns a tap's feature into queries, keys and values; None where the feature is these."""

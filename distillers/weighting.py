@@ -6,9 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from core.functional import kl_divergences
 from data.spec import Batch
 from distillers.base import TransferTerm
-from distillers.response import divergences, positive
+from distillers.response import positive
 from models.classifier import Outputs
 
 
@@ -34,7 +35,7 @@ class WSLD(TransferTerm):
         assert teacher is not None
         assert batch.label is not None
         weight = _weight(student.logits.detach(), teacher.logits, batch.label)
-        kl = divergences(student.logits / self.temperature, teacher.logits / self.temperature)
+        kl = kl_divergences(student.logits / self.temperature, teacher.logits / self.temperature)
         return self.temperature**2 * (weight * kl).mean()
 
 

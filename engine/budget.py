@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from engine.runtime import Runtime
+from core.runtime import Runtime
 from generators.base import Planner, Practising, Source, Workload
 
 if TYPE_CHECKING:

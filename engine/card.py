@@ -8,11 +8,11 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+from core.files import write_whole
 from data.spec import InputSpec
 from engine.catalogue import comment
 from engine.command import overrides_of
 from engine.config import ROOT
-from engine.files import write_whole
 from engine.loading import exported_lines, loading_lines
 from engine.ownership import CARD, MARK
 from engine.parts import Parts

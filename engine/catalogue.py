@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from engine.check import parameters_of
+from core.check import parameters_of
 from engine.config import ROOT
 
 HEAD = """# Methods and terms

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from engine.runtime import Runtime
+from core.runtime import Runtime
 
 FOLDER = re.compile(r"(step|partial)-(\d{9,})")  # ours; whatever else lies beside them stays
 FILE = re.compile(r"rank(\d+)\.pt")

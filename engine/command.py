@@ -12,7 +12,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from engine.annotations import is_path
+from core.annotations import is_path
 from engine.config import compose, groups
 from engine.keys import annotation_of
 from engine.overrides import Setting

@@ -18,8 +18,8 @@ from omegaconf.errors import (
 )
 from yaml import YAMLError
 
-from engine.annotations import check_type, shorten
-from engine.check import check_node, describe_unknown, is_target
+from core.annotations import check_type, shorten
+from core.check import check_node, describe_unknown, is_target
 from engine.keys import one_line, paths_of, section_of, set_key
 from engine.overrides import ALIASES, Setting, sort_overrides
 from engine.schema import LEAST, MOST, Config, Node, TermConfig

@@ -10,7 +10,7 @@ from typing import Any, TextIO
 
 import torch.distributed as dist
 
-from engine.memory import is_exhausted
+from core.memory import is_exhausted
 
 SMALLER = """
 The last good checkpoint is kept, and the same command goes on from it where more memory is free.

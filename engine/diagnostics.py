@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.runtime import Runtime
+from core.runtime import Runtime
 from models.classifier import Classifier, Outputs
 
 LOOK = 512  # synthesized inputs that an evaluation looks at, all ranks together

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from core.runtime import Runtime
 from engine.diagnostics import Inspector
-from engine.runtime import Runtime
 from models.classifier import Classifier
 
 BINS = 15  # Guo et al., ICML 2017

@@ -15,8 +15,8 @@ from omegaconf.errors import (
     OmegaConfBaseException,
 )
 
-from engine.annotations import hints_of, is_path, shorten
-from engine.check import describe_unknown, is_target
+from core.annotations import hints_of, is_path, shorten
+from core.check import describe_unknown, is_target
 from engine.overrides import Setting
 from engine.schema import Config, TermConfig
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from core.runtime import Runtime
 from data.dataset import Dataset
 from engine.budget import BRIEF, LEAST, MOST, SHARE, UNKNOWN, Timing, measure, parse_budget
 from engine.expected import expected
@@ -13,7 +14,6 @@ from engine.parts import build_parts, offered
 from engine.plan import plan
 from engine.probe import Inputs
 from engine.run import RunDirectory
-from engine.runtime import Runtime
 from models.classifier import Classifier
 
 

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pkgutil import resolve_name
 from typing import Any
 
+from core.check import SPECIAL, parameters_of
 from data.spec import InputSpec
-from engine.check import SPECIAL, parameters_of
 from models.external import torchvision_arguments
 
 LIBRARIES = {  # what builds their networks by name, with the keys that say the sizes
@@ -76,7 +76,7 @@ def _expected(spec: InputSpec) -> str:
 
 
 def _expression(node: Any, sizes: Mapping[str, Any], modules: set[str]) -> str:
-    """Python that builds what ``engine.build.build`` would; adds the modules that it names."""
+    """Python that builds what ``core.build.build`` would; adds the modules that it names."""
     if isinstance(node, Mapping) and "_target_" in node:
         return _call(node, sizes, modules)
     if isinstance(node, Mapping):

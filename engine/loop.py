@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from core.runtime import Runtime, Stopped
 from data.spec import Batch
 from engine.budget import parse_budget, verdict
 from engine.diagnostics import LOOK, Inspector, announce
@@ -19,7 +20,6 @@ from engine.parts import Parts
 from engine.probe import Inputs
 from engine.result import finish, picture, summarize
 from engine.run import RunDirectory
-from engine.runtime import Runtime, Stopped
 from engine.snapshot import put_back, take
 from models.classifier import Classifier
 

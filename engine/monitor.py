@@ -18,9 +18,9 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
+from core.runtime import Runtime
 from engine.lines import Lines
 from engine.ownership import METRICS, SUFFIX, event_files
-from engine.runtime import Runtime
 
 
 class Clock:

@@ -14,8 +14,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
-from engine.annotations import shorten
-from engine.check import describe_unknown
+from core.annotations import shorten
+from core.check import describe_unknown
 
 OPTIONAL = ("experiment", "term")  # groups of which nothing may be chosen
 

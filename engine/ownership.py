@@ -14,8 +14,8 @@ from omegaconf import OmegaConf
 from PIL import Image
 from safetensors import safe_open
 
+from core.files import PARTIAL, keep_aside
 from engine.checkpoints import Checkpoints
-from engine.files import PARTIAL, keep_aside
 from models.checkpoint import FORMAT
 from models.checksum import check, metadata
 

@@ -11,24 +11,24 @@ from typing import Any
 
 import torch
 
+from core.build import build
+from core.memory import check_memory
+from core.objective import Objective, Weighted
+from core.runtime import Runtime
+from core.schedules import Factor, Schedule
 from data.dataset import Dataset
-from data.memory import check_memory
 from data.spec import InputSpec
 from distillers.distiller import Distiller, resolve_taps, student_taps
-from engine.build import build
-from engine.ema import EMA
 from engine.expected import expected
-from engine.objective import Objective, Weighted
-from engine.runtime import Runtime
-from engine.schedules import Factor, Schedule
+from engine.queries import check_budget
 from generators.base import Source
-from generators.black_box import check_budget
 from generators.observer import unread_statistics
 from models.black_box import BlackBox
 from models.check import check_network, materialize
 from models.classifier import Classifier
+from models.ema import EMA
 from models.external import library_defaults
-from models.teacher import freeze, load_classifier
+from models.pretrained import freeze, load_classifier
 
 # What is said of a network that is built for other inputs or classes than its file's.
 MISFIT = re.compile("of another shape|logits of shape|cannot take inputs")

@@ -8,11 +8,11 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from core.build import build
+from core.check import parameters_of
 from data.spec import Expected
 from distillers.distiller import resolve_taps, student_taps, teacher_taps
 from engine.budget import Timing, spell
-from engine.build import build
-from engine.check import parameters_of
 from engine.config import groups, plain, written
 from engine.parts import build_objective
 from engine.start import say_size

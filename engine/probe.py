@@ -16,11 +16,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from core.files import write_whole
+from core.runtime import Runtime, Stopped
 from data.dataset import Dataset, Split
 from engine.config import compose, plain
-from engine.files import write_whole
 from engine.parts import build_parts
-from engine.runtime import Runtime, Stopped
 from models.classifier import Classifier
 
 METHODS = 2  # that a probe set comes from: what one of them prefers does not decide alone

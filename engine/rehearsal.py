@@ -8,12 +8,12 @@ from typing import Any, TypeVar
 
 import torch
 
+from core.objective import FAILED
+from core.runtime import Runtime, Stopped
 from data.dataset import Dataset
 from data.spec import Batch
 from distillers.distiller import Distiller, transfer_terms
-from engine.objective import FAILED
 from engine.parts import build_parts
-from engine.runtime import Runtime, Stopped
 from models.classifier import Classifier
 
 Result = TypeVar("Result")

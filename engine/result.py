@@ -10,17 +10,17 @@ import torch
 from torch import Tensor
 from torchvision.utils import make_grid, save_image
 
+from core.files import write_whole
+from core.runtime import Runtime
 from data.spec import InputSpec
 from engine.budget import parse_budget
 from engine.card import card, write_card
 from engine.evaluate import Evaluator
-from engine.files import write_whole
 from engine.monitor import Board
 from engine.ownership import PICTURE, RESULT, STUDENT, make_way
 from engine.parts import Parts
 from engine.probe import Inputs
 from engine.run import SCHEMA, RunDirectory
-from engine.runtime import Runtime
 from models.checkpoint import save_network
 from models.classifier import Classifier
 

@@ -18,8 +18,9 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from core.files import write_whole
+from core.runtime import Runtime, Stopped
 from engine.checkpoints import Checkpoints
-from engine.files import write_whole
 from engine.ownership import (
     CHECKPOINTS,
     CONFIG,
@@ -37,7 +38,6 @@ from engine.ownership import (
     remove_products,
     stranger,
 )
-from engine.runtime import Runtime, Stopped
 
 # Where a run and its data lie, and how it is watched, does not change what it computes.
 NOT_IDENTITY = ["run_root", "run_dir", "overwrite", "device", "log_every", "checkpoints"]

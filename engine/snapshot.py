@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
+from core.runtime import Runtime
 from engine.parts import Parts
-from engine.runtime import Runtime
 
 
 def take(parts: Parts, runtime: Runtime) -> dict[str, Any]:

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from core.build import build
+from core.check import MISSING, is_target
 from data.spec import Expected
-from engine.build import build
-from engine.check import MISSING, is_target
 from engine.expected import expected
 
 NONE = "data.none.none"

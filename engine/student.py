@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from engine.check import check_node
+from core.check import check_node
 from engine.parts import build_network
 from engine.trust import read_found
 from models.checkpoint import load_weights, read_metadata
 from models.classifier import Classifier
-from models.teacher import check_network, freeze, load_classifier
+from models.pretrained import check_network, freeze, load_classifier
 
 FILE = "student.safetensors"  # in a run directory
 

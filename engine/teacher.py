@@ -9,16 +9,16 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from core.runtime import Runtime
 from data.dataset import Dataset
 from engine.config import compose, own_recipe
 from engine.evaluate import Evaluator
 from engine.parts import blank_teacher, build_parts, load_teacher
 from engine.rehearsal import rehearse
 from engine.run import RunDirectory
-from engine.runtime import Runtime
 from models.check import check_network
 from models.classifier import Classifier
-from models.teacher import freeze, specification
+from models.pretrained import freeze, specification
 
 
 def obtain_teacher(

@@ -6,6 +6,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from core.runtime import Runtime
 from engine.config import plain
 from engine.length import Length
 from engine.loop import Training
@@ -13,7 +14,6 @@ from engine.parts import build_dataset, build_parts
 from engine.probe import inputs_for
 from engine.rehearsal import rehearse
 from engine.run import RunDirectory
-from engine.runtime import Runtime
 from engine.teacher import check_accuracy, obtain_teacher
 
 

@@ -15,16 +15,16 @@ import torch
 import yaml
 from torch import nn
 
+from core.annotations import shorten
+from core.check import MISSING
 from data.dataset import Dataset
 from distillers.base import TransferTerm
-from engine.annotations import shorten
-from engine.check import MISSING
 from engine.config import ROOT
 from generators.base import SynthesisTerm
 from generators.networks import GeneratorNetwork
 from generators.variables import Variable
 
-ROOMS = ("data", "distillers", "engine", "generators", "models")
+ROOMS = ("core", "data", "distillers", "engine", "generators", "models")
 LIBRARIES = ("torch.optim", "kornia.augmentation")
 BASES = (Dataset, TransferTerm, SynthesisTerm, GeneratorNetwork, Variable)
 LARGEST = 1_000_000  # bytes of a configuration; ours have some thousands

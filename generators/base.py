@@ -9,8 +9,8 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from core.objective import Losses
 from data.spec import Batch
-from engine.objective import Losses
 from models.classifier import Outputs
 
 Targets = Callable[[Tensor, torch.Generator], Tensor]

@@ -9,12 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from distillers.adapters import to_vector
-from distillers.base import stage_taps
-from distillers.contrast import projection_head, supervised_contrast
-from engine.runtime import Runtime
+from core.functional import supervised_contrast
+from core.runtime import Runtime
 from generators.base import Synthesis, SynthesisTerm
 from models.classifier import Classifier
+from models.features import to_vector
+from models.layers import projection_head
+from models.taps import stage_taps
 
 
 class InstanceContrast(SynthesisTerm):

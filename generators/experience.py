@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from core.objective import Losses
+from core.runtime import Runtime
 from data.spec import Batch, InputSpec
-from engine.objective import Losses
-from engine.runtime import Runtime
 from generators.bank import Bank, Policy
 
 

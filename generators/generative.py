@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from core.objective import Losses, Objective
+from core.runtime import Runtime
+from core.schedules import Factor, Schedule, constant
 from data.augment import Augmentation, through
 from data.spec import Batch
-from engine.objective import Losses, Objective
-from engine.runtime import Runtime
-from engine.schedules import Factor, Schedule, constant
 from generators.base import Targets, Workload
 from generators.experience import Experience
 from generators.networks import GeneratorNetwork, draw_latent

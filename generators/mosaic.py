@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from core.runtime import Runtime
+from core.schedules import Factor, Schedule, constant
 from data.dataset import DataFreeError, Dataset
 from data.spec import InputSpec
-from engine.runtime import Runtime
-from engine.schedules import Factor, Schedule, constant
 from generators.base import Synthesis, SynthesisTerm
 from generators.replay import Replay
 

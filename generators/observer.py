@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from core.objective import Losses, Objective
+from core.runtime import Runtime
 from data.augment import Augmentation, through
-from engine.objective import Losses, Objective
-from engine.runtime import Runtime
 from generators.base import Synthesis, SynthesisTerm
 from models.classifier import Classifier, Outputs, Statistics
 

@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from distillers.adapters import pool_to, to_map
-from distillers.base import stage_taps
 from generators.base import Synthesis, SynthesisTerm
 from models.classifier import Classifier
+from models.features import pool_to, to_map
+from models.taps import stage_taps
 
 LARGEST = 14  # places to a side, as a ViT with patches of 16 pixels has
 

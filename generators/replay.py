@@ -10,12 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from core.runtime import Runtime
 from data.spec import InputSpec
-from engine.ema import EMA
-from engine.runtime import Runtime
 from generators.base import Workload
 from generators.networks import GeneratorNetwork, draw_latent
 from models.classifier import Classifier, full_precision
+from models.ema import EMA
 
 
 class Replay:

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from core.objective import Losses, Objective
+from core.runtime import Runtime, Stopped
+from core.schedules import Factor, Schedule, constant
 from data.augment import Augmentation, through
 from data.spec import Batch
-from engine.objective import Losses, Objective
-from engine.runtime import Runtime, Stopped
-from engine.schedules import Factor, Schedule, constant
 from generators.bank import Bank, Policy
 from generators.base import Targets, Workload
 from generators.observer import Observer
@@ -33,7 +33,7 @@ class RoundSource:
     does, without the device waiting. What is optimised is the variable's business; DeepInversion,
     CMI, FastDFKD and NAYER differ in nothing else.
 
-    A round may take minutes. Asked to stop, it raises :class:`engine.runtime.Stopped` and leaves
+    A round may take minutes. Asked to stop, it raises :class:`core.runtime.Stopped` and leaves
     this object as it was before the round, which the next run then repeats to the same bits.
 
     Args:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from engine.runtime import Runtime
+from core.runtime import Runtime
 from generators.networks import GeneratorNetwork, ImageGenerator
 
 

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.linalg import vector_norm
 
+from core.functional import kl_divergences
 from data.spec import InputSpec
 from generators.base import Synthesis, SynthesisTerm
 
@@ -154,11 +155,6 @@ class Adversarial(SynthesisTerm):
         return -distance.mean()
 
 
-def _kl(student: Tensor, teacher: Tensor) -> Tensor:
-    log_s, log_t = F.log_softmax(student, dim=1), F.log_softmax(teacher, dim=1)
-    return (log_t.exp() * (log_t - log_s)).sum(1)
-
-
 def _l1(student: Tensor, teacher: Tensor) -> Tensor:
     return (teacher - student).abs().mean(1)
 
@@ -169,7 +165,7 @@ def _js(student: Tensor, teacher: Tensor) -> Tensor:
     return 0.5 * (log_s.exp() * (log_s - log_m) + log_t.exp() * (log_t - log_m)).sum(1)
 
 
-DISTANCES = {"kl": _kl, "l1": _l1, "js": _js}
+DISTANCES = {"kl": kl_divergences, "l1": _l1, "js": _js}
 
 
 class TotalVariation(SynthesisTerm):

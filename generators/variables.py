@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from core.runtime import Runtime
 from data.spec import InputSpec
-from engine.runtime import Runtime
 from generators.networks import GeneratorNetwork
 from models.initialization import reinitialize
 

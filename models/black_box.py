@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.linalg import vector_norm
 
-from engine.runtime import Runtime
+from core.runtime import Runtime
 from models.classifier import Classifier, Outputs
 
 

@@ -13,8 +13,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from core.files import write_whole
 from data.spec import InputSpec
-from engine.files import write_whole
 from models.checksum import check, with_checksum, without_checksum
 from models.checksum import metadata as header_metadata
 from models.classifier import Classifier

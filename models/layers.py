@@ -11,3 +11,9 @@ def convolution(
     """A convolution without bias that keeps the size, but for its stride, and BatchNorm."""
     layer = nn.Conv2d(in_channels, out_channels, side, stride, side // 2, groups=groups, bias=False)
     return layer, nn.BatchNorm2d(out_channels)
+
+
+def projection_head(features: int, width: int, hidden: int | None = None) -> nn.Sequential:
+    """Two linear layers, [B, features] to [B, hidden] (``width`` by default) to [B, width]."""
+    hidden = hidden or width
+    return nn.Sequential(nn.Linear(features, hidden), nn.ReLU(), nn.Linear(hidden, width))

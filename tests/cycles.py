@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 
+from core.runtime import Runtime
 from engine.config import plain
 from engine.loop import Training
 from engine.parts import Parts, build_dataset, build_parts
 from engine.probe import Inputs
-from engine.runtime import Runtime
 from models.classifier import Classifier
 from tests.test_contracts import small, teacher_for
 

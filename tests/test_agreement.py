@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from benchmarks import agreement, plot
+from core.runtime import Runtime
 from engine.config import compose
-from engine.runtime import Runtime
 from engine.train import run
 
 

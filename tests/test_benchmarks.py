@@ -13,7 +13,7 @@ from benchmarks import reproduce, term_time
 from benchmarks.page import cells_of, device, page
 from benchmarks.records import record, recorded
 from benchmarks.reproduce import commands, read, written_out
-from engine.build import build
+from core.build import build
 from engine.config import compose, groups, plain
 
 TABLES = read(reproduce.TABLES)

@@ -17,10 +17,10 @@ from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
 from benchmarks.reproduce import read
+from core.runtime import Runtime
 from engine.config import ROOT, compose, plain
 from engine.parts import blank_teacher, build_dataset, build_parts
-from engine.runtime import Runtime
-from models.teacher import freeze
+from models.pretrained import freeze
 
 COUNT = 12  # images of each split
 LABELS = np.arange(COUNT) % 3

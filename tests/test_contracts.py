@@ -12,16 +12,16 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
+from core.build import build
+from core.runtime import Runtime
 from data.dataset import DataFreeError
 from data.spec import InputSpec
-from engine.build import build
 from engine.config import ROOT, compose, plain
 from engine.parts import Parts, build_dataset, build_network, build_parts
-from engine.runtime import Runtime
 from engine.train import run
 from models.checkpoint import save_network
 from models.classifier import Classifier
-from models.teacher import freeze
+from models.pretrained import freeze
 
 METHODS = sorted(p.stem for p in (ROOT / "method").glob("*.yaml"))
 GENERATORS = sorted(p.stem for p in (ROOT / "generator").glob("*.yaml"))

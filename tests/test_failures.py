@@ -13,12 +13,12 @@ from torch import nn
 import distillers.attention
 import distillers.response
 import generators.terms
+from core.runtime import Runtime
 from data.spec import Batch, InputSpec
 from distillers.base import TransferTerm
 from engine.config import plain
 from engine.evaluate import Evaluator
 from engine.parts import build_dataset, build_parts
-from engine.runtime import Runtime
 from engine.train import run
 from generators.base import Synthesis, SynthesisTerm
 from models.checkpoint import save_network

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from core.runtime import Runtime, Stopped
 from data.spec import InputSpec
 from engine.config import plain
 from engine.parts import build_dataset
 from engine.run import RunDirectory
-from engine.runtime import Runtime, Stopped
 from engine.train import Training, run
 from generators.bank import Bank
 from models.checkpoint import load_weights, save_network

@@ -18,8 +18,8 @@ from benchmarks.step_time import DEFAULTS
 from data.spec import InputSpec
 from engine.config import compose
 from models.classifier import Classifier
+from models.pretrained import save_network
 from models.resnet_cifar import resnet_cifar
-from models.teacher import save_network
 
 
 def options(tmp_path: Path, **more: Any) -> argparse.Namespace:

@@ -10,10 +10,10 @@ import yaml
 
 from benchmarks import records, reproduce
 from benchmarks.records import chosen, digest, record, recorded
+from core.runtime import Runtime
 from data.builtin import MOMENTS
 from engine.config import compose, plain
 from engine.parts import build_dataset
-from engine.runtime import Runtime
 from tests.test_benchmarks import left_in, result
 
 

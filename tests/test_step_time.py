@@ -7,8 +7,8 @@ import pytest
 from benchmarks import plain_step, step_time
 from benchmarks.page import plain_line
 from benchmarks.step_time import DEFAULTS, WARM_UP
-from engine.ema import EMA
 from engine.train import Training
+from models.ema import EMA
 
 
 def test_a_cycle_waits_twice_and_leaves_nothing_out(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from core.runtime import Runtime
 from data.spec import Batch, InputSpec
 from engine.config import ROOT, compose, plain
 from engine.parts import Parts, build_dataset, build_network, build_parts
-from engine.runtime import Runtime
 from models.classifier import Classifier
-from models.teacher import freeze
+from models.pretrained import freeze
 
 TERMS = sorted(p.stem for p in (ROOT / "term").glob("*.yaml"))
 SPECIAL = {  # what a term needs beside its name

@@ -25,15 +25,15 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
+from core.files import write_whole
+from core.runtime import Runtime
 from data.dataset import Dataset
 from engine.config import compose, groups, plain
 from engine.evaluate import Evaluator, Measured
-from engine.files import write_whole
 from engine.parts import build_dataset, load_teacher
-from engine.runtime import Runtime
 from engine.student import FILE, student_of
 from models.classifier import Classifier
-from models.teacher import freeze
+from models.pretrained import freeze
 from tools.report import report
 
 

@@ -22,9 +22,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from core.files import write_whole
 from data.spec import InputSpec
 from engine.config import compose, plain
-from engine.files import write_whole
 from engine.ownership import CONFIG, mapping
 from engine.student import FILE, load_student, student_of
 from models.checkpoint import load_weights

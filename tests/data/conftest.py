@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engine.runtime import Runtime
+from core.runtime import Runtime
 
 Write = Callable[..., Path]
 

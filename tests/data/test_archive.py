@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from core.runtime import Runtime
 from data.files import npz
-from engine.runtime import Runtime
 
 Write = Callable[..., Path]
 
@@ -60,7 +60,7 @@ def test_what_no_machine_holds(
     write: Write, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = npz(str(write()), runtime)
-    monkeypatch.setattr("data.memory.machine_memory", lambda: 9 * 6 * 6 * 3 - 1)
+    monkeypatch.setattr("core.memory.machine_memory", lambda: 9 * 6 * 6 * 3 - 1)
     with pytest.raises(ValueError, match=r"test_images in .*small\.npz would take .* GiB"):
         data.open("test")
 

@@ -6,10 +6,10 @@ import kornia.augmentation as K
 import pytest
 import torch
 
+from core.build import build
+from core.check import check_node
 from data.augment import Kornia, RandomAffine, RandomCrop, RandomFlip
 from data.spec import InputSpec
-from engine.build import build
-from engine.check import check_node
 from tests.waits import Launches
 
 SPEC = InputSpec((3, 12, 10), (-1.0, 1.0), (0.0,) * 3, (1.0,) * 3)

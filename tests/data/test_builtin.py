@@ -9,9 +9,9 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from core.runtime import Runtime
 from data.builtin import MOMENTS, digits, torchvision_dataset
 from data.dataset import DataFreeError
-from engine.runtime import Runtime
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "data"
 NAMES = [str(i) for i in range(10)]

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from core.runtime import Runtime
 from data.dataset import DataFreeError, Dataset, Split
 from data.spec import InputSpec
-from engine.runtime import Runtime
 
 
 def ramp(count: int) -> tuple[np.ndarray, np.ndarray]:

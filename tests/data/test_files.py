@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
+from core.runtime import Runtime
 from data.files import npz
-from engine.runtime import Runtime
 
 Write = Callable[..., Path]
 

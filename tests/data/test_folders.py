@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from core.runtime import Runtime
 from data.files import image_folder
-from engine.runtime import Runtime
 
 
 def draw(path: Path, value: int, size: tuple[int, int] = (8, 8), mode: str = "RGB") -> None:

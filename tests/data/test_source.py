@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from core.runtime import Runtime
 from data.augment import RandomCrop
 from data.dataset import DataFreeError, Dataset
 from data.source import RealSource, balanced
 from data.spec import InputSpec
-from engine.runtime import Runtime
 
 SPEC = InputSpec((1, 8, 8))
 

@@ -3,11 +3,11 @@
 import torch
 from torch import Tensor, nn
 
+from core.objective import Objective, Weighted
+from core.runtime import Runtime
 from data.spec import Batch, InputSpec
 from distillers.base import TransferTerm
 from distillers.distiller import Distiller, student_taps
-from engine.objective import Objective, Weighted
-from engine.runtime import Runtime
 from models.classifier import Classifier, Outputs
 
 SPEC = InputSpec((1, 8, 8), mean=(0.5,), std=(0.25,))

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from data.spec import Batch, InputSpec
 from distillers.activation import SpatialActivation, class_maps, grad_cam, importance
-from distillers.base import named_taps, side
+from distillers.base import side
 from models.classifier import Classifier, Outputs
 from models.digits import DigitsCNN
 from models.lenet import LeNet5
+from models.taps import named_taps
 
 SPEC = InputSpec((1, 16, 16), (0.0, 1.0), (0.3,), (0.4,))
 WIDE = InputSpec((1, 32, 32), (0.0, 1.0), (0.3,), (0.4,))

@@ -10,14 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from core.build import build
+from core.objective import Weighted
 from distillers.attention import AttentionTransfer
 from distillers.base import STAGES, TransferTerm
 from distillers.channel import CWD
 from distillers.cross_attention import CanKD, CrossAttention
 from distillers.semantic import AFD, SemCKD
-from engine.build import build
 from engine.config import ROOT, compose, plain
-from engine.objective import Weighted
 from models.classifier import Outputs
 from tests.distillers.features import TAPS, apply, leaves, outputs, prepared, random
 

@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from core.functional import supervised_contrast
 from data.spec import Batch
 from distillers.base import Side
-from distillers.contrast import SupervisedContrast, supervised_contrast
+from distillers.contrast import SupervisedContrast
 from models.classifier import Outputs
 
 LABEL = torch.tensor([0, 1, 0, 2, 1, 0])  # class 2 has a single member

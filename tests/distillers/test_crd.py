@@ -11,12 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from core.runtime import Runtime
 from data.builtin import digits
 from data.dataset import Dataset
 from data.spec import Batch
 from distillers.base import Side
 from distillers.crd import CRD, Contrast, Memory, lasting_rows, measure_log_mean, nce
-from engine.runtime import Runtime
 from models.classifier import Outputs
 
 K, ROWS, WIDTH = 4, 9, 6

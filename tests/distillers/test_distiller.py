@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from core.objective import Objective, Weighted
+from core.runtime import Runtime
 from data.spec import Batch
 from distillers.attention import AttentionTransfer
 from distillers.distiller import student_taps, teacher_taps
 from distillers.response import DIST, DKD, KD, CrossEntropy, LogitL1, StandardizedKD
-from engine.objective import Objective, Weighted
-from engine.runtime import Runtime
 from models.classifier import Outputs
 from models.recording import Moments
 from tests.distillers.small import Hint, make, make_batch, make_teacher, objective_of, train

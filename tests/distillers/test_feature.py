@@ -12,14 +12,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from core.build import build
+from core.objective import Weighted
 from distillers.base import TransferTerm
 from distillers.boundary import OFD, ActivationBoundary
 from distillers.connector import places
 from distillers.factor import FactorTransfer
 from distillers.feature import FSP, NST, VID, FitNet
-from engine.build import build
 from engine.config import ROOT, compose, plain
-from engine.objective import Weighted
 from models.classifier import Outputs
 from tests.distillers.features import (
     TAPS,

@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import nn
 
+from core.runtime import Runtime
 from data.spec import Batch
 from distillers.base import Side
 from distillers.distiller import Distiller, resolve_taps, student_taps, teacher_taps
 from distillers.feature_only import DetachedCrossEntropy, FeatureOnly
 from engine.config import compose, plain
 from engine.parts import build_dataset, build_network, build_objective
-from engine.runtime import Runtime
 from models.classifier import Classifier, Outputs
 from tests.distillers.features import apply, leaves, prepared, random
 

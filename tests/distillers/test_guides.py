@@ -8,16 +8,16 @@ import pytest
 import torch
 from torch import nn
 
+from core.runtime import Runtime
 from data.spec import Batch, InputSpec
 from distillers.guides import DenselyGuided
 from distillers.response import KD
 from engine.config import compose
-from engine.runtime import Runtime
 from engine.train import run
 from models.checkpoint import save_network
 from models.classifier import Classifier, Outputs
 from models.digits import DigitsCNN
-from models.teacher import load_classifier
+from models.pretrained import load_classifier
 
 SPEC = InputSpec((1, 8, 8), (0.0, 1.0), (0.3,), (0.4,))
 CLASSES = tuple("abc")

@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from core.objective import Objective, Weighted
+from core.runtime import Runtime
 from data.spec import Batch, InputSpec
 from distillers.distiller import Distiller, resolve_taps, student_taps
 from distillers.hsakd import HSAKD, auxiliary_classifier
-from engine.objective import Objective, Weighted
-from engine.runtime import Runtime
 from models.classifier import Classifier
 from models.digits import DigitsCNN
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
+from core.runtime import Runtime
 from distillers.masked import MGD
-from engine.runtime import Runtime
 from tests.distillers.features import apply, leaves, prepared, random
 
 

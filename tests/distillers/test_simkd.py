@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import nn
 
+from core.runtime import Runtime
 from data.spec import InputSpec
 from engine.config import compose, plain
 from engine.parts import Parts, build_dataset, build_network, build_parts
-from engine.runtime import Runtime
 from models.checkpoint import save_network
 from models.classifier import Classifier
-from models.teacher import freeze, load_classifier
+from models.pretrained import freeze, load_classifier
 
 DIGITS = ("teacher.model.width=6", "student.model.backbone.width=4", "student.model.features=12")
 

@@ -7,14 +7,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from core.objective import Objective, Weighted
+from core.runtime import Runtime
 from data.spec import Batch, InputSpec
-from distillers.adapters import Adapter, comparable, to_map, to_tokens, to_vector
+from distillers.adapters import Adapter
 from distillers.base import STAGES, Side, Taps, TransferTerm
 from distillers.distiller import Distiller, resolve_taps, student_taps
-from engine.objective import Objective, Weighted
-from engine.runtime import Runtime
 from models.classifier import Classifier, Outputs
 from models.digits import DigitsCNN
+from models.features import comparable, to_map, to_tokens, to_vector
 
 TWO = {"stage1": "a", "stage2": "b", "pooled": "p"}
 FOUR = {f"stage{i}": f"layer{i}" for i in (1, 2, 3, 4)} | {"logits": "fc"}

@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from core.objective import Objective, Weighted
+from core.runtime import Runtime
 from data.spec import Batch, InputSpec
 from distillers.base import side
 from distillers.distiller import Distiller, resolve_taps, student_taps
 from distillers.vit import MiniLM, attention_at
-from engine.objective import Objective, Weighted
-from engine.runtime import Runtime
 from models.classifier import Classifier, Outputs
 from models.digits import DigitsCNN
 from models.external import timm_model, torchvision_model

@@ -11,11 +11,11 @@ import pytest
 import torch
 import yaml
 
+from core.build import build
+from core.check import check_node
+from core.runtime import Runtime
 from data.spec import Batch, InputSpec
 from distillers.base import Side
-from engine.build import build
-from engine.check import check_node
-from engine.runtime import Runtime
 from generators.base import Synthesis
 from models.classifier import Classifier, Outputs
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from core.runtime import Runtime
 from engine.config import compose
 from engine.run import RunDirectory
-from engine.runtime import Runtime
 from tests.engine.runs import TINY, Run
 
 

@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import save_file
 
 import train
+from core.runtime import Runtime
 from engine.config import compose, groups
 from engine.run import RunDirectory
-from engine.runtime import Runtime
 from generators.observer import WITHOUT_BATCHNORM
 from models.checkpoint import load_weights
 from tests.engine.runs import TINY, Run, checkpoint, contents

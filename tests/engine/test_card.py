@@ -13,11 +13,11 @@ import pytest
 import torch
 
 import train
+from core.runtime import Runtime
 from engine.card import CARD, MARK, _code, card, write_card
 from engine.config import compose, plain
 from engine.parts import build_dataset, build_parts
 from engine.run import RunDirectory
-from engine.runtime import Runtime
 from models.digits import DigitsCNN
 from tests.engine.runs import TINY
 

@@ -43,7 +43,7 @@ def test_weight_schedule_and_taps_are_read_from_the_file(tmp_path: Path) -> None
     (tmp_path / "term").mkdir()
     (tmp_path / "term" / "mine.yaml").write_text(
         "# @package distiller.terms\n# A paper\n# of two lines\n"
-        "mine:\n  weight: 2.5e+2\n  schedule: {_target_: engine.schedules.until, end: 0.5}\n"
+        "mine:\n  weight: 2.5e+2\n  schedule: {_target_: core.schedules.until, end: 0.5}\n"
         "  taps: [stage1, {student: a, teacher: b}]\n"
         "  term: {_target_: distillers.attention.AttentionTransfer}\n"
     )

@@ -253,7 +253,7 @@ def test_an_entrys_taps_are_its_terms() -> None:
     entry = config.distiller.terms.attention
     assert entry.term.taps == ["stage2"]
     assert "taps" not in entry
-    schedule = "distiller.terms.kd.schedule={_target_: engine.schedules.until, end: 0.5}"
+    schedule = "distiller.terms.kd.schedule={_target_: core.schedules.until, end: 0.5}"
     assert compose(["method=dfq", schedule]).distiller.terms.kd.schedule.end == 0.5
     for written, line in (
         ("distiller.terms.kd.taps=[stage1]", "distiller.terms.kd.term.taps: no 'taps'"),

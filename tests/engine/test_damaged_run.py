@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 import train
 from engine.checkpoints import read
 from engine.run import RunDirectory
-from models.teacher import load_weights
+from models.pretrained import load_weights
 from tests.engine.runs import contents, differing
 
 

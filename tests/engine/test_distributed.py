@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from engine.runtime import Runtime
+from core.runtime import Runtime
 from models.checkpoint import load_weights
 from tests.engine.runs import ROOT, TINY, checkpoint, contents, differing, events, ranks
 

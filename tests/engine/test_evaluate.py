@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from core.runtime import Runtime
 from data.spec import InputSpec
 from data.split import Split
 from engine.evaluate import BINS, Evaluator
-from engine.runtime import Runtime
 from models.classifier import Classifier
 
 SPEC = InputSpec((1, 6, 6), mean=(0.4,), std=(0.3,))

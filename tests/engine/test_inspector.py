@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 
 import train
+from core.runtime import Runtime
 from data.spec import InputSpec
 from data.split import Split
 from engine import diagnostics
 from engine.diagnostics import Inspector, Reference
 from engine.evaluate import Evaluator
-from engine.runtime import Runtime
 from models.black_box import BlackBox
 from models.classifier import Classifier
 from tests.engine.runs import checkpoint, events

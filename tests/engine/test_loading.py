@@ -32,7 +32,7 @@ NORM = {"_target_": "torch.nn.GroupNorm", "_partial_": True, "num_groups": 1, "e
 ELSEWHERE = """
 import importlib.util, os, pathlib, torch
 
-assert not any(map(importlib.util.find_spec, ("engine", "models", "data")))
+assert not any(map(importlib.util.find_spec, ("core", "engine", "models", "data")))
 for folder in pathlib.Path.cwd().iterdir():
     if (folder / "lines.py").exists():
         os.chdir(folder)

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 import train
+from core.runtime import Runtime
 from engine.evaluate import Evaluator
 from engine.monitor import Board, Clock, Meter, Progress, brief
-from engine.runtime import Runtime
 from tests.engine.runs import contents, events, lines
 
 SCHEMA = {  # of the design, in its order

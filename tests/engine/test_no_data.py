@@ -16,10 +16,10 @@ import yaml
 from PIL import Image
 
 import train
+from core.runtime import Runtime, Stopped
 from engine.config import ConfigError, compose, plain, written
 from engine.parts import build_dataset, load_teacher
 from engine.probe import Probe
-from engine.runtime import Runtime, Stopped
 from engine.train import run
 from models.checkpoint import load_weights
 from models.digits import DigitsCNN

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from torch import nn
 
+from core.runtime import Runtime
 from engine.config import compose, plain
 from engine.parts import blank_teacher, build_dataset, offered
 from engine.plan import methods_for
-from engine.runtime import Runtime
 from models.classifier import Classifier
-from models.teacher import freeze
+from models.pretrained import freeze
 
 
 def test_methods_that_do_not_fit_are_named_with_the_reason() -> None:

@@ -8,18 +8,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from core.runtime import Runtime
 from data.spec import Batch
 from distillers.base import TransferTerm
 from engine.config import compose, plain
 from engine.parts import blank_teacher, build_dataset, build_parts
 from engine.rehearsal import rehearse
-from engine.runtime import Runtime
 from engine.teacher import rehearse_blank
 from engine.train import run
 from generators.base import Synthesis, SynthesisTerm
 from models.classifier import Classifier, Outputs
 from models.digits import DigitsCNN
-from models.teacher import freeze
+from models.pretrained import freeze
 from tests.engine.runs import TINY
 
 HERE = "tests.engine.test_rehearsal"

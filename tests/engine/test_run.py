@@ -10,9 +10,9 @@ import pytest
 import torch
 
 import train
+from core.runtime import Runtime, Stopped
 from engine.config import compose
 from engine.run import RunDirectory
-from engine.runtime import Runtime, Stopped
 from engine.teacher import teacher_config
 from tests.engine.runs import TINY, Run, contents
 

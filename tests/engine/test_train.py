@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import train
+from core.runtime import Runtime
 from data.spec import Batch
-from engine.runtime import Runtime
 from engine.train import Training
 from models.checkpoint import load_weights
 from tests.engine.runs import checkpoint, differing

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import yaml
 
-from engine.build import build
-from engine.check import MISSING
+from core.build import build
+from core.check import MISSING
 from engine.config import ROOT
 from engine.trust import read_found
 
@@ -25,8 +25,8 @@ CODE = [
     "engine.run.shutil.rmtree",
     "engine.run.RunDirectory",
     "engine.train.run",
-    "engine.build.functools.partial",
-    "models.teacher.load_weights",
+    "core.build.functools.partial",
+    "models.pretrained.load_weights",
     "data.files.np.load",
     "data.files:npz",
     "data.files.npz.__globals__",

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from core.objective import Objective, Weighted
+from core.runtime import Runtime
 from data.spec import InputSpec
-from engine.objective import Objective, Weighted
-from engine.runtime import Runtime
 from generators.base import SynthesisTerm
 from generators.generative import GenerativeSource
 from generators.networks import ImageGenerator

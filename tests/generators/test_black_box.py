@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import torch
 
+from core.runtime import Runtime
 from engine.config import ConfigError, compose, plain
 from engine.parts import build_dataset
-from engine.runtime import Runtime
+from engine.queries import planned_queries
 from engine.train import run
-from generators.black_box import planned_queries
 from models.black_box import BlackBox
 from models.checkpoint import save_network
 from tests.test_contracts import learn, make, same, small, teacher_for

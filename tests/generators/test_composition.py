@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
+from core.runtime import Stopped
 from engine.parts import Parts
-from engine.runtime import Stopped
 from generators.variables import one_hot
 from tests.test_contracts import learn, make, same, snapshot
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from distillers.contrast import supervised_contrast
-from engine.runtime import Runtime
+from core.functional import supervised_contrast
+from core.runtime import Runtime
 from generators.base import Synthesis
 from generators.contrast import InstanceContrast, SupervisedContrast
 from generators.terms import Activation, Adversarial, BatchNormStatistics, OneHot

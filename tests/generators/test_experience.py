@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
+from core.objective import Losses
+from core.runtime import Runtime
 from data.spec import Batch
-from engine.objective import Losses
-from engine.runtime import Runtime
 from generators.experience import Experience
 from models.black_box import BlackBox
 from tests.generators.small import CLASSES, SPEC, generative

@@ -8,8 +8,8 @@ import itertools
 import pytest
 import torch
 
+from core.runtime import Runtime
 from data.augment import RandomAffine
-from engine.runtime import Runtime
 from generators.base import Synthesis, SynthesisTerm
 from generators.terms import Adversarial, BatchNormStatistics, InformationEntropy, OneHot
 from tests.generators.small import (

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from engine.runtime import Runtime
+from core.runtime import Runtime
 from generators.observer import check_statistics
 from generators.terms import Adversarial, OneHot
 from tests.generators.small import generative, objective, teacher

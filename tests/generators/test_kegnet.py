@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from core.objective import Objective, Weighted
+from core.runtime import Runtime
 from data.spec import InputSpec
-from engine.objective import Objective, Weighted
-from engine.runtime import Runtime
 from generators.base import Synthesis
 from generators.latent import LatentDiversity, LatentNorm, LatentReconstruction
 from generators.networks import GeneratorEnsemble, ImageGenerator

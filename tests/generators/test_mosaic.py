@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from core.objective import Objective, Weighted
+from core.runtime import Runtime
+from core.schedules import cosine
 from data.dataset import DataFreeError, Dataset
 from data.photographs import photographs
-from engine.objective import Objective, Weighted
-from engine.runtime import Runtime
-from engine.schedules import cosine
 from generators.base import Synthesis
 from generators.generative import GenerativeSource
 from generators.mosaic import Entropy, OutOfDomain, OutOfDomainReplay, PatchDiscrimination

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from core.runtime import Runtime
 from data.spec import InputSpec
-from engine.runtime import Runtime
 from generators.networks import ImageGenerator
 from generators.replay import VAE, EMAGenerator, Replay
 from generators.terms import OneHot

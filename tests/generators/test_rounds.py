@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from engine.runtime import Runtime, Stopped
+from core.runtime import Runtime, Stopped
 from generators.rounds import draw_classes
 from generators.terms import L2, Adversarial, BatchNormStatistics, OneHot, TotalVariation
 from generators.views import Jitter

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from engine.objective import Losses
+from core.objective import Losses
 from generators.terms import OneHot
 from tests.generators.small import inversion, objective
 

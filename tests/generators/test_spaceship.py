@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from core.objective import Losses
+from core.runtime import Runtime
 from data.spec import Batch
-from engine.objective import Losses
-from engine.runtime import Runtime
 from generators.networks import GeneratorEnsemble, ImageGenerator
 from generators.rounds import RoundSource
 from generators.spaceship import FeatureExchange, exchange_channels

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from engine.runtime import Runtime
+from core.runtime import Runtime
 from generators.networks import ImageGenerator
 from generators.replay import VAE
 from tests.generators.small import CLASSES, SPEC, same, snapshot, teacher

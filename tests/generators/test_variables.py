@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from engine.runtime import Runtime
+from core.runtime import Runtime
 from generators.base import Synthesis
 from generators.networks import ImageGenerator
 from generators.rounds import draw_classes

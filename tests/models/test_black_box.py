@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from core.runtime import Runtime
 from data.spec import InputSpec
-from engine.runtime import Runtime
 from models.black_box import (
     BlackBox,
     Meter,
@@ -19,7 +19,7 @@ from models.black_box import (
 )
 from models.classifier import Classifier
 from models.digits import DigitsCNN
-from models.teacher import freeze
+from models.pretrained import freeze
 
 SPEC = InputSpec((1, 4, 4), (-1.0, 3.0), (0.3,), (0.4,))
 

@@ -18,7 +18,7 @@ from data.spec import InputSpec
 from models.checkpoint import FORMAT, load_weights
 from models.classifier import Classifier
 from models.digits import DigitsCNN
-from models.teacher import check_network, load_classifier
+from models.pretrained import check_network, load_classifier
 
 SPEC = InputSpec((1, 8, 8), (0.0, 1.0), (0.3,), (0.4,))
 State = dict[str, Tensor]

@@ -12,7 +12,7 @@ from data.spec import InputSpec
 from models.checksum import KEY, check, with_checksum
 from models.classifier import Classifier
 from models.digits import DigitsCNN
-from models.teacher import save_network
+from models.pretrained import save_network
 
 
 def test_files_of_equal_networks_are_equal(tmp_path: Path) -> None:

@@ -11,8 +11,8 @@ from omegaconf import OmegaConf
 from torch import nn
 from torch.nn import functional as F
 
+from core.check import SPECIAL
 from data.spec import InputSpec
-from engine.check import SPECIAL
 from models.classifier import Classifier
 from models.lenet import LeNet5
 from models.mobilenet import InvertedResidual, MobileNetV2

@@ -9,8 +9,8 @@ from PIL import Image
 
 from data.spec import InputSpec
 from models.checkpoint import load_weights
+from models.pretrained import freeze, load_classifier
 from models.resnet_cifar import resnet_cifar
-from models.teacher import freeze, load_classifier
 
 
 def cifar_test_images(shared: Path, count: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from core.objective import Objective, Weighted
 from data.spec import InputSpec
-from engine.objective import Objective, Weighted
 from generators.observer import unread_statistics
 from generators.terms import BatchNormStatistics
 from models.check import check_network

@@ -10,15 +10,15 @@ import torch
 from torch import Tensor
 from torchvision.models import mobilenet_v2
 
+from core.objective import Objective, Weighted
+from core.runtime import Runtime
 from data.spec import Batch, InputSpec
-from distillers.adapters import to_map
 from distillers.attention import AttentionTransfer
 from distillers.distiller import Distiller, resolve_taps, student_taps
-from engine.objective import Objective, Weighted
-from engine.runtime import Runtime
 from models.classifier import Classifier
 from models.digits import DigitsCNN
 from models.external import timm_model, torchvision_model
+from models.features import to_map
 from models.stages import channels_last, dry_pass
 
 TORCHVISION: list[tuple[str, dict[str, Any], list[str]]] = [

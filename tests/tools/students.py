@@ -13,7 +13,7 @@ from engine.config import ROOT
 from engine.parts import build_network
 from models.checkpoint import save_network
 from models.classifier import Classifier
-from models.teacher import freeze
+from models.pretrained import freeze
 
 CLASSES = ("cat", "dog", "émeu", "no", "1e3")
 

@@ -12,14 +12,14 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from core.runtime import Runtime
 from data.dataset import Split
 from data.spec import InputSpec
 from engine.config import compose, plain
 from engine.parts import blank_teacher, build_dataset, build_network
-from engine.runtime import Runtime
 from engine.train import run as train
 from models.classifier import Classifier
-from models.teacher import save_network
+from models.pretrained import save_network
 from tools.evaluate import main
 
 SMALL = ["device=cpu", "teacher.model.width=8", "student.model.width=4", "steps=4", "batch_size=8"]

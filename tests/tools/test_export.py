@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from core.runtime import Runtime
 from data.spec import InputSpec
 from engine.config import compose
-from engine.runtime import Runtime
 from engine.train import run as train
 from tests.tools.students import CLASSES, made, needs_onnx, node_of, raw
 from tools.export import main, probes

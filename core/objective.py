@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from engine.schedules import Factor
+from core.schedules import Factor
 
 FAILED = "failed_loss"  # of an exception: name and term, where a loss raised it
 

@@ -1,21 +1,55 @@
-"""Whether a failure, or a size, is more than the memory that there is."""
+"""Whether sizes, or a failure, are more than the memory that there is."""
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from data.memory import check_memory
-
 # How PyTorch's allocators say so where it is no OutOfMemoryError, and its sizes before them.
 WORDS: tuple[str, ...] = ("can't allocate memory", "not enough memory", "CUDA out of memory")
 WORDS += ("storage size calculation overflowed", "would overflow", "array is too big")
+CONTAINER_LIMIT = Path("/sys/fs/cgroup/memory.max")  # holds "max" where there is none
+
+
+def machine_memory() -> int:
+    """Bytes of memory of this machine, or of the container that the process runs in."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        return min(total, int(CONTAINER_LIMIT.read_text()))
+    except (OSError, ValueError):
+        return total
+
+
+def check_memory(needed: int, what: str, advice: str) -> None:
+    """Refuse what this machine cannot hold.
+
+    Args:
+        needed: bytes.
+        what: takes them, for the message.
+        advice: what the user can do.
+
+    Raises:
+        ValueError: for more bytes than there are, whether or not they are free.
+    """
+    if needed > (there := machine_memory()):
+        raise ValueError(
+            f"{what} would take {_gibibytes(needed)}, but this machine has {_gibibytes(there)} of "
+            f"memory: {advice}"
+        )
+
+
+def _gibibytes(count: int) -> str:
+    if count > 2**80:  # such numbers may be too large to divide or to print
+        return "more than 2^50 GiB"
+    return f"{count / 2**30:,.1f} GiB"
 
 
 def is_exhausted(error: BaseException) -> bool:

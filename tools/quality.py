@@ -1,7 +1,7 @@
 """How much a network's layers have to teach: Q = S + √(I·E), and its three parts.
 
-python -m distillers.quality RUN              the stages of the network that a run has trained
-python -m distillers.quality RUN PATH...      other modules of it
+python -m tools.quality RUN              the stages of the network that a run has trained
+python -m tools.quality RUN PATH...      other modules of it
 
 This is the measure by which feature-only distillation chooses the teacher's layers (Cooper et al.,
 Logit-Based Losses Limit the Effectiveness of Feature Knowledge Distillation, 2025,
@@ -21,13 +21,13 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 
+from core.runtime import Runtime
 from data.dataset import Dataset
-from distillers.base import stage_taps
 from engine.config import plain
 from engine.parts import build_dataset, build_network
-from engine.runtime import Runtime
 from models.classifier import Classifier
-from models.teacher import freeze, load_classifier
+from models.pretrained import freeze, load_classifier
+from models.taps import stage_taps
 
 PER_CLASS = 500  # the authors' limit
 BATCH = 256
@@ -110,7 +110,7 @@ def measure(run: Path, paths: Sequence[str] = (), inputs: int = 5000) -> dict[st
 
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m distillers.quality",
+        prog="python -m tools.quality",
         description="Measure which layers of a trained network are worth distilling.",
     )
     parser.add_argument("run", type=Path, help="directory of the run that trained the network")

@@ -12,12 +12,13 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from data import label_embeddings as module
+from core.runtime import Runtime
 from data.builtin import digits
-from data.label_embeddings import BUILT_IN, built_in_names, label_embeddings, main
+from data.label_embeddings import BUILT_IN, label_embeddings
 from engine.config import compose, plain
 from engine.parts import build_dataset
-from engine.runtime import Runtime
+from tools import label_embeddings as module
+from tools.label_embeddings import built_in_names, main
 
 DATA = ["digits", "mnist", "fashion_mnist", "kmnist", "svhn", "cifar10", "cifar100"]
 
@@ -73,7 +74,7 @@ def test_a_file_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert torch.equal(found, torch.tensor([[a, t], [a, k], [a, e]]))
     with safe_open(out, "pt") as file:
         command = file.metadata()["command"]
-    assert command.startswith("python -m data.label_embeddings maple_tree cat cat 'fire truck'")
+    assert command.startswith("python -m tools.label_embeddings maple_tree cat cat 'fire truck'")
 
 
 @pytest.mark.usefixtures("letters")
@@ -84,7 +85,7 @@ def test_a_missing_name_comes_with_the_command_that_helps(
     wanted = ["cat", "Bob's", "unicorn"]
     with pytest.raises(ValueError, match="no embedding of Bob's, unicorn") as caught:
         label_embeddings(wanted)
-    command = str(caught.value).partition("python -m data.label_embeddings ")[2]
+    command = str(caught.value).partition("python -m tools.label_embeddings ")[2]
     arguments = shlex.split(command)
     assert main(arguments) == 0
     assert len(label_embeddings(wanted, arguments[-1])) == 3

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from distillers.quality import main, measure, quality
+from core.runtime import Runtime
 from engine.config import compose
-from engine.runtime import Runtime
 from engine.train import run
+from tools.quality import main, measure, quality
 
 
 def test_by_naive_loops() -> None:

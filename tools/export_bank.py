@@ -1,8 +1,8 @@
 """Write the bank of a run, the inputs that it synthesized and still holds, as a data set.
 
-python -m generators.export_bank RUN OUT.npz      arrays, for data=npz
-python -m generators.export_bank RUN OUT          a folder of PNG files, for data=image_folder
-python -m generators.export_bank RUN OUT trust=[audio]     may run the module audio, if RUN names it
+python -m tools.export_bank RUN OUT.npz      arrays, for data=npz
+python -m tools.export_bank RUN OUT          a folder of PNG files, for data=image_folder
+python -m tools.export_bank RUN OUT trust=[audio]     may run the module audio, if RUN names it
 
 Training data are the bank's images with the classes that were aimed at. Test data are those that
 the run was evaluated on, because a data set needs some, and a student of the exported inputs is to
@@ -27,11 +27,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from core.files import PARTIAL, write_whole
+from core.runtime import Runtime
 from data.dataset import Dataset
 from engine.checkpoints import Checkpoints, files, read
-from engine.files import PARTIAL, write_whole
 from engine.parts import build_dataset
-from engine.runtime import Runtime
 from engine.trust import read_found
 
 Arrays = dict[str, NDArray[Any]]
@@ -80,7 +80,7 @@ def export(run: Path, out: Path, trusted: Sequence[str] = ()) -> str:
 
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m generators.export_bank",
+        prog="python -m tools.export_bank",
         description="Write the inputs that a run synthesized, and still holds, as a data set.",
     )
     parser.add_argument("run", type=Path, help="the run's directory")

@@ -10,16 +10,16 @@ import torch
 import yaml
 from PIL import Image
 
+from core.runtime import Runtime
 from data.builtin import digits
 from data.dataset import Dataset
 from data.files import image_folder, npz
 from engine.config import compose, plain
 from engine.parts import blank_teacher, build_dataset
 from engine.run import RunDirectory
-from engine.runtime import Runtime
 from engine.train import run as train
-from generators.export_bank import main
 from models.checkpoint import save_network
+from tools.export_bank import main
 
 SMALL = ["device=cpu", "teacher.model.width=8", "student.model.width=4", "steps=4", "batch_size=8"]
 SMALL += ["evaluations=1", "checkpoints=1", "method=deep_inversion"]
@@ -152,7 +152,7 @@ def other_data(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
             return images.reshape(-1, 4, 5, channels), np.arange(len(classes))
 
         dataset = Dataset("other", {"test": read}, classes, Runtime("cpu"))
-        monkeypatch.setattr("generators.export_bank.build_dataset", lambda *_: dataset)
+        monkeypatch.setattr("tools.export_bank.build_dataset", lambda *_: dataset)
 
     return use
 

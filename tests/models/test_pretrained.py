@@ -20,7 +20,7 @@ from models.checkpoint import load_weights, save_network
 from models.classifier import Classifier
 from models.digits import DigitsCNN
 from models.lenet import LeNet5
-from models.teacher import freeze, load_classifier
+from models.pretrained import freeze, load_classifier
 
 SPEC = InputSpec((1, 8, 8), (0.0, 1.0), (0.3,), (0.4,))
 CLASSES = tuple("abcde")

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from engine.objective import Objective, Weighted
-from engine.schedules import constant, until
+from core.objective import Objective, Weighted
+from core.schedules import constant, until
 
 
 class Square(nn.Module):

@@ -11,11 +11,11 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from engine.annotations import MISSING, check_type, hints_of, shorten
+from core.annotations import MISSING, check_type, hints_of, shorten
 
 SPECIAL = {"_target_", "_partial_", "_training_"}  # never arguments of the target
 
-# What the engine hands to any target whose signature names it (see engine.build).
+# What the engine hands to any target whose signature names it (see core.build).
 AVAILABLE = {
     "spec",
     "num_classes",

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from engine.schedules import Factor, Schedule, constant, cosine, multistep, until
+from core.schedules import Factor, Schedule, constant, cosine, multistep, until
 
 
 def test_constant() -> None:

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from core.runtime import Runtime
 from engine.config import compose
-from engine.runtime import Runtime
 
 SETTINGS = [(torch.backends.cudnn, name) for name in ("deterministic", "benchmark", "allow_tf32")]
 SETTINGS.append((torch.backends.cuda.matmul, "allow_tf32"))

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from data.spec import InputSpec
-from engine.ema import EMA
 from models.classifier import Classifier
+from models.ema import EMA
 
 
 def make_student(taps: tuple[str, ...] = ()) -> Classifier:

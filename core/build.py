@@ -11,9 +11,9 @@ from typing import Any, get_args, get_origin
 import torch
 from torch import Tensor, nn
 
-from engine.annotations import hints_of, is_part, say, shorten
-from engine.check import SPECIAL, is_target, parameters_of
-from engine.memory import check_weights, is_exhausted
+from core.annotations import hints_of, is_part, say, shorten
+from core.check import SPECIAL, is_target, parameters_of
+from core.memory import check_weights, is_exhausted
 
 ONLY_WITH = {"objective": "synthesis", "teacher": "needs_teacher"}  # keys that parts come with
 
