@@ -21,14 +21,11 @@ class Losses:
     Args:
         total: carries the gradient.
         terms: each weighted term, detached.
-        per_input: [B], how far the student is from the teacher on each input, where the source
-            keeps its inputs.
         teacher_logits: [B, C], the teacher's answers, where it has any part in the losses.
     """
 
     total: Tensor
     terms: dict[str, Tensor]
-    per_input: Tensor | None = None
     teacher_logits: Tensor | None = None
 
 

@@ -9,7 +9,6 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from core.functional import kl_divergences
 from core.objective import Losses, Objective
 from core.runtime import Runtime
 from data.spec import Batch
@@ -136,8 +135,6 @@ class Distiller(nn.Module):
         losses.total = losses.total + 0 * student.logits.sum()
         if teacher is not None:
             losses.teacher_logits = teacher.logits
-            if batch.index is not None:
-                losses.per_input = kl_divergences(student.logits.detach(), teacher.logits.detach())
         return losses
 
     @torch.no_grad()

@@ -9,18 +9,15 @@ from torch import Tensor
 
 from data.spec import InputSpec
 
-Policy = Literal["fifo", "reservoir", "priority"]
-UNKNOWN = -1.0  # the loss of an input that no student has learned from yet
-PER_ENTRY = ("images", "labels", "rounds", "losses", "answers")
+Policy = Literal["fifo", "reservoir"]
+PER_ENTRY = ("images", "labels", "rounds", "answers")
 
 
 class Bank:
-    """At most ``capacity`` inputs as uint8, with their class, round and last known student loss.
+    """At most ``capacity`` inputs as uint8, with their class and round.
 
     ``fifo`` keeps the latest inputs. ``reservoir`` keeps a uniform sample of all that were ever
-    added (Algorithm R, Vitter 1985). Both draw uniformly. ``priority`` keeps the latest and draws
-    in proportion to the loss that :meth:`update` was told; an input without one counts as the
-    largest that is known, so that it is seen soon (Schaul et al., ICLR 2016).
+    added (Algorithm R, Vitter 1985). Both draw uniformly.
 
     A value is off by at most 1/510 of the range. Images lie on the device where they take no more
     than half of the memory that is free there, and else on the host, where each draw has to wait
@@ -31,11 +28,11 @@ class Bank:
         spec: of the inputs.
         capacity: how many are kept.
         device: where drawn inputs are wanted, and where the generators given draw.
-        policy: which inputs are kept, and how they are drawn.
+        policy: which inputs are kept.
         answers: how many values of a teacher's answer are kept with each input.
 
     Attributes:
-        images, labels, rounds, losses, answers: by slot; the last slot takes what is not kept.
+        images, labels, rounds, answers: by slot; the last slot takes what is not kept.
 
     Raises:
         ValueError: for a capacity below 1, or a policy that does not exist.
@@ -65,7 +62,6 @@ class Bank:
         self.images = torch.empty((slots, *spec.shape), dtype=torch.uint8, device=place)
         self.labels = torch.empty(slots, dtype=torch.int64, device=device)
         self.rounds = torch.empty(slots, dtype=torch.int32, device=device)
-        self.losses = torch.empty(slots, device=device)
         self.answers = torch.empty(slots, answers, device=device)
 
     def __len__(self) -> int:
@@ -83,7 +79,7 @@ class Bank:
 
         Args:
             round: of synthesis that they come from; one number for all.
-            generator: what a reservoir chooses with; no other policy needs one.
+            generator: what a reservoir chooses with; fifo needs none.
             answers: a teacher's logits on the inputs, where the bank keeps them.
         """
         slot = self._slots(len(images), generator)
@@ -93,16 +89,15 @@ class Bank:
             self.answers[slot] = answers.detach()
         self.labels[slot] = labels.to(self.device)
         self.rounds.index_fill_(0, slot, round)
-        self.losses.index_fill_(0, slot, UNKNOWN)
         self.added += len(images)
 
     def sample(self, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """Draw with replacement: images [size, *shape] in the range, labels and indices [size].
 
-        An index points into ``rounds`` and ``losses`` too, until the next :meth:`add`.
+        An index points into ``rounds`` and ``answers`` too, until the next :meth:`add`.
         """
         assert len(self), "nothing was added yet"
-        index = self._draw(size, generator)
+        index = torch.randint(len(self), (size,), generator=generator, device=self.device)
         drawn = self.images[index.to(self.images.device)]
         if drawn.device.type != self.device.type:  # page-locked, so that the copy holds up nothing
             drawn = drawn.pin_memory()
@@ -112,18 +107,6 @@ class Bank:
     def rounded(self, images: Tensor) -> Tensor:
         """What :meth:`sample` would give of these images: in the range, in steps of 1/255."""
         return self._restore(self._quantize(images))
-
-    def update(self, index: Tensor, loss: Tensor) -> None:
-        """Remember the student's losses [B] on drawn inputs; of one drawn twice, the larger.
-
-        Args:
-            index: [B], from the latest :meth:`sample`.
-            loss: [B], one for each input; what is negative counts as 0.
-        """
-        assert index.shape == loss.shape, "one loss for each input"
-        # The maximum, unlike an assignment, is the same bits in whatever order a GPU writes.
-        loss = loss.detach().to(self.losses).clamp_min(0)
-        self.losses.scatter_reduce_(0, index, loss, "amax", include_self=False)
 
     def state_dict(self) -> dict[str, Any]:
         """Its tensors share the bank's memory where that is the host's, and hold no more than what
@@ -172,22 +155,6 @@ class Bank:
         order = torch.arange(size, device=self.device)
         last = order.new_full((self.capacity + 1,), -1).scatter_reduce_(0, slot, order, "amax")
         return torch.where(last[slot] == order, slot, self.capacity)  # as one by one: the last wins
-
-    def _draw(self, size: int, generator: torch.Generator) -> Tensor:
-        """Indices of kept inputs [size], with replacement."""
-        filled = len(self)
-        if self.policy != "priority":
-            return torch.randint(filled, (size,), generator=generator, device=self.device)
-        losses = self.losses[:filled]
-        largest = losses.amax()
-        losses = torch.where(losses < 0, largest, losses).clamp_min(0)
-        # Whole numbers add up to the same in whatever order a GPU does it, unlike fractions; one
-        # more for each input keeps all of them possible.
-        share = (losses / largest.clamp_min(1e-12)).double()
-        ends = ((share * 2**30).long() + 1).cumsum(0)
-        u = torch.rand(size, dtype=torch.float64, generator=generator, device=self.device)
-        position = (u * ends[-1]).long()
-        return torch.searchsorted(ends, position, right=True).clamp_max(filled - 1)
 
 
 def _place(size: int, device: torch.device) -> torch.device:

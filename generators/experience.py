@@ -28,8 +28,7 @@ class Experience:
         runtime: device and noise.
         batches: of stored inputs that follow each update.
         capacity: inputs kept.
-        policy: which are kept and drawn; see :class:`~generators.bank.Bank`. ``priority`` goes by
-            KL(p_t ‖ p_s) at the time of the latest replay.
+        policy: which are kept; see :class:`~generators.bank.Bank`.
 
     Raises:
         ValueError: for fewer than one batch, and as the bank does.
@@ -60,25 +59,22 @@ class Experience:
         return periods * self.batches + max(0, rest - (period - self.batches))
 
     def draw(self, size: int, noise: torch.Generator) -> Batch:
-        """Stored inputs with their answers; an index only where the student's loss is asked for."""
+        """Stored inputs with their answers."""
         images, label, index = self.bank.sample(size, noise)
-        told = index if self.bank.policy == "priority" else None
-        return Batch(images, images, label, told, self.bank.answers[index])
+        return Batch(images, images, label, None, self.bank.answers[index])
 
     def rounded(self, images: Tensor) -> Tensor:
         """The images as they will be stored."""
         return self.bank.rounded(images)
 
     def learned(self, batch: Batch, losses: Losses) -> None:
-        """Store a fresh batch, or how far the student was from the answers on a replayed one.
+        """Store a fresh batch.
 
         Raises:
             ValueError: where the student's terms asked the teacher nothing.
         """
         if batch.teacher_logits is not None:
-            if batch.index is not None and losses.per_input is not None:
-                self.bank.update(batch.index, losses.per_input)
-            return
+            return  # it was replayed
         answers = losses.teacher_logits
         if answers is None:
             raise ValueError(

@@ -123,8 +123,7 @@ class RoundSource:
         return Batch(images, images, label, index)
 
     def learned(self, batch: Batch, losses: Losses) -> None:
-        if batch.index is not None and losses.per_input is not None:
-            self.bank.update(batch.index, losses.per_input)
+        """Nothing: what is drawn does not depend on it."""
 
     def report(self) -> dict[str, Tensor | float]:
         """The terms at the end of the latest round; its learning rate has come to its end there."""

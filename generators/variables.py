@@ -114,23 +114,21 @@ class Generated(Variable):
 class MetaGenerated(Variable):
     """A generator that learns to be a good start for the rounds (FastDFKD, AAAI 2022).
 
-    A round adapts a copy θ' of the generator's weights θ together with fresh latents. ``fomaml``
-    then takes one step of θ along the sum of the gradients that θ' met on its way, as in the
-    authors' code (Finn et al., 2017, without second derivatives); ``reptile`` one along θ − θ'
-    (Nichol et al., 2018). Ranks adapt copies of their own and average that one step.
+    A round adapts a copy θ' of the generator's weights θ together with fresh latents. Then θ takes
+    one step along the sum of the gradients that θ' met on its way, as in the authors' code
+    (first-order MAML, Finn et al., 2017). Ranks adapt copies of their own and average that step.
 
     Args:
         generator: θ.
         runtime: device, compilation and ranks.
         meta_optimizer: called with the generator's parameters, gives the optimizer of θ.
-        rule: "fomaml" or "reptile".
         lr_latent: learning rate of the latents; None leaves them as they were drawn.
         reset_layer: name of a layer of the generator that is initialised anew once, on all ranks
             alike: the first one. The authors' code resets the BatchNorm behind it as well.
         reset_round: when.
 
     Raises:
-        ValueError: for an unknown rule or layer.
+        ValueError: for an unknown layer.
     """
 
     adapted: GeneratorNetwork
@@ -140,20 +138,17 @@ class MetaGenerated(Variable):
         generator: GeneratorNetwork,
         runtime: Runtime,
         meta_optimizer: Callable[..., torch.optim.Optimizer],
-        rule: str = "fomaml",
         lr_latent: float | None = 1e-2,
         reset_layer: str = "linear",
         reset_round: int | None = None,
     ) -> None:
         super().__init__()
-        if rule not in ("fomaml", "reptile"):
-            raise ValueError(f"rule {rule!r} is none of: fomaml, reptile")
         layers = dict(generator.named_modules())
         if reset_layer not in layers:
             known = ", ".join(name for name, _ in generator.named_children())
             raise ValueError(f"the generator has no layer {reset_layer!r}; it has: {known}")
         self.generator: GeneratorNetwork = runtime.prepare(generator).train()  # type: ignore[assignment]
-        self.rule, self.lr_latent, self.runtime = rule, lr_latent, runtime
+        self.lr_latent, self.runtime = lr_latent, runtime
         self.reset_layer, self.reset_round = reset_layer, reset_round
         self.meta_optimizer = meta_optimizer(self.generator.parameters())
         # not a child: it is a copy of the generator at the start of every round
@@ -175,16 +170,13 @@ class MetaGenerated(Variable):
 
     @torch.no_grad()
     def after_backward(self) -> None:
-        if self.rule == "fomaml":
-            for kept, met in self._pairs():
-                if met.grad is not None:
-                    kept.grad = met.grad.clone() if kept.grad is None else kept.grad + met.grad
+        pairs = zip(self.generator.parameters(), self.adapted.parameters(), strict=True)
+        for kept, met in pairs:
+            if met.grad is not None:
+                kept.grad = met.grad.clone() if kept.grad is None else kept.grad + met.grad
 
     @torch.no_grad()
     def end(self) -> None:
-        if self.rule == "reptile":
-            for kept, met in self._pairs():
-                kept.grad = kept - met
         gradients = [p.grad for p in self.generator.parameters() if p.grad is not None]
         self.runtime.average(gradients)
         self.meta_optimizer.step()
@@ -195,10 +187,6 @@ class MetaGenerated(Variable):
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         self.meta_optimizer.load_state_dict(state["meta_optimizer"])
-
-    def _pairs(self) -> list[tuple[nn.Parameter, nn.Parameter]]:
-        adapted = self.adapted.parameters()
-        return list(zip(self.generator.parameters(), adapted, strict=True))
 
 
 class NoisyLayer(Variable):

@@ -107,16 +107,16 @@ def test_a_resumed_run_ends_in_the_same_bits(
 def test_a_bank_on_the_host_is_the_bank_on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the images do not fit beside the networks."""
     spec, device = InputSpec((1, 8, 8)), torch.device("cuda", torch.cuda.current_device())
-    on_device = Bank(spec, 20, device, "priority")
+    on_device = Bank(spec, 20, device, "reservoir")
     with monkeypatch.context() as patched:
         patched.setattr("generators.bank._place", lambda size, device: torch.device("cpu"))
-        on_host, restored = (Bank(spec, 20, device, "priority") for _ in range(2))
+        on_host, restored = (Bank(spec, 20, device, "reservoir") for _ in range(2))
     assert on_host.images.device.type == "cpu"
     noise = torch.Generator("cuda").manual_seed(0)
     for i in range(3):
         images = torch.rand(8, *spec.shape, device=device, generator=noise)
         for bank in (on_device, on_host):
-            bank.add(images, torch.arange(8, device=device), i)
+            bank.add(images, torch.arange(8, device=device), i, noise.clone_state())
     restored.load_state_dict(on_host.state_dict())
     drawn = [bank.sample(16, noise.clone_state()) for bank in (on_device, on_host, restored)]
     for images, labels, index in drawn:

@@ -201,21 +201,6 @@ def test_every_term_is_finite_in_float32(precision: str) -> None:
         assert parameter.grad.isfinite().all(), name
 
 
-def test_the_divergence_of_each_input_is_told_where_inputs_have_an_index() -> None:
-    teacher = make_teacher()
-    distiller = make(objective_of(kd=KD()), teacher)
-    batch = make_batch()
-    assert distiller(batch).per_input is None
-    batch.index = torch.arange(len(batch.student_input))
-    divergence = distiller(batch).per_input
-    with torch.no_grad():
-        distiller.train()
-        p_s = distiller.student(batch.student_input).logits.softmax(1)
-        p_t = distiller.teacher(batch.teacher_input).logits.softmax(1)
-    torch.testing.assert_close(divergence, (p_t * (p_t / p_s).log()).sum(1))
-    assert not divergence.requires_grad
-
-
 def test_known_answers_are_not_asked_for_again() -> None:
     teacher = make_teacher()
     distiller = make(objective_of(kd=KD(), ce=CrossEntropy()), teacher)

@@ -69,13 +69,12 @@ def test_values_out_of_range_are_clamped() -> None:
     torch.testing.assert_close(images[:, 0, 0, 0], labels * 4.0 - 1)
 
 
-@pytest.mark.parametrize("policy", ["fifo", "reservoir", "priority"])
+@pytest.mark.parametrize("policy", ["fifo", "reservoir"])
 @pytest.mark.parametrize("added", [2, 7])
 def test_state_round_trip(added: int, policy: Policy) -> None:
     bank = Bank(SPEC, 5, CPU, policy)
     images = flat(*torch.linspace(-1, 3, added).tolist())
     bank.add(images, torch.arange(added), 3, torch.Generator().manual_seed(5))
-    bank.update(torch.tensor([0, 1]), torch.tensor([0.5, 4.0]))
     file = io.BytesIO()
     torch.save(bank.state_dict(), file)
     file.seek(0)
@@ -87,7 +86,7 @@ def test_state_round_trip(added: int, policy: Policy) -> None:
         a = bank.sample(10, torch.Generator().manual_seed(seed))
         b = restored.sample(10, torch.Generator().manual_seed(seed))
         assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
-    for name in ("images", "labels", "rounds", "losses"):
+    for name in ("images", "labels", "rounds"):
         kept, again = (getattr(source, name)[: len(source)] for source in (bank, restored))
         assert torch.equal(kept, again), name
 
@@ -143,52 +142,6 @@ def test_reservoir_images_stay_with_their_labels() -> None:
     assert torch.equal(bank.rounds[index], (labels - labels % 9).int())
 
 
-def shares(bank: Bank, count: int = 20_000) -> Tensor:
-    """How often each input is drawn."""
-    _, labels, index = bank.sample(count, torch.Generator().manual_seed(0))
-    assert torch.equal(bank.labels[index], labels)
-    return torch.bincount(labels, minlength=bank.capacity) / count
-
-
-def test_priority_draws_in_proportion_to_the_last_loss() -> None:
-    bank = Bank(SPEC, 4, CPU, "priority")
-    bank.add(flat(0.0, 0.0, 0.0, 0.0), torch.arange(4))
-    torch.testing.assert_close(shares(bank), torch.full((4,), 0.25), atol=0.02, rtol=0)
-    bank.update(torch.arange(4), torch.tensor([9.0, 9.0, 9.0, 9.0]))
-    bank.update(torch.arange(4), torch.tensor([1.0, 2.0, 5.0, 0.0]))
-    expected = torch.tensor([1.0, 2.0, 5.0, 0.0]) / 8
-    torch.testing.assert_close(shares(bank), expected, atol=0.02, rtol=0)
-
-
-def test_priority_takes_what_is_new_for_the_hardest() -> None:
-    bank = Bank(SPEC, 3, CPU, "priority")
-    bank.add(flat(0.0, 0.0, 0.0), torch.arange(3))
-    bank.update(torch.tensor([0, 2]), torch.tensor([0.01, 0.03]))
-    expected = torch.tensor([1.0, 3.0, 3.0]) / 7
-    torch.testing.assert_close(shares(bank), expected, atol=0.02, rtol=0)
-    bank.add(flat(0.0), torch.tensor([0]))  # in the place of the easiest, whose loss goes with it
-    torch.testing.assert_close(shares(bank), torch.full((3,), 1 / 3), atol=0.02, rtol=0)
-
-
-def test_priority_without_any_loss_left_draws_uniformly() -> None:
-    bank = Bank(SPEC, 3, CPU, "priority")
-    bank.add(flat(0.0, 0.0, 0.0), torch.arange(3))
-    bank.update(torch.arange(3), torch.tensor([0.0, 0.0, -1e-7]))
-    torch.testing.assert_close(shares(bank), torch.full((3,), 1 / 3), atol=0.02, rtol=0)
-
-
-def test_update_takes_the_larger_of_two_losses_and_no_graph() -> None:
-    bank = Bank(SPEC, 3, CPU)
-    bank.add(flat(0.0, 0.0, 0.0), torch.arange(3))
-    bank.update(torch.tensor([1]), torch.tensor([7.0]))
-    loss = torch.tensor([2.0, 5.0, 3.0], requires_grad=True)
-    bank.update(torch.tensor([1, 1, 0]), loss)
-    assert bank.state_dict()["losses"].tolist() == [3.0, 5.0, -1.0]
-    bank.update(torch.tensor([2]), torch.tensor([-2.0]))  # known, and not the mark of unknown
-    assert bank.state_dict()["losses"].tolist() == [3.0, 5.0, 0.0]
-    assert not bank.losses.requires_grad
-
-
 def test_a_store_that_does_not_fit_lies_on_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
     cuda = torch.device("cuda", 0)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 4000))
@@ -223,7 +176,7 @@ def test_a_new_bank_is_empty() -> None:
 def test_mistakes() -> None:
     with pytest.raises(ValueError, match="at least 1, not 0"):
         Bank(SPEC, 0, CPU)
-    with pytest.raises(ValueError, match="one of fifo, reservoir, priority, not 'lifo'"):
+    with pytest.raises(ValueError, match="one of fifo, reservoir, not 'lifo'"):
         Bank(SPEC, 1, CPU, "lifo")  # type: ignore[arg-type]
     bank = Bank(SPEC, 5, CPU)
     bank.add(flat(0.0, 0.0, 0.0), torch.arange(3))

@@ -28,7 +28,7 @@ BESIDE = [
     "generator.conditioning=add",
     "+synthesis.terms.norm={weight:1.0,term:{_target_:generators.latent.LatentNorm}}",
     "source.replay={_target_:generators.replay.EMAGenerator,decay:0.9,fraction:0.25}",
-    "source.experience={_target_:generators.experience.Experience,batches:1,policy:priority}",
+    "source.experience={_target_:generators.experience.Experience,batches:1}",
     "source.views=[{_target_:generators.views.Jitter,pixels:1,flip:false}]",
     "source.reuse=false",
     "source.student_steps=2",
@@ -38,8 +38,7 @@ META = [
     *CLASSES,
     *CONTRASTS,
     "+synthesis.terms.balance={weight:5.0,term:{_target_:generators.terms.InformationEntropy}}",
-    "source.variable.rule=reptile",
-    "source.policy=priority",
+    "source.policy=reservoir",
     "source.student_steps=2",
     "source.warmup_rounds=1",
 ]

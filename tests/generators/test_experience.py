@@ -68,17 +68,6 @@ def test_a_replayed_batch_is_not_stored_again() -> None:
     assert len(stored.bank) == 6
 
 
-def test_priority_goes_by_the_students_divergence() -> None:
-    stored = experience(policy="priority")
-    stored.learned(*answered(0))
-    drawn = stored.draw(200, torch.Generator().manual_seed(0))
-    assert drawn.index is not None
-    loss = torch.where(drawn.index == 3, 10.0, 1e-6)
-    stored.learned(drawn, Losses(torch.zeros(()), {}, per_input=loss))
-    again = stored.draw(200, torch.Generator().manual_seed(1))
-    assert (again.index == 3).float().mean() > 0.95
-
-
 def test_answers_have_to_be_asked_for() -> None:
     batch, _ = answered(0)
     with pytest.raises(ValueError, match=r"add one that does, such as kd"):

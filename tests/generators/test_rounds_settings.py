@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from core.objective import Losses
 from generators.terms import OneHot
 from tests.generators.small import inversion, objective
 
@@ -83,16 +82,3 @@ def test_schedule_ends_the_round_gently() -> None:
     still = inversion(iterations=1, schedule=lambda progress: 0.0)
     still.next()
     assert torch.equal(still.bank.images[:8], source.bank.images[:8])
-
-
-def test_what_the_student_finds_hard_is_drawn_more_often() -> None:
-    source = inversion(policy="priority", batch_size=400, student_steps=100, capacity=8)
-    batch = source.next()
-    hard = batch.index == 3
-    source.learned(batch, Losses(torch.zeros(()), {}, torch.where(hard, 10.0, 0.1)))
-    again = source.next().index
-    assert (again == 3).float().mean() > 0.8
-    plain = inversion(batch_size=400, student_steps=100, capacity=8)
-    batch = plain.next()
-    plain.learned(batch, Losses(torch.zeros(()), {}, torch.where(batch.index == 3, 10.0, 0.1)))
-    assert (plain.next().index == 3).float().mean() < 0.3

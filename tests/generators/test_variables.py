@@ -31,8 +31,8 @@ def noise(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def meta(rule: str, **kwargs: Any) -> MetaGenerated:
-    return MetaGenerated(network(), Runtime(device="cpu"), SGD, rule, **kwargs)
+def meta(**kwargs: Any) -> MetaGenerated:
+    return MetaGenerated(network(), Runtime(device="cpu"), SGD, **kwargs)
 
 
 def adapt(variable: MetaGenerated, iterations: int, lr: float) -> list[list[Tensor]]:
@@ -55,7 +55,7 @@ def test_fomaml_is_mamls_gradient_without_second_derivatives() -> None:
     """Through one inner step by autograd: d L(θ − α g(θ)) / dθ with g held constant is what θ'
     meets at its second look, and the authors add what it meets at its first."""
     lr = 0.1
-    variable = meta("fomaml", lr_latent=None)
+    variable = meta(lr_latent=None)
     start = {k: p.detach().clone() for k, p in variable.generator.named_parameters()}
     adapt(variable, 2, lr)
     found = [p.grad.clone() for p in variable.generator.parameters()]
@@ -81,17 +81,6 @@ def test_fomaml_is_mamls_gradient_without_second_derivatives() -> None:
         assert p.grad is None
 
 
-def test_reptile_goes_towards_the_adapted_weights() -> None:
-    variable = meta("reptile")
-    start = [p.detach().clone() for p in variable.generator.parameters()]
-    adapt(variable, 3, 0.1)
-    adapted = [p.detach().clone() for p in variable.adapted.parameters()]
-    assert any(not torch.equal(a, b) for a, b in zip(start, adapted, strict=True))
-    variable.end()
-    for a, b, p in zip(start, adapted, variable.generator.parameters(), strict=True):
-        torch.testing.assert_close(p.detach(), a + 0.5 * (b - a))
-
-
 def test_a_meta_round_starts_from_the_kept_weights_and_is_saved_with_its_optimizer() -> None:
     adam = functools.partial(torch.optim.Adam, lr=0.1)
     variable = MetaGenerated(network(), Runtime(device="cpu"), adam)
@@ -108,7 +97,7 @@ def test_a_meta_round_starts_from_the_kept_weights_and_is_saved_with_its_optimiz
 
 
 def test_the_layer_is_reset_once() -> None:
-    variable = meta("fomaml", reset_round=2)
+    variable = meta(reset_round=2)
     before = variable.generator.linear.weight.clone()
     for index, changes in ((0, False), (2, True), (3, False)):
         variable.begin(draw_classes(4, CLASSES, noise()), index, noise(index))
@@ -118,7 +107,7 @@ def test_the_layer_is_reset_once() -> None:
 
 def test_the_layer_is_reset_alike_on_every_rank() -> None:
     """The noise of a round is each rank's own."""
-    ranks = [meta("fomaml", reset_round=1) for _ in range(2)]
+    ranks = [meta(reset_round=1) for _ in range(2)]
     for rank, variable in enumerate(ranks):
         variable.begin(draw_classes(4, CLASSES, noise()), 1, noise(rank))
     one, two = (variable.generator.linear.weight for variable in ranks)
@@ -126,10 +115,8 @@ def test_the_layer_is_reset_alike_on_every_rank() -> None:
 
 
 def test_settings_that_do_not_exist() -> None:
-    with pytest.raises(ValueError, match="none of: fomaml, reptile"):
-        meta("maml")
     with pytest.raises(ValueError, match=r"no layer 'l1'; it has: linear, stages"):
-        meta("fomaml", reset_layer="l1")
+        meta(reset_layer="l1")
     with pytest.raises(ValueError, match=r"generator\.conditional=false"):
         NoisyLayer(network(conditional=True), one_hot(CLASSES), Runtime(device="cpu"))
 
@@ -209,7 +196,7 @@ def test_a_round_lowers_the_objective(kind: str) -> None:
     for iterations in (1, 100):
         variable = {
             "generated": lambda: Generated(network(), runtime),
-            "meta": lambda: meta("fomaml"),
+            "meta": lambda: meta(),
             "noisy": noisy,
         }[kind]()
         source = inversion(
