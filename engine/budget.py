@@ -56,14 +56,22 @@ def spell(seconds: float) -> str:
     return f"{hours:,} h {minutes} min" if minutes else f"{hours:,} h"
 
 
-def verdict(budget: float, taken: float) -> str:
-    """Why a run took another time than its budget; nothing where it is within 15 %."""
+def verdict(budget: float, taken: float, rounds: bool) -> str:
+    """Why a run took another time than its budget; nothing where it is within 15 %.
+
+    Args:
+        rounds: whether synthesis comes in rounds, which a run makes whole or not at all.
+    """
     if abs(taken / budget - 1) <= TOLERANCE:
         return ""
+    speed = "slower" if taken > budget else "faster"
+    reasons = [f"the machine was {speed} than when the first steps were timed"]
+    if rounds and taken < budget:
+        reasons.append("one more round of synthesis would not have fitted")
+    reasons.append("what a step costs has changed on the way")
     return (
-        f"this run took {spell(taken)} in all, and its budget was {spell(budget)}: the machine was "
-        f"{'slower' if taken > budget else 'faster'} than when the first steps were timed, or what "
-        "a step costs has changed on the way"
+        f"this run took {spell(taken)} in all, and its budget was {spell(budget)}: "
+        f"{', or '.join(reasons)}"
     )
 
 

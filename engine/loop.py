@@ -21,6 +21,7 @@ from engine.probe import Inputs
 from engine.result import finish, picture, summarize
 from engine.run import RunDirectory
 from engine.snapshot import put_back, take
+from generators.base import Practising
 from models.classifier import Classifier
 
 
@@ -248,7 +249,8 @@ class Training:
         """Why the run took another time than it was given, where it did."""
         if (budget := self.config["budget"]) is not None:
             taken = self._wall() + self.clock.seconds["timing"]
-            if words := verdict(parse_budget(budget), taken):
+            rounds = isinstance(self.parts.source, Practising)
+            if words := verdict(parse_budget(budget), taken, rounds):
                 print(words, flush=True)
 
     def _wall(self) -> float:

@@ -11,7 +11,7 @@ import platform
 import re
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -78,14 +78,15 @@ class RunDirectory:
     @contextmanager
     def claimed(self) -> Iterator[RunDirectory]:
         """Hold the directory; the lock goes with the process, however that ends."""
-        created = not self.path.exists()
+        created = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
         handle = self._claim()
         try:
             yield self
         finally:
             if handle is not None:
-                if created and not any(self.path.iterdir()):  # nothing was begun
-                    self.path.rmdir()
+                with suppress(OSError):  # where a folder holds something, and so those above it
+                    for folder in created:
+                        folder.rmdir()
                 os.close(handle)
 
     def _claim(self) -> int | None:

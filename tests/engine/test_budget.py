@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from engine.budget import Pace, Timing, parse_budget, spell
+from engine.budget import Pace, Timing, parse_budget, spell, verdict
 from generators.base import Workload
 
 
@@ -67,3 +67,13 @@ def test_a_budget_too_short_for_one_evaluation_is_refused() -> None:
         ValueError, match=r"budget=1s is too short: a single step takes about 2.1 s"
     ):
         timing(SimpleNamespace()).steps_within(0.9, "1s")
+
+
+def test_the_verdict_says_why_a_run_took_another_time() -> None:
+    assert verdict(100.0, 114.0, False) == ""
+    assert verdict(100.0, 86.0, True) == ""
+    slower = verdict(100.0, 120.0, True)
+    assert "took 2 min in all, and its budget was 1 min 40 s: the machine was slower" in slower
+    assert "round" not in slower
+    assert "one more round of synthesis would not have fitted" in verdict(100.0, 80.0, True)
+    assert "round" not in verdict(100.0, 80.0, False)

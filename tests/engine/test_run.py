@@ -119,6 +119,20 @@ def test_nothing_is_left_where_nothing_began(directory: RunDirectory) -> None:
     assert directory.path.exists()  # it was not ours to remove
 
 
+def test_folders_above_that_were_made_for_it_go_too(tiny: list[str], tmp_path: Path) -> None:
+    def claim(where: Path) -> None:
+        config = compose([*tiny, f"run_dir={where}"])
+        with pytest.raises(KeyError), RunDirectory(config, Runtime("cpu")).claimed():
+            raise KeyError
+
+    claim(tmp_path / "a" / "b" / "run")
+    assert not (tmp_path / "a").exists()
+    (tmp_path / "a").mkdir()
+    claim(tmp_path / "a" / "b" / "run")
+    assert (tmp_path / "a").exists()  # it was there
+    assert not any((tmp_path / "a").iterdir())
+
+
 def test_overwrite_starts_again(tiny: list[str], tmp_path: Path) -> None:
     arguments = [*tiny, f"run_dir={tmp_path / 'run'}", "steps=4"]
     assert train.main(arguments) == 0
