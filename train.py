@@ -16,7 +16,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from core.runtime import Runtime, Stopped
-from engine.catalogue import terms
+from engine.catalogue import losses
 from engine.config import ROOT, compose, groups
 from engine.console import explain, unbroken
 from engine.result import table
@@ -32,7 +32,7 @@ Examples:
   python train.py data=npz data.path=pathmnist.npz teacher=resnet18 student=resnet8x4
   python train.py student=wrn student.model.depth=22 student.model.width=2
   python train.py method=kd batch_size=64 optimizer.lr=0.05
-  python train.py method=kd data=cifar100 term=[at,rkd] distiller.terms.at.weight=500
+  python train.py method=kd data=cifar100 loss=[at,rkd] distiller.losses.at.weight=500
   torchrun --nproc-per-node=2 train.py device=cpu
 
 Flags:
@@ -100,8 +100,8 @@ def usage() -> str:
     lines = [__doc__ or "", "Groups (group=choice):"]
     for group, choices in groups().items():
         lines.append(f"  {group:<11} {' '.join(choices)}")
-    lines += ["", "Transfer terms (term=NAME or term=[NAME,NAME]): weight; taps; paper"]
-    for t in terms():
+    lines += ["", "Transfer losses (loss=NAME or loss=[NAME,NAME]): weight; taps; paper"]
+    for t in losses():
         lines.append(f"  {t.name:<11} {'; '.join(x for x in (t.weight, t.taps, t.paper) if x)}")
     lines += ["", "Keys (key=value; --show prints those of the groups too):"]
     text = (ROOT / "train.yaml").read_text().splitlines()

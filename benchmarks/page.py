@@ -50,10 +50,10 @@ that of a plain loop, in turn. Ratio of the two, below 1 where Reverie is faster
 """
 
 TERMS = """
-## What a term adds to a step
+## What a loss adds to a step
 
-`python benchmarks/term_time.py --json benchmarks/results/term_time_fp32.json`: a student step of
-plain KD and one with the term beside it, in turn. Ratio of the two: median, minimum and maximum.
+`python benchmarks/loss_time.py --json benchmarks/results/loss_time_fp32.json`: a student step of
+plain KD and one with the loss beside it, in turn. Ratio of the two: median, minimum and maximum.
 `dgkd` has no assistant here: each costs a forward pass more.
 """
 
@@ -65,7 +65,7 @@ DIAGNOSTICS = {
     "distance": "frechet_distance",
 }
 
-TERM_COLUMNS = "| term | KD alone | with the term | ratio |\n| --- | --- | --- | --- |\n"
+TERM_COLUMNS = "| loss | KD alone | with the loss | ratio |\n| --- | --- | --- | --- |\n"
 
 
 def page(tables: list[dict[str, Any]], records: Path) -> str:
@@ -77,7 +77,7 @@ def page(tables: list[dict[str, Any]], records: Path) -> str:
 
     steps = timed("step_time", step_line, "| not run yet | | | | | |\n")
     beside = timed("plain_step", plain_line, "| not run yet | | | |\n")
-    added = timed("term_time", term_table, "\nNot run yet.\n")
+    added = timed("loss_time", loss_table, "\nNot run yet.\n")
     tested = "".join(section(table, records) for table in tables)
     return (
         HEAD
@@ -134,12 +134,12 @@ def median(values: dict[str, float], unit: str = "") -> str:
     return f"{values['median']:.3f}{unit} ({values['min']:.3f}-{values['max']:.3f})"
 
 
-def term_table(figure: dict[str, Any]) -> str:
-    """One file of benchmarks/term_time.py."""
+def loss_table(figure: dict[str, Any]) -> str:
+    """One file of benchmarks/loss_time.py."""
     body = ""
-    for name, term in figure["terms"].items():
-        ratio = "{median:.2f} ({min:.2f}-{max:.2f})".format(**term["ratio"])
-        times = [f"{1000 * term[key]:.0f} ms" for key in ("kd_seconds", "seconds")]
+    for name, loss in figure["losses"].items():
+        ratio = "{median:.2f} ({min:.2f}-{max:.2f})".format(**loss["ratio"])
+        times = [f"{1000 * loss[key]:.0f} ms" for key in ("kd_seconds", "seconds")]
         body += f"| `{name}` | {' | '.join(times)} | {ratio} |\n"
     return f"\n{where(figure)}\n\n{TERM_COLUMNS}{body}"
 

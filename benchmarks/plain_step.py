@@ -5,7 +5,7 @@
 What is compared is what benchmarks/step_time.py measures: DAFL's generator step and five student
 steps, WRN-40-2 -> WRN-16-1, 32x32, batch 64. The plain loop does the same as anybody would write it
 today: frozen teacher, channels-last, fused optimizers, upsampling before each convolution; with the
-same networks and losses, and without Reverie's loop, sources, terms, views or checks. The two take
+same networks and losses, and without Reverie's loop, sources, losses, views or checks. The two take
 turns, so that what slows the machine slows both; a ratio below 1 says that Reverie is faster.
 """
 

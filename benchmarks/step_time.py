@@ -2,7 +2,7 @@
 
     python benchmarks/step_time.py [--repeat 10] [--json FILE] [key=value ...]
 
-WRN-40-2 -> WRN-16-1 on 32x32 colour images at batch 64 with DAFL's terms, by default; any
+WRN-40-2 -> WRN-16-1 on 32x32 colour images at batch 64 with DAFL's losses, by default; any
 override of `train.py` may follow (precision=bf16, compile=true, batch_size=256, device=cuda).
 Weights are random: they do not change the time. Clip and EMA
 are timed too where they are on. Prints median, minimum and maximum.

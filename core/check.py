@@ -15,6 +15,8 @@ from core.annotations import MISSING, check_type, hints_of, shorten
 
 SPECIAL = {"_target_", "_partial_", "_training_"}  # never arguments of the target
 
+RENAMED = {"term": "loss", "terms": "losses"}  # groups and keys, by what they were called before
+
 # What the engine hands to any target whose signature names it (see core.build).
 AVAILABLE = {
     "spec",
@@ -35,6 +37,8 @@ AVAILABLE = {
 
 def describe_unknown(name: str, known: Sequence[str]) -> str:
     """A line on a name that does not exist: what was probably meant, or all there is."""
+    if RENAMED.get(name) in known:
+        return f"no {shorten(name)}; it is called {RENAMED[name]!r} now"
     near = difflib.get_close_matches(name, known, 1, 0.6)
     if near:
         return f"no {shorten(name)}; did you mean {near[0]!r}?"

@@ -1,4 +1,4 @@
-"""An objective is a weighted sum of terms, for a generator and for a student alike."""
+"""An objective is a weighted sum of losses, for a generator and for a student alike."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from core.schedules import Factor
 
-FAILED = "failed_loss"  # of an exception: name and term, where a loss raised it
+FAILED = "failed_loss"  # of an exception: name and loss, where a loss raised it
 
 
 @dataclass
@@ -20,29 +20,29 @@ class Losses:
 
     Args:
         total: carries the gradient.
-        terms: each weighted term, detached.
+        values: each weighted loss, detached.
         teacher_logits: [B, C], the teacher's answers, where it has any part in the losses.
     """
 
     total: Tensor
-    terms: dict[str, Tensor]
+    values: dict[str, Tensor]
     teacher_logits: Tensor | None = None
 
 
 class Weighted(nn.Module):
-    """One term and its weight.
+    """One loss and its weight.
 
     Args:
-        term: a module that returns a scalar to be minimised.
+        loss: a module that returns a scalar to be minimised.
         weight: what its value is multiplied by.
         schedule: what the weight is multiplied by, from the run's progress.
     """
 
     def __init__(
-        self, term: nn.Module, weight: float = 1.0, schedule: Factor | None = None
+        self, loss: nn.Module, weight: float = 1.0, schedule: Factor | None = None
     ) -> None:
         super().__init__()
-        self.term = term
+        self.loss = loss
         self.initial = self.weight = float(weight)
         self.schedule = schedule
 
@@ -50,11 +50,11 @@ class Weighted(nn.Module):
         """Set the weight for the step that starts at ``progress``, in [0, 1]."""
         if self.schedule:
             self.weight = self.initial * self.schedule(progress)
-        if hasattr(self.term, "at"):
-            self.term.at(progress)  # type: ignore[operator]
+        if hasattr(self.loss, "at"):
+            self.loss.at(progress)  # type: ignore[operator]
 
     def forward(self, *args: Any) -> Tensor:
-        return self.weight * self.term(*args)  # type: ignore[no-any-return]
+        return self.weight * self.loss(*args)  # type: ignore[no-any-return]
 
     @property
     def off(self) -> bool:
@@ -62,49 +62,49 @@ class Weighted(nn.Module):
         return self.schedule is not None and not self.weight
 
     def nothing(self, device: str) -> Tensor:
-        """0, which depends on the term's parameters as far as DDP, waiting for them, can see."""
+        """0, which depends on the loss's parameters as far as DDP, waiting for them, can see."""
         zero = torch.zeros((), device=device)
         return zero + sum(0 * p.sum() for p in self.parameters() if p.requires_grad)
 
 
 class Objective(nn.Module):
-    """The weighted sum of named terms; every term is called with the same arguments.
+    """The weighted sum of named losses; every loss is called with the same arguments.
 
-    Terms are computed in float32 whatever the autocast around the call. A term says what it
+    Losses are computed in float32 whatever the autocast around the call. A loss says what it
     needs by class attributes (see ``distillers.base`` and ``generators.base``).
 
     Raises:
-        ValueError: where there is no term.
+        ValueError: where there is no loss.
     """
 
-    def __init__(self, terms: Mapping[str, Weighted]) -> None:
+    def __init__(self, losses: Mapping[str, Weighted]) -> None:
         super().__init__()
-        if not terms:
-            raise ValueError("an objective needs at least one term")
-        self.terms = nn.ModuleDict(dict(terms))
+        if not losses:
+            raise ValueError("an objective needs at least one loss")
+        self.losses = nn.ModuleDict(dict(losses))
 
     def ask(self, attribute: str) -> list[Any]:
-        """What the terms say of themselves, one entry per term that has the attribute."""
-        terms = [weighted.term for weighted in self.terms.values()]  # type: ignore[union-attr]
-        return [getattr(term, attribute) for term in terms if hasattr(term, attribute)]
+        """What the losses say of themselves, one entry per loss that has the attribute."""
+        losses = [weighted.loss for weighted in self.losses.values()]  # type: ignore[union-attr]
+        return [getattr(loss, attribute) for loss in losses if hasattr(loss, attribute)]
 
     def at(self, progress: float) -> None:
-        """Tell every term how much of the run is done, in [0, 1]: weights follow schedules."""
-        for weighted in self.terms.values():
+        """Tell every loss how much of the run is done, in [0, 1]: weights follow schedules."""
+        for weighted in self.losses.values():
             weighted.at(progress)  # type: ignore[operator]
 
     def forward(self, *args: Any, skip: tuple[str, ...] = ()) -> Losses:
         """The losses.
 
-        Terms with a true attribute of a name in ``skip``, and those whose schedule has switched
+        Losses with a true attribute of a name in ``skip``, and those whose schedule has switched
         them off, count as 0 and are not computed.
         """
         device = _device_type(args)
         values = {}
         with torch.autocast(device, enabled=False):
-            for name, weighted in self.terms.items():
+            for name, weighted in self.losses.items():
                 if weighted.off or any(
-                    getattr(weighted.term, attribute, False) for attribute in skip
+                    getattr(weighted.loss, attribute, False) for attribute in skip
                 ):
                     values[name] = weighted.nothing(device)  # type: ignore[operator]
                 else:
@@ -121,7 +121,7 @@ def _value(name: str, weighted: nn.Module, args: tuple[Any, ...]) -> Tensor:
             raise ValueError(f"gives {given}, where a tensor of shape () is needed")
         return value
     except Exception as error:
-        setattr(error, FAILED, (name, getattr(weighted, "term", weighted)))
+        setattr(error, FAILED, (name, getattr(weighted, "loss", weighted)))
         raise
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 Factor = Callable[[float], float]
-"""Maps progress in [0, 1] to what a learning rate, or a term's weight, is multiplied by."""
+"""Maps progress in [0, 1] to what a learning rate, or a loss's weight, is multiplied by."""
 
 
 def constant(warmup: float = 0.0) -> Factor:

@@ -1,4 +1,4 @@
-"""Transfer terms on which places of an input a network's answer comes from."""
+"""Transfer losses on which places of an input a network's answer comes from."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from data.spec import Batch
-from distillers.base import STAGES, Side, Taps, TransferTerm
+from distillers.base import STAGES, Side, Taps, TransferLoss
 from models.classifier import Classifier, Outputs
 from models.features import channels, pool_to, to_map
 
 
-class SpatialActivation(TransferTerm):
+class SpatialActivation(TransferLoss):
     """Σ_taps mean (M_s − M_t)² + mean (A_s − A_t)²: mSARC of SpaceshipNet (Yu et al., CVPR 2023).
 
     M [B, 1, H, W] = Σ_c α_c F_c is the Grad-CAM of the class that the teacher predicts, where α_c
@@ -44,7 +44,7 @@ class SpatialActivation(TransferTerm):
         view = student.network.frozen(self.student_taps)
         for layer in view.batchnorms():  # without running statistics it takes the batch's
             layer.running_mean = layer.running_var = None
-        # tuples: no part of the term's state
+        # tuples: no part of the loss's state
         self.views = (view, teacher.network.frozen(self.teacher_taps))
         last = map(to_map, self.pairs(student.outputs, teacher.outputs)[-1])
         both = zip((student.head, teacher.head), last, strict=True)

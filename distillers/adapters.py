@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from distillers.base import TransferTerm
+from distillers.base import TransferLoss
 from models.classifier import Outputs
 from models.features import channels, comparable
 
@@ -59,18 +59,18 @@ def describe(student: Sequence[int], teacher: Sequence[int], by: str) -> str:
     return f"student {a} to teacher {b} by {by}"
 
 
-def adaptations(term: TransferTerm, student: Outputs, teacher: Outputs) -> list[str]:
-    """A line for each pair of features of different shapes that a term's layers join.
+def adaptations(loss: TransferLoss, student: Outputs, teacher: Outputs) -> list[str]:
+    """A line for each pair of features of different shapes that a loss's layers join.
 
     Args:
-        term: prepared.
-        student: outputs with the term's taps.
+        loss: prepared.
+        student: outputs with the loss's taps.
         teacher: likewise.
     """
-    adapters = [module for module in term.modules() if isinstance(module, Adapter)]
+    adapters = [module for module in loss.modules() if isinstance(module, Adapter)]
     if adapters:
         return [adapter.describe() for adapter in adapters]
-    if not term.teacher_taps or not any(True for _ in term.parameters()):
+    if not loss.teacher_taps or not any(True for _ in loss.parameters()):
         return []
-    pairs = [(s.shape[1:], t.shape[1:]) for s, t in term.pairs(student, teacher)]
-    return [describe(s, t, by="the term's own layers") for s, t in pairs if s != t]
+    pairs = [(s.shape[1:], t.shape[1:]) for s, t in loss.pairs(student, teacher)]
+    return [describe(s, t, by="the loss's own layers") for s, t in pairs if s != t]

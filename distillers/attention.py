@@ -1,4 +1,4 @@
-"""Transfer terms on where a network looks."""
+"""Transfer losses on where a network looks."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from data.spec import Batch
-from distillers.base import STAGES, Taps, TransferTerm
+from distillers.base import STAGES, Taps, TransferLoss
 from distillers.connector import maps
 from models.classifier import Outputs
 
 
-class AttentionTransfer(TransferTerm):
+class AttentionTransfer(TransferLoss):
     """Σ_taps mean (Q_s − Q_t)² with Q ∝ mean_c |F_c|^p (Zagoruyko and Komodakis, ICLR 2017).
 
     The paper's activation-based loss, as the mean square that the field computes rather than a

@@ -1,4 +1,4 @@
-"""What a transfer term is, and how it names the features that it reads."""
+"""What a transfer loss is, and how it names the features that it reads."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ STAGES = ("stages",)
 
 @dataclass
 class Side:
-    """One of the two networks, as a term sees it before training starts.
+    """One of the two networks, as a loss sees it before training starts.
 
     Args:
-        outputs: of a dry pass in eval mode over a few inputs, with the term's taps.
+        outputs: of a dry pass in eval mode over a few inputs, with the loss's taps.
         head: the network's last linear layer, where it ends in one.
-        network: itself, for a term that asks it about inputs of its own.
+        network: itself, for a loss that asks it about inputs of its own.
     """
 
     outputs: Outputs
@@ -32,7 +32,7 @@ class Side:
     network: Classifier | None = None
 
 
-class TransferTerm(nn.Module):
+class TransferLoss(nn.Module):
     """A scalar that the student minimises: ``forward(student, teacher, batch) -> Tensor``.
 
     What it owns (projections, variances, memories) is trained and checkpointed beside the student
@@ -78,7 +78,7 @@ class TransferTerm(nn.Module):
 
     @property
     def wants_shapes(self) -> bool:
-        return type(self).prepare is not TransferTerm.prepare
+        return type(self).prepare is not TransferLoss.prepare
 
     def pairs(self, student: Outputs, teacher: Outputs) -> list[tuple[Tensor, Tensor]]:
         """The student's and the teacher's feature at each tap.
@@ -128,7 +128,7 @@ def _stages(taps: Mapping[str, str], role: str) -> list[str]:
     names = [name for name in taps if name.startswith("stage")]
     if not names:
         raise ValueError(
-            f"the {role} names no stages: give the term's taps as module paths, "
+            f"the {role} names no stages: give the loss's taps as module paths, "
             "taps=[{student: PATH, teacher: PATH}]"
         )
     return names

@@ -1,4 +1,4 @@
-"""Transfer terms around the rectifier: which units are active, and the features before it."""
+"""Transfer losses around the rectifier: which units are active, and the features before it."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import torch
 from torch import Tensor, nn
 
 from data.spec import Batch
-from distillers.base import STAGES, Side, Taps, TransferTerm
+from distillers.base import STAGES, Side, Taps, TransferLoss
 from distillers.connector import Connector
 from models.classifier import Outputs
 from models.features import comparable
 
 
-class ActivationBoundary(TransferTerm):
+class ActivationBoundary(TransferLoss):
     """3/1000 · Σ_i 2^(i−n+1) · L_i over taps i = 0 … n−1 (AB, Heo et al., AAAI 2019, eq. 5).
 
     L_i, the batch's mean of the sum over units, is (s + μ)² where the teacher is inactive
@@ -66,7 +66,7 @@ class ActivationBoundary(TransferTerm):
         return short.square().sum() / len(s)
 
 
-class OFD(TransferTerm):
+class OFD(TransferLoss):
     """Σ_i 2^(i−n+1) · d_p(σ_m(F_t), r(F_s)) over taps i = 0 … n−1 (Heo et al., ICCV 2019).
 
     "A Comprehensive Overhaul of Feature Distillation", eq. 1 to 6. The teacher's features from

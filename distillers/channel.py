@@ -1,4 +1,4 @@
-"""Transfer terms on where each channel, or each class, is seen."""
+"""Transfer losses on where each channel, or each class, is seen."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from torch import Tensor, nn
 
 from data.spec import Batch
 from distillers.adapters import Adapter
-from distillers.base import Side, Taps, TransferTerm
+from distillers.base import Side, Taps, TransferLoss
 from distillers.connector import maps
 from distillers.response import positive
 from models.classifier import Outputs
 from models.features import channels, pool_to, to_map, to_vector
 
 
-class CWD(TransferTerm):
+class CWD(TransferLoss):
     """Σ_taps τ²/C · Σ_c KL(φ(F_t,c) ‖ φ(F_s,c)), φ the softmax over places at temperature τ.
 
     Channel-wise knowledge distillation (Shu et al., ICCV 2021, eq. 3 and 4), batch mean. Where the
@@ -57,7 +57,7 @@ class CWD(TransferTerm):
         return F.log_softmax(x.flatten(2) / self.temperature, dim=2)
 
 
-class CATKD(TransferTerm):
+class CATKD(TransferLoss):
     """Σ_taps mean (Â_s − Â_t)², Â [B, classes, size²] class-activation maps, pooled and normalised.
 
     Class attention transfer (Guo et al., CVPR 2023, eq. 3 and 4). A class's map is the head's
@@ -90,7 +90,7 @@ class CATKD(TransferTerm):
             for side, tap, role in ((student, s, "student"), (teacher, t, "teacher")):
                 to_map(side.outputs.features[tap])  # or it says that the tap gives no map
                 check_head(side, tap, role, "CAT-KD")
-        self.heads = (student.head, teacher.head)  # a tuple: no part of the term's state
+        self.heads = (student.head, teacher.head)  # a tuple: no part of the loss's state
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
         assert teacher is not None
@@ -109,7 +109,7 @@ class CATKD(TransferTerm):
 
 
 def check_places(feature: Tensor, name: str) -> None:
-    """Refuse maps of one place, on which a term would be 0 and teach nothing."""
+    """Refuse maps of one place, on which a loss would be 0 and teach nothing."""
     if feature[0, 0].numel() == 1:
         raise ValueError(
             f"{name} compares a map's places, but its taps give maps of 1x1: choose an earlier tap"

@@ -7,13 +7,13 @@ from torch import Tensor, nn
 
 from core.functional import supervised_contrast
 from data.spec import Batch
-from distillers.base import Side, Taps, TransferTerm
+from distillers.base import Side, Taps, TransferLoss
 from models.classifier import Outputs
 from models.features import channels, to_vector
 from models.layers import projection_head
 
 
-class SupervisedContrast(TransferTerm):
+class SupervisedContrast(TransferLoss):
     """Σ_taps L_SCL of CPSC-DFKD (Shao et al., Pattern Recognition 2023), for the student.
 
     The student's and the teacher's feature on an input are two views of it, and SupCon

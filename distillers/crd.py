@@ -11,14 +11,14 @@ from torch import Tensor, nn
 
 from data.dataset import DataFreeError, Dataset
 from data.spec import Batch
-from distillers.base import Side, Taps, TransferTerm
+from distillers.base import Side, Taps, TransferLoss
 from models.classifier import Outputs
 from models.features import channels, to_vector
 
 UNSEEN = -1  # the label of an entry that no input has written yet
 
 
-class CRD(TransferTerm):
+class CRD(TransferLoss):
     """Σ_taps of NCE from student to teacher and back: −mean_i [ log h⁺ + K·mean_m log(1 − h_m) ].
 
     Contrastive Representation Distillation (Tian et al., ICLR 2020). h = r / (r + K) with
@@ -35,7 +35,7 @@ class CRD(TransferTerm):
     entry, found by ``batch.index``, which follows its embedding with ``momentum``, and an input's
     positive is its entry from before this step. Larger sets, and synthesized inputs, which come
     once, have a queue of the latest K inputs; the positive is then the other network's present
-    embedding. Both are part of the term's state. Under DDP each rank has a memory of what it saw.
+    embedding. Both are part of the loss's state. Under DDP each rank has a memory of what it saw.
 
     Args:
         data: says how many inputs there are, if the run may read them.

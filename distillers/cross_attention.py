@@ -1,4 +1,4 @@
-"""A transfer term that lets the student's places look at the teacher's."""
+"""A transfer loss that lets the student's places look at the teacher's."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from torch import Tensor, nn
 
 from data.spec import Batch
 from distillers.adapters import Adapter
-from distillers.base import Side, Taps, TransferTerm
+from distillers.base import Side, Taps, TransferLoss
 from distillers.channel import check_places
 from distillers.connector import maps
 from models.classifier import Outputs
 
 
-class CanKD(TransferTerm):
+class CanKD(TransferLoss):
     """Σ_taps ½·mean (IN(z_s) − IN(F_t))², z_s = F_s + BN(W(A·g(F_t))), A = θ(F_s)ᵀφ(F_t) / N.
 
     Cross-attention-based non-local distillation (Sun and Ohyama, 2025). θ, φ, g are 1×1
     convolutions to half the channels; φ and g end in 2×2 max-pooling to N places; there is no
-    softmax. BN starts with scale and shift 0, so that the term starts as the mean square of
+    softmax. BN starts with scale and shift 0, so that the loss starts as the mean square of
     instance-normalised maps (IN: mean 0, biased variance 1 per input and channel, ε 1e-5). BN's
     shift is the authors' and changes nothing, for IN removes it; so would a bias of W, left out
     here. Where channels differ, a 1×1 convolution brings the student's to the teacher's; of two

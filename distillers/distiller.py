@@ -13,39 +13,39 @@ from core.objective import Losses, Objective
 from core.runtime import Runtime
 from data.spec import Batch
 from distillers.adapters import adaptations
-from distillers.base import TransferTerm, side
+from distillers.base import TransferLoss, side
 from models.black_box import BlackBox, sealed
 from models.classifier import Classifier, Outputs
 from models.taps import named_taps
 
 
 def resolve_taps(objective: Objective, student: nn.Module, teacher: Classifier | None) -> None:
-    """Let every term name the stages that it reads, now that both networks are known.
+    """Let every loss name the stages that it reads, now that both networks are known.
 
     Raises:
-        ValueError: where one of them lacks what a term reads.
+        ValueError: where one of them lacks what a loss reads.
     """
-    for term in transfer_terms(objective):
-        if not term.taps:
+    for loss in transfer_losses(objective):
+        if not loss.taps:
             continue
         if isinstance(teacher, BlackBox):
             raise sealed("the features")
         known = named_taps(teacher.module) if teacher else named_taps(student)
-        term.resolve(named_taps(student), known)
+        loss.resolve(named_taps(student), known)
 
 
-def transfer_terms(objective: Objective) -> list[TransferTerm]:
-    terms = [weighted.term for weighted in objective.terms.values()]  # type: ignore[union-attr]
-    return [term for term in terms if isinstance(term, TransferTerm)]
+def transfer_losses(objective: Objective) -> list[TransferLoss]:
+    losses = [weighted.loss for weighted in objective.losses.values()]  # type: ignore[union-attr]
+    return [loss for loss in losses if isinstance(loss, TransferLoss)]
 
 
 def student_taps(objective: Objective) -> tuple[str, ...]:
-    """The taps that a student needs for the objective's terms."""
+    """The taps that a student needs for the objective's losses."""
     return tuple(dict.fromkeys(chain(*objective.ask("student_taps"))))
 
 
 def teacher_taps(objective: Objective) -> tuple[str, ...]:
-    """The taps that a teacher needs for the objective's terms."""
+    """The taps that a teacher needs for the objective's losses."""
     return tuple(dict.fromkeys(chain(*objective.ask("teacher_taps"))))
 
 
@@ -53,30 +53,30 @@ class Distiller(nn.Module):
     """Turns a batch into the student's loss.
 
     Where inputs have an index, the losses also tell KL(p_t ‖ p_s) of each, for a source that
-    chooses by it. Where a batch brings the teacher's answers, and logits are all that terms read,
+    chooses by it. Where a batch brings the teacher's answers, and logits are all that losses read,
     the teacher is not asked again.
 
-    The student and the terms' own parameters (projections) are one module tree, so that DDP, the
+    The student and the losses' own parameters (projections) are one module tree, so that DDP, the
     optimizer and the checkpoint see them all. The teacher is outside of it: a frozen view that
     no ``.train()``, ``.to()`` or ``state_dict()`` reaches. So prepare the teacher first.
 
-    Where a term reads labels and the batch has none, the teacher's predictions are the labels.
-    Terms whose parameters depend on the shapes of features get them from one dry pass, here.
+    Where a loss reads labels and the batch has none, the teacher's predictions are the labels.
+    Losses whose parameters depend on the shapes of features get them from one dry pass, here.
 
     Args:
         student: with the taps of :func:`student_taps`; already on the runtime's device.
-        objective: a weighted sum of transfer terms.
-        teacher: likewise on the device, or None. It is run only if some term reads its outputs.
+        objective: a weighted sum of transfer losses.
+        teacher: likewise on the device, or None. It is run only if some loss reads its outputs.
         runtime: gives the autocast around both networks, and compiles the teacher's view.
         labels: "source" takes a batch's own labels, "teacher" always the teacher's predictions.
 
     Attributes:
         adaptations: a line for each pair of features whose shapes differ, and what joins them.
-        teacher: the view, or None where no term needs one.
+        teacher: the view, or None where no loss needs one.
         teacher_queries: how many inputs the teacher has answered; kept with the state.
 
     Raises:
-        ValueError: for terms that need a teacher where there is none.
+        ValueError: for losses that need a teacher where there is none.
     """
 
     teacher: Classifier | None
@@ -102,7 +102,7 @@ class Distiller(nn.Module):
         if any(objective.ask("needs_teacher")):
             if teacher is None:
                 raise ValueError(
-                    "the distiller's terms need a teacher, but there is none: name one"
+                    "the distiller's losses need a teacher, but there is none: name one"
                 )
             view = teacher.frozen(taps=teacher_taps(objective))
         object.__setattr__(self, "teacher", view)  # past nn.Module, which would register it
@@ -126,12 +126,12 @@ class Distiller(nn.Module):
         if self.needs_label and (batch.label is None or self.labels == "teacher"):
             if teacher is None:
                 raise ValueError(
-                    "a term needs labels, but the source gives none and no teacher is asked: "
-                    "use a labelled source, or add a term that reads the teacher"
+                    "a loss needs labels, but the source gives none and no teacher is asked: "
+                    "use a labelled source, or add a loss that reads the teacher"
                 )
             batch = dataclasses.replace(batch, label=teacher.logits.argmax(dim=1))
         losses: Losses = self.objective(student, teacher, batch)
-        # backward wants a graph where all terms are off, and DDP a gradient for what none reads
+        # backward wants a graph where all losses are off, and DDP a gradient for what none reads
         losses.total = losses.total + 0 * student.logits.sum()
         if teacher is not None:
             losses.teacher_logits = teacher.logits
@@ -140,19 +140,19 @@ class Distiller(nn.Module):
     @torch.no_grad()
     def _prepare(self, runtime: Runtime) -> None:
         """One pass over two inputs of noise in eval mode, which changes neither network."""
-        named = {name: weighted.term for name, weighted in self.objective.terms.items()}
-        terms = {n: t for n, t in named.items() if isinstance(t, TransferTerm) and t.wants_shapes}
-        if not terms:
+        named = {name: weighted.loss for name, weighted in self.objective.losses.items()}
+        losses = {n: t for n, t in named.items() if isinstance(t, TransferLoss) and t.wants_shapes}
+        if not losses:
             return
         x = self.student.spec.noise(2, runtime.device)
         mode = self.student.training
         dry = side(self.student, self.student.eval()(x))
         self.student.train(mode)
         guide = side(self.teacher, self.teacher(x)) if self.teacher is not None else None
-        for name, term in terms.items():
-            term.prepare(dry, guide)
+        for name, loss in losses.items():
+            loss.prepare(dry, guide)
             if guide is not None:
-                lines = adaptations(term, dry.outputs, guide.outputs)
+                lines = adaptations(loss, dry.outputs, guide.outputs)
                 self.adaptations += [f"{name}: {line}" for line in lines]
 
     @torch.no_grad()

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from data.spec import Batch
-from distillers.base import Side, Taps, TransferTerm
+from distillers.base import Side, Taps, TransferLoss
 from distillers.connector import maps
 from models.classifier import Outputs
 from models.initialization import initialize
@@ -29,7 +29,7 @@ def factor_distance(student: Tensor, teacher: Tensor, p1: float = 2, p2: float =
     return (s - t).abs().pow(p2).mean()
 
 
-class FactorTransfer(TransferTerm):
+class FactorTransfer(TransferLoss):
     """Σ_taps distance of factors + ``reconstruction``·‖F_t − D(E(F_t))‖²/‖F_t‖².
 
     FT (Kim, Park and Kwak, NeurIPS 2018). A paraphraser, the auto-encoder D∘E, learns to

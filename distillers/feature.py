@@ -1,4 +1,4 @@
-"""Transfer terms on features themselves: hints, distributions, mutual information, flows."""
+"""Transfer losses on features themselves: hints, distributions, mutual information, flows."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from data.spec import Batch
 from distillers.adapters import Adapter
-from distillers.base import STAGES, Side, Taps, TransferTerm
+from distillers.base import STAGES, Side, Taps, TransferLoss
 from distillers.connector import Connector, maps, places
 from models.classifier import Outputs
 from models.features import channels, comparable, pool_to, to_map
 
 
-class FitNet(TransferTerm):
+class FitNet(TransferLoss):
     """Σ_taps mean (r(F_s) − F_t)², a hint to a middle layer (Romero et al., ICLR 2015, eq. 3).
 
     The regressor r is a learned 1×1 convolution (a linear layer on tokens and vectors), always,
@@ -46,7 +46,7 @@ class FitNet(TransferTerm):
         return torch.stack([F.mse_loss(*regressor(*pair)) for regressor, pair in both]).sum()
 
 
-class NST(TransferTerm):
+class NST(TransferLoss):
     """Σ_taps MMD² of the channels' activation patterns (Huang and Wang, 2017, eq. 5 and 7).
 
     mean k(f_t, f_t′) + mean k(f_s, f_s′) − 2 mean k(f_s, f_t), with the polynomial kernel
@@ -66,7 +66,7 @@ class NST(TransferTerm):
         return torch.stack([_mmd(*maps(s, t)) for s, t in self.pairs(student, teacher)]).sum()
 
 
-class FSP(TransferTerm):
+class FSP(TransferLoss):
     """Σ_i mean (G_s − G_t)² of flows G = F_iᵀ F_{i+1} / (H·W) between consecutive taps, [C, C′].
 
     Yim et al., CVPR 2017, eq. 1 and 2; the mean over the batch and over G's entries, as in the
@@ -115,7 +115,7 @@ class FSP(TransferTerm):
         ).sum()
 
 
-class VID(TransferTerm):
+class VID(TransferLoss):
     """Σ_taps mean ½·((F_t − μ(F_s))²/σ² + log σ²) (Ahn et al., CVPR 2019, eq. 4 to 6).
 
     A bound on the mutual information, up to a constant, by a Gaussian around what the student

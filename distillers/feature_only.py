@@ -9,14 +9,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from data.spec import Batch
-from distillers.base import Side, Taps, TransferTerm
+from distillers.base import Side, Taps, TransferLoss
 from distillers.channel import check_head, grid
 from distillers.connector import places
 from models.classifier import Outputs
 from models.features import channels, comparable, to_vector
 
 
-class FeatureOnly(TransferTerm):
+class FeatureOnly(TransferLoss):
     """Σ_taps mean (P F_s − F_t)², P a learned 1×1 convolution without bias, always.
 
     Feature distillation without losses on logits (Cooper et al., Logit-Based Losses Limit the
@@ -51,7 +51,7 @@ class FeatureOnly(TransferTerm):
         return torch.stack(losses).sum()
 
 
-class DetachedCrossEntropy(TransferTerm):
+class DetachedCrossEntropy(TransferLoss):
     """Cross-entropy of the student's last linear layer on a detached feature; batch mean.
 
     It trains the classifier, and nothing before it (Cooper et al., 2025, arXiv:2511.14981).
@@ -78,7 +78,7 @@ class DetachedCrossEntropy(TransferTerm):
 
     def prepare(self, student: Side, teacher: Side | None) -> None:
         check_head(student, self.student_taps[0], "student", "the classifier on detached features")
-        self.heads = (student.head,)  # a tuple: the student's, no part of the term's state
+        self.heads = (student.head,)  # a tuple: the student's, no part of the loss's state
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
         assert batch.label is not None

@@ -11,13 +11,13 @@ from torch import Tensor
 
 from core.runtime import Runtime
 from data.spec import Batch, InputSpec
-from distillers.base import TransferTerm
+from distillers.base import TransferLoss
 from distillers.response import positive, soft_kl
 from models.classifier import Classifier, Outputs
 from models.pretrained import freeze, load_classifier
 
 
-class DenselyGuided(TransferTerm):
+class DenselyGuided(TransferLoss):
     """Σ_k τ²·KL(softmax(g_k/τ) ‖ softmax(s/τ)) over the guides g_k that this step keeps: the
     teacher and all its assistants (DGKD, Son et al., ICCV 2021).
 

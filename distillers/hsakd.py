@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from core.runtime import Runtime
 from data.spec import Batch
-from distillers.base import STAGES, Side, Taps, TransferTerm
+from distillers.base import STAGES, Side, Taps, TransferLoss
 from distillers.response import positive, soft_kl
 from models.classifier import Classifier, Outputs
 from models.features import channels, to_map
@@ -17,15 +17,15 @@ from models.initialization import initialize
 TURNS = 4  # by 0°, 90°, 180° and 270°
 
 
-class HSAKD(TransferTerm):
+class HSAKD(TransferLoss):
     """Σ_taps τ²·KL(q_t ‖ q_s) + τ²·KL(p_t ‖ p_s), over inputs turned by 0°, 90°, 180° and 270°.
 
     Hierarchical Self-supervised Augmented KD (Yang et al., IJCAI 2021). p are the networks' own
     answers, and q [4B, 4C] those of auxiliary classifiers on each tap, which tell class and turn
     together: class c turned k times is 4c + k. Beside it belongs the cross-entropy of the inputs as
-    they are (``term=[hsakd,ce]``), and no further KD.
+    they are (``loss=[hsakd,ce]``), and no further KD.
 
-    The term shows the three turned copies to both networks itself, whatever the source. The
+    The loss shows the three turned copies to both networks itself, whatever the source. The
     teacher's classifiers learn the joint labels on its frozen features, the cheaper of the authors'
     two ways, but within the run: alone for the first part of it, then beside the student.
     Each classifier has a 3×3 convolution with BatchNorm for each stage still to come, halving the
@@ -75,7 +75,7 @@ class HSAKD(TransferTerm):
         assert teacher is not None
         assert student.network is not None
         assert teacher.network is not None
-        self.networks = (student.network, teacher.network)  # a tuple: no part of the term's state
+        self.networks = (student.network, teacher.network)  # a tuple: no part of the loss's state
         pairs = self.pairs(student.outputs, teacher.outputs)
         for name, maps in zip(("student", "teacher"), zip(*pairs, strict=True), strict=True):
             widths = [channels(to_map(x)) for x in maps]

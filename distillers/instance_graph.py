@@ -9,13 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from data.spec import Batch
-from distillers.base import Taps, TransferTerm
+from distillers.base import Taps, TransferLoss
 from distillers.relation import squared_distances
 from models.classifier import Outputs
 from models.features import channels, comparable, to_map
 
 
-class IRG(TransferTerm):
+class IRG(TransferLoss):
     """vertex·L_V + edge·L_E + transform·L_T (Liu et al., Instance Relationship Graph, CVPR 2019).
 
     L_V = mean (z_s − z_t)² of logits, the vertices. L_E = mean (A_s − A_t)², averaged over

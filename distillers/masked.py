@@ -10,13 +10,13 @@ from torch import Tensor, nn
 from core.runtime import Runtime
 from data.spec import Batch
 from distillers.adapters import Adapter
-from distillers.base import Side, Taps, TransferTerm
+from distillers.base import Side, Taps, TransferLoss
 from distillers.connector import maps
 from models.classifier import Outputs
 from models.features import to_map
 
 
-class MGD(TransferTerm):
+class MGD(TransferLoss):
     """Σ_taps ‖G(r(F_s)·M) − F_t‖² / B, M a random mask of zeros and ones (Yang et al., ECCV 2022).
 
     Masked generative distillation. r is a 1×1 convolution where the channels differ, G two 3×3

@@ -1,4 +1,4 @@
-"""Transfer terms on relations: between the inputs of a batch, and between channels.
+"""Transfer losses on relations: between the inputs of a batch, and between channels.
 
 Relations between inputs are those within one process's batch; under DDP no other rank's are seen.
 """
@@ -12,14 +12,14 @@ from torch.utils.checkpoint import checkpoint
 
 from data.spec import Batch
 from distillers.adapters import Adapter
-from distillers.base import Side, Taps, TransferTerm
+from distillers.base import Side, Taps, TransferLoss
 from models.classifier import Outputs
 from models.features import channels, comparable, to_map, to_vector
 
 ANGLES = 2**24  # numbers in one piece of RKD's angles; more are computed piece by piece
 
 
-class SimilarityPreserving(TransferTerm):
+class SimilarityPreserving(TransferLoss):
     """Σ_taps ‖G_s − G_t‖²_F / B², G = F Fᵀ of flattened features with rows of unit L2 norm.
 
     SP (Tung and Mori, ICCV 2019). Nothing is learned, and shapes need not agree.
@@ -40,7 +40,7 @@ class SimilarityPreserving(TransferTerm):
         return torch.stack(losses).sum()
 
 
-class PKT(TransferTerm):
+class PKT(TransferLoss):
     """Σ_taps mean_ij p_t log(p_t / p_s), p(j | i) ∝ (1 + cos(f_i, f_j)) / 2 over j.
 
     Probabilistic Knowledge Transfer (Passalis and Tefas, ECCV 2018) with the cosine kernel. The
@@ -70,7 +70,7 @@ class PKT(TransferTerm):
         return kernel / kernel.sum(dim=1, keepdim=True)
 
 
-class RKD(TransferTerm):
+class RKD(TransferLoss):
     """Σ_taps distance·mean_ij ℓ(d_s, d_t) + angle·mean_ijk ℓ(cos_s, cos_t), ℓ Huber's with δ = 1.
 
     Relational Knowledge Distillation (Park et al., CVPR 2019): d are distances over
@@ -106,7 +106,7 @@ class RKD(TransferTerm):
         return torch.stack(losses).sum()
 
 
-class CorrelationCongruence(TransferTerm):
+class CorrelationCongruence(TransferLoss):
     """Σ_taps mean_i Σ_d |δ_i,d|·|δ_i+1,d|, δ = f_s − f_t, over neighbours i in the batch.
 
     CC (Peng et al., ICCV 2019) as the field computes it, and as its usual weight of .02 belongs
@@ -139,7 +139,7 @@ class CorrelationCongruence(TransferTerm):
         return torch.stack(losses).sum()
 
 
-class ICKD(TransferTerm):
+class ICKD(TransferLoss):
     """Σ_taps ‖G_s − G_t‖²_F / (B·C), G = F Fᵀ [B, C, C] of channels [B, C, H·W], rows of unit norm.
 
     Inter-Channel Correlation (Liu et al., ICCV 2021), its global form ICKD-C. A 1×1

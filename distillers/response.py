@@ -1,4 +1,4 @@
-"""Transfer terms on logits."""
+"""Transfer losses on logits."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.linalg import vector_norm
 
 from data.spec import Batch
-from distillers.base import TransferTerm
+from distillers.base import TransferLoss
 from models.classifier import Outputs
 
 
@@ -22,7 +22,7 @@ def soft_kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     return temperature**2 * F.kl_div(log_s, log_t, reduction="batchmean", log_target=True)
 
 
-class CrossEntropy(TransferTerm):
+class CrossEntropy(TransferLoss):
     """Cross-entropy with ``batch.label``; batch mean.
 
     Args:
@@ -43,7 +43,7 @@ class CrossEntropy(TransferTerm):
         return F.cross_entropy(student.logits, batch.label, label_smoothing=self.label_smoothing)
 
 
-class KD(TransferTerm):
+class KD(TransferLoss):
     """τ²·KL(softmax(t/τ) ‖ softmax(s/τ)), batch mean (Hinton, Vinyals and Dean 2015, section 2).
 
     ``temperature=1`` is the forward KL that ZSKT's student minimises.
@@ -61,7 +61,7 @@ class KD(TransferTerm):
         return soft_kl(student.logits, teacher.logits, self.temperature)
 
 
-class StandardizedKD(TransferTerm):
+class StandardizedKD(TransferLoss):
     """KD on z-scored logits, z = (x − mean) / (std + 1e-7) per input (Sun et al., CVPR 2024).
 
     The student need not match the teacher's scale or shift, only the shape of its logits.
@@ -79,7 +79,7 @@ class StandardizedKD(TransferTerm):
         return soft_kl(_zscore(student.logits), _zscore(teacher.logits), self.temperature)
 
 
-class LogitL1(TransferTerm):
+class LogitL1(TransferLoss):
     """mean |s − t| over batch and classes (DFAD, Fang et al. 2019)."""
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
@@ -87,13 +87,13 @@ class LogitL1(TransferTerm):
         return F.l1_loss(student.logits, teacher.logits)
 
 
-class DKD(TransferTerm):
+class DKD(TransferLoss):
     """τ²·(α·TCKD + β·NCKD), batch mean (Zhao et al., CVPR 2022).
 
     TCKD is the KL between the two-way distributions (label, any other class), NCKD the KL
     between the distributions over the other classes alone. ``alpha=1`` with β weighted by the
     teacher's 1 − p_label would be KD again. A large β wants the warm-up of its weight that
-    ``term=dkd`` has: the paper's 20 of 240 epochs.
+    ``loss=dkd`` has: the paper's 20 of 240 epochs.
 
     Args:
         alpha: weight of the label's class.
@@ -118,7 +118,7 @@ class DKD(TransferTerm):
         return self.temperature**2 * (self.alpha * target + self.beta * others)
 
 
-class DIST(TransferTerm):
+class DIST(TransferLoss):
     """τ²·(β·inter + γ·intra) of 1 − Pearson's correlation (Huang et al., NeurIPS 2022).
 
     ``inter`` correlates student and teacher probabilities across the classes of one input,

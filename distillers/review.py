@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from data.spec import Batch
-from distillers.base import Side, Taps, TransferTerm
+from distillers.base import Side, Taps, TransferLoss
 from models.classifier import Outputs
 from models.features import channels, pool_to, to_map
 
@@ -64,7 +64,7 @@ class Fusion(nn.Module):
         return self.outward(x), x
 
 
-class ReviewKD(TransferTerm):
+class ReviewKD(TransferLoss):
     """HCL between the teacher's stages and the student's fused ones (Chen et al., CVPR 2021).
 
     From the deepest stage to the first, :class:`Fusion` joins a stage of the student with the

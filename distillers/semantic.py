@@ -1,4 +1,4 @@
-"""Transfer terms that learn which of the teacher's layers teaches which of the student's."""
+"""Transfer losses that learn which of the teacher's layers teaches which of the student's."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from data.spec import Batch
-from distillers.base import STAGES, Side, Taps, TransferTerm
+from distillers.base import STAGES, Side, Taps, TransferLoss
 from distillers.connector import maps
 from models.classifier import Outputs
 from models.features import channels, pool_to, to_map, to_vector
 
 
-class SemCKD(TransferTerm):
+class SemCKD(TransferLoss):
     """mean_b 1/S · Σ_ij α_ij · mean (r_ij(F_s,i) − F_t,j)², α_i = softmax_j(q_iᵀ k_j).
 
     Cross-layer distillation with semantic calibration (Chen et al., AAAI 2021, eq. 4 to 8), over
@@ -80,7 +80,7 @@ class SemCKD(TransferTerm):
         return F.normalize(embedding(F.pad(similarities, (0, missing))), dim=1)
 
 
-class AFD(TransferTerm):
+class AFD(TransferLoss):
     """mean_b Σ_t Σ_s α_ts · mean (e(F_s) − e(F_t))², e the spatial energy of unit L2 norm.
 
     Attention-based feature-level distillation (Ji, Heo and Park, AAAI 2021, eq. 2 to 6). For each
@@ -157,12 +157,12 @@ class AFD(TransferTerm):
 
 
 def _layers(
-    term: TransferTerm, student: Outputs, teacher: Outputs
+    loss: TransferLoss, student: Outputs, teacher: Outputs
 ) -> tuple[list[Tensor], list[Tensor]]:
     """The maps at each network's taps, each once; refused where there are none."""
-    term.pairs(student, teacher)
-    ours = [to_map(student.features[tap]) for tap in dict.fromkeys(term.student_taps)]
-    return ours, [to_map(teacher.features[tap]) for tap in dict.fromkeys(term.teacher_taps)]
+    loss.pairs(student, teacher)
+    ours = [to_map(student.features[tap]) for tap in dict.fromkeys(loss.student_taps)]
+    return ours, [to_map(teacher.features[tap]) for tap in dict.fromkeys(loss.teacher_taps)]
 
 
 def _embedding(c_in: int, dim: int) -> nn.Sequential:

@@ -9,19 +9,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from data.spec import Batch
-from distillers.base import Side, Taps, TransferTerm
+from distillers.base import Side, Taps, TransferLoss
 from distillers.channel import check_head
 from models.classifier import Outputs
 from models.features import channels, comparable, to_map
 
 
-class SimKD(TransferTerm):
+class SimKD(TransferLoss):
     """mean (P(F_s) − F_t)², and the student classifies by the teacher's last layer.
 
     Knowledge distillation with the reused teacher classifier (Chen et al., CVPR 2022). The
     student is a :class:`models.simkd.SimKDStudent`, which has the projector P in it
     (``student=simkd``). Before the first step its classifier becomes the teacher's, frozen.
-    Nothing else belongs beside this term: no labels, and no KD.
+    Nothing else belongs beside this loss: no labels, and no KD.
 
     Of two maps the larger is average-pooled to the smaller. The authors pool a larger student's
     map before P; here P is part of the network and sees it as it is.

@@ -6,14 +6,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from data.spec import Batch
-from distillers.base import Side, Taps, TransferTerm
+from distillers.base import Side, Taps, TransferLoss
 from distillers.channel import check_head, grid
 from distillers.connector import places
 from models.classifier import Outputs
 from models.features import channels, to_vector
 
 
-class SRRL(TransferTerm):
+class SRRL(TransferLoss):
     """mean (h − f_t)² + ``regression``·mean (W_t h + b_t − t)², h = r(f_s) pooled.
 
     Softmax regression representation learning (Yang et al., ICLR 2021, with L2 on the logits):
@@ -49,7 +49,7 @@ class SRRL(TransferTerm):
         assert teacher is not None
         [(s, t)] = self.pairs(student.outputs, teacher.outputs)
         check_head(teacher, self.teacher_taps[0], "teacher", "SRRL")
-        self.heads = (teacher.head,)  # a tuple: no part of the term's state
+        self.heads = (teacher.head,)  # a tuple: no part of the loss's state
         width = channels(t)
         layers = nn.Conv1d(channels(s), width, 1, bias=False), nn.BatchNorm1d(width)
         self.connector = nn.Sequential(

@@ -1,4 +1,4 @@
-"""Response terms whose temperature is learned, or set for each input."""
+"""Response losses whose temperature is learned, or set for each input."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from core.functional import kl_divergences
 from data.spec import Batch
-from distillers.base import TransferTerm
+from distillers.base import TransferLoss
 from models.classifier import Outputs
 
 
-class CTKD(TransferTerm):
+class CTKD(TransferLoss):
     """mean τ²·KL(softmax(t/τ) ‖ softmax(s/τ)), τ = base + span·σ(h): the student wants it small,
     the temperature wants it large (Li et al., Curriculum Temperature, AAAI 2023).
 
@@ -98,7 +98,7 @@ class InstanceTemperature(nn.Module):
         return self.layers(torch.cat(both, dim=1))  # type: ignore[no-any-return]
 
 
-class ATKD(TransferTerm):
+class ATKD(TransferLoss):
     """mean τ_s·τ_t·KL(softmax(t/τ_t) ‖ softmax(s/τ_s)), τ = std(logits) / multiplier per input.
 
     After J. Guo, Reducing the Teacher-Student Gap via Adaptive Temperatures (ATKD, OpenReview

@@ -1,4 +1,4 @@
-"""A transfer term between transformers, on their self-attention."""
+"""A transfer loss between transformers, on their self-attention."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from data.spec import Batch
-from distillers.base import Side, Taps, TransferTerm
+from distillers.base import Side, Taps, TransferLoss
 from models.classifier import Outputs
 from models.taps import named_taps
 
@@ -17,7 +17,7 @@ Attention = nn.MultiheadAttention | None
 """What turns a tap's feature into queries, keys and values; None where the feature is these."""
 
 
-class MiniLM(TransferTerm):
+class MiniLM(TransferLoss):
     """Σ_taps Σ_relations mean KL(R_t ‖ R_s), R = softmax(X Yᵀ / √d) for X, Y among Q, K and V.
 
     MiniLM (Wang et al., NeurIPS 2020, eq. 5 to 8): the attention map, of queries and keys, and
@@ -58,7 +58,7 @@ class MiniLM(TransferTerm):
 
     def prepare(self, student: Side, teacher: Side | None) -> None:
         assert teacher is not None
-        # tuples: no part of the term's state
+        # tuples: no part of the loss's state
         self.attentions = (
             tuple(attention_at(student, tap, "student") for tap in self.student_taps),
             tuple(attention_at(teacher, tap, "teacher") for tap in self.teacher_taps),

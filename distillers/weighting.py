@@ -1,4 +1,4 @@
-"""Response terms that weigh inputs against each other."""
+"""Response losses that weigh inputs against each other."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from torch import Tensor
 
 from core.functional import kl_divergences
 from data.spec import Batch
-from distillers.base import TransferTerm
+from distillers.base import TransferLoss
 from distillers.response import positive
 from models.classifier import Outputs
 
 
-class WSLD(TransferTerm):
+class WSLD(TransferLoss):
     """mean w·τ²·KL(softmax(t/τ) ‖ softmax(s/τ)), w = 1 − exp(−CE_s / CE_t) (Zhou et al., Weighted
     Soft Labels, ICLR 2021).
 

@@ -82,7 +82,7 @@ def _origin(config: dict[str, Any], parts: Parts, result: dict[str, Any]) -> str
         rows.append(("teacher", _teacher(config, result)))
     rows += [
         ("method", _method(result["method"])),
-        ("losses", ", ".join(map(_code, config["distiller"]["terms"]))),
+        ("losses", ", ".join(map(_code, config["distiller"]["losses"]))),
         ("data", f"`{data}`, {use}"),
         ("input", _input(spec)),
         ("classes", f"{len(classes)}: {names}"),

@@ -17,7 +17,7 @@ import yaml
 from core.check import parameters_of
 from engine.config import ROOT
 
-HEAD = """# Methods and terms
+HEAD = """# Methods and losses
 
 Made by `python -m engine.catalogue > docs/methods.md` from `configs/`; never edited.
 
@@ -31,20 +31,20 @@ they differ, are in `configs/experiment/`.
 """
 
 TERMS = """
-## Transfer terms
+## Transfer losses
 
-`term=NAME`, or `term=[NAME,NAME]`, beside the terms of the method. `distiller.terms.NAME.weight`,
-`.schedule`, `.taps` and the arguments under `.term` change them. Where no taps are named, a term
+`loss=NAME`, or `loss=[NAME,NAME]`, beside the losses of the method. `distiller.losses.NAME.weight`,
+`.schedule`, `.taps` and the arguments under `.loss` change them. Where no taps are named, a loss
 reads logits alone; `stages` is every stage that both networks have, `stage-1` the last one.
 
-| term | paper | weight | taps | what it is |
+| loss | paper | weight | taps | what it is |
 | --- | --- | --- | --- | --- |
 """
 
 
 @dataclass
-class Term:
-    """One entry of a file under ``configs/term``."""
+class Loss:
+    """One entry of a file under ``configs/loss``."""
 
     name: str
     paper: str
@@ -53,16 +53,16 @@ class Term:
     summary: str
 
 
-def terms(root: Path = ROOT) -> Iterator[Term]:
-    """Every transfer term that ``term=`` can add."""
-    for path in sorted((root / "term").glob("*.yaml")):
+def losses(root: Path = ROOT) -> Iterator[Loss]:
+    """Every transfer loss that ``loss=`` can add."""
+    for path in sorted((root / "loss").glob("*.yaml")):
         for entry in yaml.safe_load(path.read_text()).values():
             weight = f"{entry.get('weight', 1.0):g}"
             if schedule := entry.get("schedule"):
                 weight += f", {_words(schedule)}"
-            target = resolve_name(entry["term"]["_target_"])
+            target = resolve_name(entry["loss"]["_target_"])
             summary = (inspect.getdoc(target) or "").partition("\n\n")[0].replace("\n", " ")
-            yield Term(path.stem, comment(path), weight, _taps(entry, target), summary)
+            yield Loss(path.stem, comment(path), weight, _taps(entry, target), summary)
 
 
 def methods(root: Path = ROOT) -> Iterator[tuple[str, str, str]]:
@@ -90,7 +90,7 @@ def page() -> str:
     rows = [f"| `{name}` | {data} | {_cell(text)} |\n" for name, data, text in methods()]
     listed = [
         f"| `{t.name}` | {_cell(t.paper)} | {t.weight} | {t.taps} | {_cell(t.summary)} |\n"
-        for t in terms()
+        for t in losses()
     ]
     return HEAD + "".join(rows) + TERMS + "".join(listed)
 
@@ -101,7 +101,7 @@ def _cell(text: str) -> str:
 
 
 def _taps(entry: dict[str, Any], target: Any) -> str:
-    given = entry.get("taps") or entry["term"].get("taps")
+    given = entry.get("taps") or entry["loss"].get("taps")
     if given is None:
         parameter = parameters_of(target)[0].get("taps")
         given = parameter.default if parameter else ()

@@ -69,12 +69,12 @@ def _groups(config: Mapping[str, Any]) -> list[str]:
     others = [
         g for g in choices if g in groups() and g not in NAMED and before.get(g) != choices[g]
     ]
-    terms = [t for t in config["distiller"]["terms"] if t not in base.distiller.terms]
-    added = [t for t in terms if t in groups()["term"]]
+    losses = [t for t in config["distiller"]["losses"] if t not in base.distiller.losses]
+    added = [t for t in losses if t in groups()["loss"]]
     return [
         *named,
         *(f"{group}={choices[group]}" for group in sorted(others, reverse=True)),
-        *([f"term=[{','.join(added)}]"] if added else []),
+        *([f"loss=[{','.join(added)}]"] if added else []),
     ]
 
 
@@ -130,7 +130,7 @@ def _override(base: DictConfig, key: str, value: Any) -> str:
         return f"~{key}"
     if isinstance(value, str) and is_path(annotation_of(base, key)):
         return f"{key}={_path(value)}"
-    entry = key.split(".")[-2:-1] == ["terms"]
+    entry = key.split(".")[-2:-1] == ["losses"]
     return f"{'+' if entry else ''}{key}={_text(value)}"
 
 

@@ -22,7 +22,7 @@ from core.annotations import check_type, shorten
 from core.check import check_node, describe_unknown, is_target
 from engine.keys import one_line, paths_of, section_of, set_key
 from engine.overrides import ALIASES, Setting, sort_overrides
-from engine.schema import LEAST, MOST, Config, Node, TermConfig
+from engine.schema import LEAST, MOST, Config, LossConfig, Node
 from engine.start import missing
 
 ROOT = Path(__file__).resolve().parents[1] / "configs"
@@ -169,14 +169,14 @@ def _readable(choices: dict[str, Any]) -> dict[str, Any]:
 
 
 def _fold_taps(config: DictConfig) -> None:
-    """An entry's ``taps`` are an argument of its term."""
+    """An entry's ``taps`` are an argument of its loss."""
     for objective in ("distiller", "synthesis"):
         node: Any = config._get_node(objective)
-        terms: Any = node._get_node("terms") if OmegaConf.is_dict(node) else None
-        for name in list(terms) if OmegaConf.is_dict(terms) else ():
-            entry = terms._get_node(name)
-            if OmegaConf.is_dict(entry) and is_target(entry.get("term")) and "taps" in entry:
-                entry.term.taps = entry.pop("taps")
+        losses: Any = node._get_node("losses") if OmegaConf.is_dict(node) else None
+        for name in list(losses) if OmegaConf.is_dict(losses) else ():
+            entry = losses._get_node(name)
+            if OmegaConf.is_dict(entry) and is_target(entry.get("loss")) and "taps" in entry:
+                entry.loss.taps = entry.pop("taps")
 
 
 def _check(config: DictConfig, mistakes: list[str]) -> None:
@@ -210,9 +210,9 @@ def _check_fields(node: Any, schema: Any, prefix: str, mistakes: list[str]) -> N
         if key not in hints:
             mistakes.append(f"{path}: {describe_unknown(key, list(hints))}")
         elif section := section_of(hints[key]):
-            if section is TermConfig and isinstance(value, dict):
+            if section is LossConfig and isinstance(value, dict):
                 for name, entry in value.items():
-                    _check_fields(entry, TermConfig, f"{path}.{name}.", mistakes)
+                    _check_fields(entry, LossConfig, f"{path}.{name}.", mistakes)
             elif value is not None or type(None) not in get_args(hints[key]):
                 _check_fields(value, section, path + ".", mistakes)
         elif Node in (hint := hints[key], *get_args(hint)) and not is_target(value):

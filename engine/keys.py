@@ -16,9 +16,9 @@ from omegaconf.errors import (
 )
 
 from core.annotations import hints_of, is_path, shorten
-from core.check import describe_unknown, is_target
+from core.check import RENAMED, describe_unknown, is_target
 from engine.overrides import Setting
-from engine.schema import Config, TermConfig
+from engine.schema import Config, LossConfig
 
 
 def set_key(
@@ -41,13 +41,13 @@ def set_key(
             return mistakes.append(f"{key}: {one_line(error)}")
     if not OmegaConf.is_dict(node):
         return mistakes.append(_unknown_key(config, key, {}, last, groups))
-    entry = parents[-2:-1] == ["terms"] and last in get_type_hints(TermConfig)
-    addable = is_target(node) or entry or (parents[-1:] == ["terms"] and setting.adds)
+    entry = parents[-2:-1] == ["losses"] and last in get_type_hints(LossConfig)
+    addable = is_target(node) or entry or (parents[-1:] == ["losses"] and setting.adds)
     if last not in node and (setting.deletes or not addable):
         return mistakes.append(_unknown_key(config, key, node, last, groups))
     if not setting.deletes:
         _assign(node, last, setting, _annotation(node, parents, last), mistakes)
-    elif is_target(node) or entry or parents[-1:] == ["terms"]:
+    elif is_target(node) or entry or parents[-1:] == ["losses"]:
         node.pop(last)
     else:
         mistakes.append(f"~{key}: every run has this key; set another value")
@@ -88,6 +88,9 @@ def _annotation(node: DictConfig, parents: list[str], last: str) -> Any:
 
 
 def _unknown_key(config: DictConfig, key: str, node: Any, part: str, groups: Iterable[str]) -> str:
+    now = ".".join(RENAMED.get(name, name) for name in key.split("."))
+    if now != key:
+        return f"{key}: no such key; it is called {now} now"
     siblings = [str(k) for k in node] if OmegaConf.is_dict(node) else []
     paths = [*paths_of(config), *groups]
     near = difflib.get_close_matches(key, paths, 1, 0.7)

@@ -131,7 +131,7 @@ class Training:
         if parts.ema:
             parts.ema.update()
         report = {k: v for k, v in parts.source.report().items() if isinstance(v, Tensor)}
-        values = {f"student/{k}": v for k, v in losses.terms.items()}
+        values = {f"student/{k}": v for k, v in losses.values.items()}
         values |= {f"source/{k}": v for k, v in report.items()}
         self.meter.add(step, values)
         self.recent.append(batch.teacher_input.detach())

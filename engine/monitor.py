@@ -82,7 +82,7 @@ class Meter:
         """Means since the last flush.
 
         Raises:
-            ValueError: for a value that is not finite, naming the term and the step.
+            ValueError: for a value that is not finite, naming the loss and the step.
         """
         if not self._rows:
             return {}
@@ -98,9 +98,9 @@ class Meter:
             for name, value in zip(self._names, row, strict=True):
                 if not math.isfinite(value):
                     raise ValueError(
-                        f"the loss term {name} became {value} at step {step}. "
+                        f"the loss {name} became {value} at step {step}. "
                         "The last good checkpoint is kept; lower the learning rate or the "
-                        "term's weight, set clip=..., or use precision=fp32"
+                        "loss's weight, set clip=..., or use precision=fp32"
                     )
 
 

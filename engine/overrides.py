@@ -17,7 +17,7 @@ from hydra.errors import HydraException
 from core.annotations import shorten
 from core.check import describe_unknown
 
-OPTIONAL = ("experiment", "term")  # groups of which nothing may be chosen
+OPTIONAL = ("experiment", "loss")  # groups of which nothing may be chosen
 
 # One folder of models serves both roles.
 ALIASES = {"teacher": "model@teacher.model", "student": "model@student.model"}
@@ -97,11 +97,11 @@ def sort_overrides(
             else:
                 value = override.value() if override and not mistake else None
                 settings.append(Setting(match[2], match[1], match[3] or "", value, mistake))
-    added = {name for c in chosen if c.startswith("term=") for name in re.findall(r"\w+", c[5:])}
+    added = {name for c in chosen if c.startswith("loss=") for name in re.findall(r"\w+", c[5:])}
     for setting in settings:  # keys are set once the groups are composed, whatever the order
-        name = setting.key.removeprefix("distiller.terms.")
+        name = setting.key.removeprefix("distiller.losses.")
         if setting.deletes and name in added:
-            mistakes.append(f"~{setting.key} takes away what term={name} adds: leave one")
+            mistakes.append(f"~{setting.key} takes away what loss={name} adds: leave one")
     return chosen, settings
 
 
@@ -152,7 +152,7 @@ def _choose(
     group, value = override.key_or_group, override.value()
     if value is None and group in OPTIONAL:
         return None
-    several = group == "term"
+    several = group == "loss"
     choices = []
     for name in value if several and isinstance(value, list) else [value]:
         choice = "null" if name is None else str(name)

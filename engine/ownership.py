@@ -30,6 +30,8 @@ RESULTS = {"schema", "status", "method", "data", "seed", "teacher", "student", "
 VERSIONED = {"torch", "python", "threads"}
 EVENTS = "events.out.tfevents."
 SUFFIX = ".reverie"  # of our event files: other programs may write theirs to the same folder
+# The last commit with the names that came before.
+EARLIER = "394706e591"
 UNMARKED = b"speed/images_per_second"  # a tag in those that we wrote before they had the suffix
 
 
@@ -51,6 +53,13 @@ def stranger(folder: Path) -> str | None:
     if any(folder.glob("checkpoints/step-*/rank0.pt")):
         return None
     return f"it has no {VERSIONS} of ours"
+
+
+def outdated(config: dict[str, Any]) -> str | None:
+    """Why the run of a recorded configuration cannot be continued by this version."""
+    if "terms" in (config.get("distiller") or {}):
+        return f"holds a run of an earlier version, which commit {EARLIER} was the last to continue"
+    return None
 
 
 def blocked(folder: Path) -> str | None:

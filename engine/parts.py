@@ -92,11 +92,11 @@ def build_network(
 
 
 def build_objective(node: dict[str, Any], path: str = "", /, **available: Any) -> Objective:
-    """The weighted sum of the terms under ``node``, which stands at ``path``."""
+    """The weighted sum of the losses under ``node``, which stands at ``path``."""
     weighted = {"_target_": f"{Weighted.__module__}.{Weighted.__qualname__}"}
-    nodes = {name: {**weighted, **entry} for name, entry in node["terms"].items()}
+    nodes = {name: {**weighted, **entry} for name, entry in node["losses"].items()}
     return Objective(
-        {n: build(node, Weighted, f"{path}.terms.{n}", **available) for n, node in nodes.items()}
+        {n: build(node, Weighted, f"{path}.losses.{n}", **available) for n, node in nodes.items()}
     )
 
 
@@ -182,7 +182,7 @@ def offered(
 def build_distiller(
     config: dict[str, Any], available: dict[str, Any]
 ) -> tuple[Distiller, list[str]]:
-    """The student, whose taps its terms decide, and the distiller around it, on the device.
+    """The student, whose taps its losses decide, and the distiller around it, on the device.
 
     Beside it, lines on what the student returns and on what joins features that differ.
     """

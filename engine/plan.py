@@ -16,7 +16,7 @@ from engine.budget import Timing, spell
 from engine.config import groups, plain, written
 from engine.parts import build_objective
 from engine.start import say_size
-from generators.base import SynthesisTerm
+from generators.base import SynthesisLoss
 from models.classifier import Classifier
 
 EXACT = 4  # digits of a mean or a standard deviation that are shown
@@ -64,7 +64,7 @@ def methods_for(
     """The data-free methods that fit both networks; and the others, by what is against them.
 
     Args:
-        generator: the node of the run's generator, of which terms may read a size.
+        generator: the node of the run's generator, of which losses may read a size.
         available: what parts may name as arguments; see :func:`engine.parts.offered`.
     """
     fit: list[str] = []
@@ -74,10 +74,12 @@ def methods_for(
         if not method.data_free:
             continue
         try:
-            terms = [_seen(e["term"], available) for e in plain(method.synthesis)["terms"].values()]
-            if any(term.needs_statistics for term in terms) and not teacher.batchnorms():
+            losses = [
+                _seen(e["loss"], available) for e in plain(method.synthesis)["losses"].values()
+            ]
+            if any(loss.needs_statistics for loss in losses) and not teacher.batchnorms():
                 raise ValueError("it inverts BatchNorm statistics, and the teacher has none")
-            teacher.frozen([tap for term in terms for tap in term.taps])
+            teacher.frozen([tap for loss in losses for tap in loss.taps])
             _check_transfer(plain(method.distiller), teacher, available)
             fit.append(name)
         except ValueError as error:
@@ -88,7 +90,7 @@ def methods_for(
 def _check_transfer(
     node: Mapping[str, Any], teacher: Classifier, available: Mapping[str, Any]
 ) -> None:
-    """Whether both networks have what the method's transfer terms read.
+    """Whether both networks have what the method's transfer losses read.
 
     Raises:
         ValueError: where one has not.
@@ -108,10 +110,10 @@ def _reason(error: ValueError) -> str:
 
 
 def _seen(node: Mapping[str, Any], available: Mapping[str, Any]) -> Any:
-    """A term as far as it says what it reads: built only where the teacher decides that."""
+    """A loss as far as it says what it reads: built only where the teacher decides that."""
     target = resolve_name(node["_target_"])
     if parameters_of(target)[0].keys() & {"teacher", "taps", "tap"}:
-        return build(node, SynthesisTerm, "synthesis", **available)
+        return build(node, SynthesisLoss, "synthesis", **available)
     return target
 
 

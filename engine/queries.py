@@ -15,7 +15,7 @@ def planned_queries(
 ) -> int:
     """Workload of one process over ``steps`` student steps: the source's own and the student's.
 
-    It is exact unless schedules switch off terms; then it is more than the run will take.
+    It is exact unless schedules switch off losses; then it is more than the run will take.
     """
     plan = source.plan(steps) if isinstance(source, Planner) else Workload()
     asked = (steps - plan.known_batches) * batch_size if distiller.teacher else 0

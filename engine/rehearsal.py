@@ -12,7 +12,7 @@ from core.objective import FAILED
 from core.runtime import Runtime, Stopped
 from data.dataset import Dataset
 from data.spec import Batch
-from distillers.distiller import Distiller, transfer_terms
+from distillers.distiller import Distiller, transfer_losses
 from engine.parts import build_parts
 from models.classifier import Classifier
 
@@ -25,7 +25,7 @@ def rehearse(
 ) -> bool:
     """Build a run's parts and take a step with them: synthesis, every loss, and their gradients.
 
-    Batches are as large as the run's. Terms that their schedules switch on later are computed too.
+    Batches are as large as the run's. Losses that their schedules switch on later are computed too.
     The parts are built for this alone, so that nothing that the run will use has changed, a black
     box's count of queries included.
 
@@ -48,15 +48,15 @@ def rehearse(
         _try("the gradient of the losses", losses.total.backward, parts.distiller)
         _try("the optimizer", parts.optimizer.step, parts.distiller)
         _try("the source", lambda: parts.source.learned(batch, losses), parts.distiller)
-        scheduled = any(term.get("schedule") for term in settings["distiller"]["terms"].values())
+        scheduled = any(loss.get("schedule") for loss in settings["distiller"]["losses"].values())
         return _spare(parts.distiller) or (scheduled and _spare_student(parts.distiller, batch))
 
 
 def _shortened(settings: dict[str, Any]) -> dict[str, Any]:
     short = copy.deepcopy(settings)
     for group in ("distiller", "synthesis"):
-        for term in ((short[group] or {}).get("terms") or {}).values():
-            term.pop("schedule", None)
+        for loss in ((short[group] or {}).get("losses") or {}).values():
+            loss.pop("schedule", None)
     short["source"] |= {key: value for key, value in SHORT.items() if key in short["source"]}
     return short
 
@@ -75,9 +75,9 @@ def _try(what: str, do: Callable[[], Result], distiller: Distiller) -> Result:
             reason = f"{type(error).__name__}: {reason}".removesuffix(": ")
         if failed is None:
             raise ValueError(f"{what} fails at the first step: {reason}") from error
-        name, term = failed
-        taps = getattr(term, "taps", ()) if term in transfer_terms(distiller.objective) else ()
-        read = ", ".join(dict.fromkeys(term.student_taps + term.teacher_taps)) if taps else ""
+        name, loss = failed
+        taps = getattr(loss, "taps", ()) if loss in transfer_losses(distiller.objective) else ()
+        read = ", ".join(dict.fromkeys(loss.student_taps + loss.teacher_taps)) if taps else ""
         raise ValueError(
             f"loss {name}: {reason}" + (f" (it reads the taps {read})" if read else "")
         ) from error
@@ -88,7 +88,7 @@ def _spare(distiller: Distiller) -> bool:
 
 
 def _spare_student(distiller: Distiller, batch: Batch) -> bool:
-    """Whether terms that can be off are all that reaches some of the student's parameters."""
+    """Whether losses that can be off are all that reaches some of the student's parameters."""
     distiller.student.zero_grad()
     distiller.student(batch.student_input).logits.sum().backward()
     return any(p.requires_grad and p.grad is None for p in distiller.student.parameters())

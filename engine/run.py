@@ -34,6 +34,7 @@ from engine.ownership import (
     fault,
     laid_out,
     mapping,
+    outdated,
     remove_partial,
     remove_products,
     stranger,
@@ -163,6 +164,8 @@ class RunDirectory:
         if self.overwrite or not recorded.exists():
             return
         before = _identity(OmegaConf.to_container(OmegaConf.load(recorded)))
+        if reason := outdated(before):
+            raise ValueError(f"{self.path} {reason}: give another run_dir=..., or overwrite=true")
         changed = _differences({k: before.get(k) for k in self.identity}, self.identity)
         if changed:
             raise ValueError(

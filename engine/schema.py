@@ -58,10 +58,10 @@ class StudentConfig:
 
 
 @dataclass
-class TermConfig:
-    """One entry of an objective. ``taps`` is short for ``term.taps``, what the term reads."""
+class LossConfig:
+    """One entry of an objective. ``taps`` is short for ``loss.taps``, what the loss reads."""
 
-    term: Node
+    loss: Node
     weight: float = 1.0
     schedule: Node | None = None
     taps: list[Any] | None = None
@@ -69,9 +69,9 @@ class TermConfig:
 
 @dataclass
 class ObjectiveConfig:
-    """What is minimised: a weighted sum of named terms."""
+    """What is minimised: a weighted sum of named losses."""
 
-    terms: dict[str, TermConfig] = field(default_factory=dict)
+    losses: dict[str, LossConfig] = field(default_factory=dict)
 
 
 @dataclass

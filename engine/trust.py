@@ -18,15 +18,15 @@ from torch import nn
 from core.annotations import shorten
 from core.check import MISSING
 from data.dataset import Dataset
-from distillers.base import TransferTerm
+from distillers.base import TransferLoss
 from engine.config import ROOT
-from generators.base import SynthesisTerm
+from generators.base import SynthesisLoss
 from generators.networks import GeneratorNetwork
 from generators.variables import Variable
 
 ROOMS = ("core", "data", "distillers", "engine", "generators", "models")
 LIBRARIES = ("torch.optim", "kornia.augmentation")
-BASES = (Dataset, TransferTerm, SynthesisTerm, GeneratorNetwork, Variable)
+BASES = (Dataset, TransferLoss, SynthesisLoss, GeneratorNetwork, Variable)
 LARGEST = 1_000_000  # bytes of a configuration; ours have some thousands
 _NAME = re.compile(r"[A-Za-z]\w*(\.[A-Za-z]\w*)+", re.ASCII)
 

@@ -1,4 +1,4 @@
-"""What a synthesis term sees, and what a source is."""
+"""What a synthesis loss sees, and what a source is."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ Targets = Callable[[Tensor, torch.Generator], Tensor]
 
 @dataclass
 class Synthesis:
-    """One generated batch as the terms of a synthesis objective see it.
+    """One generated batch as the losses of a synthesis objective see it.
 
     Args:
         images: [B, *shape] in the specification's range, with gradient to what made them.
-        teacher: the teacher's outputs on them, with the taps and statistics that terms ask for.
-        student: the student's outputs, only where a term asks for them.
+        teacher: the teacher's outputs on them, with the taps and statistics that losses ask for.
+        student: the student's outputs, only where a loss asks for them.
         label: [B] int64, the class that was aimed at, or None.
         latent: [B, latent_size], what a generator made the images from, or None.
         target: [B, C], the softmax that was aimed at, or None.
-        local: the teacher's outputs on a second, local view of the images, only where a term
+        local: the teacher's outputs on a second, local view of the images, only where a loss
             asks for it.
     """
 
@@ -41,11 +41,11 @@ class Synthesis:
     local: Outputs | None = None
 
 
-class SynthesisTerm(nn.Module):
+class SynthesisLoss(nn.Module):
     """A scalar that synthesis minimises: ``forward(synthesis) -> Tensor`` of shape [].
 
     Attributes:
-        taps: the teacher's taps that the term reads.
+        taps: the teacher's taps that the loss reads.
         student_taps: the student's.
         needs_statistics: whether it reads the teacher's BatchNorm statistics.
         needs_student: whether it reads the student's outputs.
@@ -54,8 +54,8 @@ class SynthesisTerm(nn.Module):
         remembers_best: whether :meth:`commit` gets those inputs of a round that it keeps, whose
             objective was the lowest, and not its last ones.
 
-    A term may own parameters (a projection head, a decoder): the source that calls it trains
-    them beside its own. A term with a memory of earlier inputs writes to it in :meth:`commit`
+    A loss may own parameters (a projection head, a decoder): the source that calls it trains
+    them beside its own. A loss with a memory of earlier inputs writes to it in :meth:`commit`
     alone.
     """
 
@@ -126,7 +126,7 @@ class Source(Protocol):
         """The student has taken its step on the latest batch."""
 
     def report(self) -> dict[str, Tensor | float]:
-        """Weighted terms of the latest update (detached device scalars) and learning rates."""
+        """Weighted losses of the latest update (detached device scalars) and learning rates."""
 
     def counts(self) -> dict[str, int]:
         """images_synthesized, teacher_queries, real_training_inputs_read, on this rank so far.

@@ -11,14 +11,14 @@ from torch import Tensor
 
 from core.functional import supervised_contrast
 from core.runtime import Runtime
-from generators.base import Synthesis, SynthesisTerm
+from generators.base import Synthesis, SynthesisLoss
 from models.classifier import Classifier
 from models.features import to_vector
 from models.layers import projection_head
 from models.taps import stage_taps
 
 
-class InstanceContrast(SynthesisTerm):
+class InstanceContrast(SynthesisLoss):
     """mean_batch ℓ_i + mean_earlier ℓ_i, ℓ_i = −log exp(q_i·k_i/τ) / Σ_j exp(q_i·k_j/τ) (L_cr of
     CMI, IJCAI 2021, eq. 6).
 
@@ -117,7 +117,7 @@ class InstanceContrast(SynthesisTerm):
         return F.normalize(self.head(features), dim=1)
 
 
-class SupervisedContrast(SynthesisTerm):
+class SupervisedContrast(SynthesisLoss):
     """L_SCL of CPSC-DFKD (Shao et al., Pattern Recognition 2023), for what makes the inputs.
 
     Teacher and student see two views of an input, and :func:`supervised_contrast` draws views of

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from data.augment import seeded
-from generators.base import Synthesis, SynthesisTerm
+from generators.base import Synthesis, SynthesisLoss
 from models.classifier import Classifier
 
 
@@ -59,7 +59,7 @@ def class_similarity(weight: Tensor, least: float = 1e-3) -> Tensor:
     return ((cosine - low) / (high - low)).clamp(min=least)  # a Dirichlet takes no zero
 
 
-class SoftTarget(SynthesisTerm):
+class SoftTarget(SynthesisLoss):
     """CE(y, softmax(t / τ)) with the soft target y of each input (ZSKD, ICML 2019, eq. 6).
 
     Args:

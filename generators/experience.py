@@ -71,15 +71,15 @@ class Experience:
         """Store a fresh batch.
 
         Raises:
-            ValueError: where the student's terms asked the teacher nothing.
+            ValueError: where the student's losses asked the teacher nothing.
         """
         if batch.teacher_logits is not None:
             return  # it was replayed
         answers = losses.teacher_logits
         if answers is None:
             raise ValueError(
-                "source.experience replays the teacher's answers, but no term under "
-                "distiller.terms asks for any: add one that does, such as kd"
+                "source.experience replays the teacher's answers, but no loss under "
+                "distiller.losses asks for any: add one that does, such as kd"
             )
         label = answers.argmax(1) if batch.label is None else batch.label
         noise = self.runtime.noise("experience", self.stored)

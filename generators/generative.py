@@ -35,12 +35,12 @@ class GenerativeSource:
     Args:
         generator: maps noise (and classes) to inputs.
         teacher: what the inputs are synthesized from.
-        student: read where a term asks for it, and never changed.
+        student: read where a loss asks for it, and never changed.
         objective: of the generator; called with a :class:`~generators.base.Synthesis`.
-        optimizer: called with the parameters of the generator and those that terms own, gives
+        optimizer: called with the parameters of the generator and those that losses own, gives
             their optimizer.
         runtime: device, precision and noise.
-        num_classes: classes are drawn uniformly from so many, if the generator, a term or the
+        num_classes: classes are drawn uniformly from so many, if the generator, a loss or the
             targets want them.
         steps: batches in the whole run.
         batch_size: of the student's batches, on each rank.
@@ -54,10 +54,10 @@ class GenerativeSource:
         replay: supplies its ``fraction`` of each batch; it learns from the fresh images of the
             first batch after an update.
         experience: supplies the last batches before each update, after which come the fresh ones.
-        targets: gives soft targets for the classes drawn, where a term wants them.
+        targets: gives soft targets for the classes drawn, where a loss wants them.
         views: augmentations of the generator's images, in order, before teacher and student see
             them in an update.
-        local_views: the same for the second view, where a term compares two.
+        local_views: the same for the second view, where a loss compares two.
         augment: likewise of the fresh and replayed images that the student gets.
         student_by_batch: whether an update sees the student normalise by the batch's own
             statistics, as DFAD, ZSKT and MosaicKD do, whose code leaves it in train mode.
@@ -65,7 +65,7 @@ class GenerativeSource:
     Raises:
         ValueError: for ``reuse`` where not every batch has an update of its size, counts
             below 1, a replay or an experience that leaves no room for fresh images, and a
-            teacher that lacks what a term reads.
+            teacher that lacks what a loss reads.
     """
 
     def __init__(
@@ -115,7 +115,7 @@ class GenerativeSource:
         self.period = student_steps
         self.synthesis_batch_size = synthesis_batch_size or batch_size
         self.batches = self.updates = self.images_synthesized = 0
-        self.terms: dict[str, Tensor] = {}
+        self.losses: dict[str, Tensor] = {}
 
     def next(self) -> Batch:
         if self.experience and self.experience.due(self.batches, self.student_steps):
@@ -145,8 +145,8 @@ class GenerativeSource:
             self.experience.learned(batch, losses)
 
     def report(self) -> dict[str, Tensor | float]:
-        replay = self.replay.terms if self.replay else {}
-        return {**self.terms, **replay, "lr_generator": self.optimizer.param_groups[0]["lr"]}
+        replay = self.replay.losses if self.replay else {}
+        return {**self.losses, **replay, "lr_generator": self.optimizer.param_groups[0]["lr"]}
 
     def counts(self) -> dict[str, int]:
         """An image counts once, whoever saw it; a query of the teacher with every update."""
@@ -183,7 +183,7 @@ class GenerativeSource:
             "batches": self.batches,
             "updates": self.updates,
             "images_synthesized": self.images_synthesized,
-            "terms": self.terms,
+            "losses": self.losses,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -197,7 +197,7 @@ class GenerativeSource:
         self.batches = state["batches"]
         self.updates = state["updates"]
         self.images_synthesized = state["images_synthesized"]
-        self.terms = {k: v.to(self.runtime.device) for k, v in state["terms"].items()}
+        self.losses = {k: v.to(self.runtime.device) for k, v in state["losses"].items()}
 
     def _update(self) -> tuple[Tensor, Tensor | None]:
         """One step of the generator; gives the images that it was made on, detached."""
@@ -219,7 +219,7 @@ class GenerativeSource:
         self.optimizer.zero_grad()
         self.observe.commit()
         self.updates += 1
-        self.terms = losses.terms
+        self.losses = losses.values
         return images.detach(), label
 
     def _draw(self, size: int, noise: torch.Generator) -> tuple[Tensor, Tensor | None]:

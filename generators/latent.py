@@ -1,4 +1,4 @@
-"""Synthesis terms on the latent that a generator makes its inputs from."""
+"""Synthesis losses on the latent that a generator makes its inputs from."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.linalg import vector_norm
 
 from data.spec import InputSpec
-from generators.base import Synthesis, SynthesisTerm
+from generators.base import Synthesis, SynthesisLoss
 
 
 def latent_of(synthesis: Synthesis) -> Tensor:
@@ -22,16 +22,16 @@ def latent_of(synthesis: Synthesis) -> Tensor:
     """
     if synthesis.latent is None:
         raise ValueError(
-            "a term reads the latent, but these inputs have none: use a source with a generator"
+            "a loss reads the latent, but these inputs have none: use a source with a generator"
         )
     return synthesis.latent
 
 
-class LatentReconstruction(SynthesisTerm):
+class LatentReconstruction(SynthesisLoss):
     """MSE(D(x), z): a decoder D recovers the latent of each input (KegNet, NeurIPS 2019).
 
     Generator and decoder both minimise it, so that inputs keep what tells them apart. D is an MLP
-    with ELU and BatchNorm on the normalised input, as in the paper; it belongs to this term, and
+    with ELU and BatchNorm on the normalised input, as in the paper; it belongs to this loss, and
     the source trains it. An ensemble's members share one, where the paper trains one each.
 
     Args:
@@ -66,7 +66,7 @@ class LatentReconstruction(SynthesisTerm):
         return F.mse_loss(recovered, z)
 
 
-class LatentDiversity(SynthesisTerm):
+class LatentDiversity(SynthesisLoss):
     """exp(−mean over pairs of d(z_i, z_j)·d(x_i, x_j)): the diversity of KegNet, NeurIPS 2019.
 
     Between 0 and 1. Inputs from latents that lie far apart are to lie apart as well. d is the
@@ -88,7 +88,7 @@ class LatentDiversity(SynthesisTerm):
         return (-(apart * torch.cdist(x, x, p=1) / x.shape[1]).mean()).exp()
 
 
-class LatentNorm(SynthesisTerm):
+class LatentNorm(SynthesisLoss):
     """mean of max(‖z‖₂ / √d − radius, 0)²: bounds what a generator's class embeddings add to z.
 
     After the norm regulariser of MAD (NeurIPS 2022), though the form is this code's own; for

@@ -13,7 +13,7 @@ from core.runtime import Runtime
 from core.schedules import Factor, Schedule, constant
 from data.dataset import DataFreeError, Dataset
 from data.spec import InputSpec
-from generators.base import Synthesis, SynthesisTerm
+from generators.base import Synthesis, SynthesisLoss
 from generators.replay import Replay
 
 
@@ -87,14 +87,14 @@ class OutOfDomainReplay(Replay):
         self.domain.read = state["read"]
 
 
-class PatchDiscrimination(SynthesisTerm):
+class PatchDiscrimination(SynthesisLoss):
     """−log σ(D(x)), mean over patches and batch (L_local of MosaicKD, NeurIPS 2021, eq. 3).
 
     The discriminator D tells each patch of a synthesized image from those of out-of-domain ones,
     so that synthesized images are locally such as there are. It minimises the mean of
     −log σ(D(u)) over out-of-domain images u and of −log(1 − σ(D(x))), half of each, once the
     generator has made its step and on the same images; the authors' D goes first. It belongs to
-    this term, with an optimizer of its own, and takes no gradient from the generator's objective.
+    this loss, with an optimizer of its own, and takes no gradient from the generator's objective.
     Its patches overlap, and its BatchNorm uses each batch's own statistics, as theirs does.
     The authors sum over patches: a weight of 64 here is their 1 on 32×32 images.
 
@@ -172,7 +172,7 @@ class PatchDiscrimination(SynthesisTerm):
         return self.discriminator(self.spec.normalize(images))  # type: ignore[no-any-return]
 
 
-class Entropy(SynthesisTerm):
+class Entropy(SynthesisLoss):
     """−Σ_c p_c log p_c of the teacher's p, batch mean (L_align of MosaicKD, NeurIPS 2021, eq. 4).
 
     0 where the teacher is sure of every input, whatever it takes it for.

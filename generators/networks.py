@@ -32,7 +32,7 @@ class GeneratorNetwork(nn.Module):
         raise NotImplementedError
 
     def latent(self, z: Tensor, y: Tensor | None = None) -> Tensor:
-        """What terms see as the latent of an input [B, latent_size]: the noise itself."""
+        """What losses see as the latent of an input [B, latent_size]: the noise itself."""
         return z
 
 

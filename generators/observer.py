@@ -12,14 +12,14 @@ from torch import Tensor, nn
 from core.objective import Losses, Objective
 from core.runtime import Runtime
 from data.augment import Augmentation, through
-from generators.base import Synthesis, SynthesisTerm
+from generators.base import Synthesis, SynthesisLoss
 from models.classifier import Classifier, Outputs, Statistics
 
 WITHOUT_BATCHNORM = "dafl, zskt, dfad, zskd, pre_dfkd, mosaickd, psaq_vit, dfme, maze"
 
 
 def unread_statistics(teacher: Classifier, objective: Objective) -> list[str]:
-    """A line on BatchNorm layers that eval mode does not run, where a term reads statistics.
+    """A line on BatchNorm layers that eval mode does not run, where a loss reads statistics.
 
     Raises:
         ValueError: where it runs none.
@@ -38,7 +38,7 @@ def unread_statistics(teacher: Classifier, objective: Objective) -> list[str]:
 
 
 def check_statistics(teacher: Classifier, objective: Objective) -> None:
-    """Raise a ValueError if a term reads BatchNorm statistics that the teacher does not have."""
+    """Raise a ValueError if a loss reads BatchNorm statistics that the teacher does not have."""
     if any(objective.ask("needs_statistics")) and not teacher.batchnorms():
         raise ValueError(
             f"the teacher {type(teacher.module).__name__} has no BatchNorm layers, whose "
@@ -50,25 +50,25 @@ class Observer:
     """Images to the losses of a synthesis objective.
 
     The gradient passes through teacher and student to the images and stops nowhere on the way:
-    both are frozen views, whose parameters take none, with the taps that the terms ask for. The
-    student runs only where a term reads its outputs, in eval mode, as in the code of CMI, FastDFKD,
+    both are frozen views, whose parameters take none, with the taps that the losses ask for. The
+    student runs only where a loss reads its outputs, in eval mode, as in the code of CMI, FastDFKD,
     NAYER and DFME, or by the statistics of the batch.
 
     Args:
         teacher: what the images are synthesized from.
-        student: read where a term asks for it.
+        student: read where a loss asks for it.
         objective: called with a :class:`~generators.base.Synthesis`.
         runtime: device, precision and noise.
         views: augmentations, in order, of what :meth:`look` shows to both networks.
-        local_views: the same for the second view, where a term compares two.
+        local_views: the same for the second view, where a loss compares two.
         by_batch: whether the student's BatchNorm layers normalise by the batch's own statistics.
 
     Attributes:
-        parameters: what the terms own and want to see trained beside the images' maker.
+        parameters: what the losses own and want to see trained beside the images' maker.
         queries_per_image: how often the teacher sees an image of one call.
 
     Raises:
-        ValueError: where the teacher lacks what a term reads, or a second view is not named.
+        ValueError: where the teacher lacks what a loss reads, or a second view is not named.
     """
 
     def __init__(
@@ -91,12 +91,12 @@ class Observer:
         self.runtime = runtime
         self.needs_local = any(objective.ask("needs_local"))
         if self.needs_local and not local_views:
-            raise ValueError("a term compares two views of an input: name source.local_views")
+            raise ValueError("a loss compares two views of an input: name source.local_views")
         self.views, self.local_views = tuple(views), tuple(local_views)
         self.queries_per_image = 2 if self.needs_local else 1
         self.parameters: list[nn.Parameter] = [p for p in objective.parameters() if p.requires_grad]
-        self.remembering = [term for term in _terms(objective) if _remembers(term)]
-        self.keeping = [term for term in self.remembering if term.remembers_best]
+        self.remembering = [loss for loss in _losses(objective) if _remembers(loss)]
+        self.keeping = [loss for loss in self.remembering if loss.remembers_best]
         self.latest: Synthesis | None = None
         self.kept: Synthesis | None = None
         runtime.compile(self.teacher.module)
@@ -126,9 +126,9 @@ class Observer:
             label: [B], the classes aimed at, or None.
             latent: [B, latent_size] that the images were made from, or None.
             target: [B, C], the softmax aimed at, or None.
-            local: a second view of the images, needed where a term compares two.
+            local: a second view of the images, needed where a loss compares two.
             student_knows: False while the student has learned nothing yet, which leaves out the
-                terms that read it.
+                losses that read it.
         """
         with self.runtime.autocast():
             teacher = self.teacher(images)
@@ -141,7 +141,7 @@ class Observer:
         return losses  # type: ignore[no-any-return]
 
     def counts(self) -> dict[str, int]:
-        """What the terms have read of a data set other than the teacher's, if they read any."""
+        """What the losses have read of a data set other than the teacher's, if they read any."""
         read = self.objective.ask("out_of_domain_inputs_read")
         return {"out_of_domain_inputs_read": sum(read)} if read else {}
 
@@ -154,33 +154,33 @@ class Observer:
 
     @torch.no_grad()
     def commit(self) -> None:
-        """Let terms with a memory remember the latest batch, or the best, which are finished."""
-        for term in self.remembering:
-            finished = (self.kept if term.remembers_best else None) or self.latest
+        """Let losses with a memory remember the latest batch, or the best, which are finished."""
+        for loss in self.remembering:
+            finished = (self.kept if loss.remembers_best else None) or self.latest
             assert finished is not None, "nothing was observed yet"
-            term.commit(finished)
+            loss.commit(finished)
         self.latest = self.kept = None
 
     def average_gradients(self) -> None:
-        """The terms' own parameters are the same on every rank, and stay so."""
+        """The losses' own parameters are the same on every rank, and stay so."""
         self.runtime.average([p.grad for p in self.parameters if p.grad is not None])
 
 
-def _terms(objective: Objective) -> list[SynthesisTerm]:
-    return [weighted.term for weighted in objective.terms.values()]  # type: ignore[union-attr,misc]
+def _losses(objective: Objective) -> list[SynthesisLoss]:
+    return [weighted.loss for weighted in objective.losses.values()]  # type: ignore[union-attr,misc]
 
 
-def _remembers(term: nn.Module) -> bool:
-    return isinstance(term, SynthesisTerm) and type(term).commit is not SynthesisTerm.commit
+def _remembers(loss: nn.Module) -> bool:
+    return isinstance(loss, SynthesisLoss) and type(loss).commit is not SynthesisLoss.commit
 
 
-def _read_by(terms: Sequence[SynthesisTerm], synthesis: Synthesis) -> Synthesis:
-    """The part of a batch that the terms read, as their attributes say.
+def _read_by(losses: Sequence[SynthesisLoss], synthesis: Synthesis) -> Synthesis:
+    """The part of a batch that the losses read, as their attributes say.
 
     To select among all of a deep teacher's statistics would take hundreds of launches.
     """
-    taps = {tap for term in terms for tap in term.taps}
-    statistics = any(term.needs_statistics for term in terms)
+    taps = {tap for loss in losses for tap in loss.taps}
+    statistics = any(loss.needs_statistics for loss in losses)
 
     def part(outputs: Outputs) -> Outputs:
         features = {tap: x for tap, x in outputs.features.items() if tap in taps}
@@ -189,7 +189,7 @@ def _read_by(terms: Sequence[SynthesisTerm], synthesis: Synthesis) -> Synthesis:
     return dataclasses.replace(
         synthesis,
         teacher=part(synthesis.teacher),
-        student=synthesis.student if any(term.needs_student for term in terms) else None,
+        student=synthesis.student if any(loss.needs_student for loss in losses) else None,
         local=synthesis.local and part(synthesis.local),
     )
 

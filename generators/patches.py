@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from generators.base import Synthesis, SynthesisTerm
+from generators.base import Synthesis, SynthesisLoss
 from models.classifier import Classifier
 from models.features import pool_to, to_map
 from models.taps import stage_taps
@@ -17,7 +17,7 @@ from models.taps import stage_taps
 LARGEST = 14  # places to a side, as a ViT with patches of 16 pixels has
 
 
-class PatchSimilarity(SynthesisTerm):
+class PatchSimilarity(SynthesisLoss):
     """−Σ_taps mean_images H(f), H = −∫ f log f (L_PSE of PSAQ-ViT, Li et al., ECCV 2022).
 
     f is the Gaussian kernel density of the cosine similarities of every two patches of one image.
@@ -48,7 +48,7 @@ class PatchSimilarity(SynthesisTerm):
             raise ValueError(f"the bandwidth must lie in (0, 1], but is {bandwidth}")
         self.taps = tuple(taps) or stage_taps(teacher.module)
         if not self.taps:
-            raise ValueError("the teacher names no stages: name the term's taps=[PATH, ...]")
+            raise ValueError("the teacher names no stages: name the loss's taps=[PATH, ...]")
         self.bandwidth = bandwidth
 
     def forward(self, synthesis: Synthesis) -> Tensor:

@@ -26,7 +26,7 @@ class Replay:
 
     Attributes:
         synthesizes: whether its images are synthesized ones.
-        terms: losses of the latest :meth:`learn`, detached device scalars.
+        losses: losses of the latest :meth:`learn`, detached device scalars.
         teacher_queries: inputs that the teacher has answered for it, on this rank.
 
     Raises:
@@ -39,7 +39,7 @@ class Replay:
         if not 0 < fraction < 1:
             raise ValueError(f"a replay's fraction of the batch lies in (0, 1), not {fraction}")
         self.fraction = fraction
-        self.terms: dict[str, Tensor] = {}
+        self.losses: dict[str, Tensor] = {}
         self.teacher_queries = 0
 
     def share(self, batch_size: int) -> int:
@@ -189,14 +189,14 @@ class VAE(Replay):
             "decoder": self.decoder.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "teacher_queries": self.teacher_queries,
-            "terms": self.terms,
+            "losses": self.losses,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         for name in ("encoder", "decoder", "optimizer"):
             getattr(self, name).load_state_dict(state[name])
         self.teacher_queries = state["teacher_queries"]
-        self.terms = {k: v.to(self.runtime.device) for k, v in state["terms"].items()}
+        self.losses = {k: v.to(self.runtime.device) for k, v in state["losses"].items()}
 
     def _own(self, images: int) -> int:
         return max(1, round(self.fraction * images))
@@ -218,7 +218,7 @@ class VAE(Replay):
         self.runtime.average([p.grad for p in self.parameters if p.grad is not None])
         self.optimizer.step()
         self.optimizer.zero_grad()
-        self.terms = {"replay": loss.detach()}
+        self.losses = {"replay": loss.detach()}
 
 
 class Encoder(nn.Module):

@@ -39,30 +39,30 @@ class RoundSource:
     Args:
         variable: what is optimised.
         teacher: what the inputs are synthesized from.
-        student: read where a term asks for it (ADI), and never changed.
+        student: read where a loss asks for it (ADI), and never changed.
         objective: called with a :class:`~generators.base.Synthesis`.
         optimizer: called with a round's parameter groups, gives its optimizer.
         runtime: device, precision and noise.
         num_classes: how many classes are aimed at.
         batch_size: of the student's batches, on each rank.
-        steps: of the student, over which the terms' weights follow their schedules.
+        steps: of the student, over which the losses' weights follow their schedules.
         synthesis_batch_size: inputs a round adds.
         iterations: optimizer steps in a round.
         student_steps: batches between two rounds.
-        warmup_rounds: rounds before the first batch; the student knows nothing yet, and terms
+        warmup_rounds: rounds before the first batch; the student knows nothing yet, and losses
             that read it are left out.
         capacity: of the bank.
         policy: of the bank; see :class:`~generators.bank.Bank`.
-        targets: gives soft targets for the classes drawn, where a term wants them.
+        targets: gives soft targets for the classes drawn, where a loss wants them.
         schedule: factor on the initial learning rates, from the share of a round done, in [0, 1).
         views: augmentations of the inputs, in order, before teacher and student see them.
-        local_views: the same for the second view, where a term compares two.
+        local_views: the same for the second view, where a loss compares two.
         augment: likewise of the batches that the student gets.
         exchange: makes some of the student's batches itself, of what the variable's generator has
             made in earlier rounds, instead of drawing them from the bank.
 
     Raises:
-        ValueError: for counts below 1, a teacher that lacks what a term reads, and an exchange
+        ValueError: for counts below 1, a teacher that lacks what a loss reads, and an exchange
             of what a generator makes that does not last.
     """
 
@@ -109,7 +109,7 @@ class RoundSource:
                     "to last: use source.variable.lifetime=0"
                 )
         self.batches = self.rounds = 0
-        self.terms: dict[str, Tensor] = {}
+        self.losses: dict[str, Tensor] = {}
 
     def next(self) -> Batch:
         while self.rounds <= self.warmup_rounds + self.batches // self.student_steps:
@@ -126,8 +126,8 @@ class RoundSource:
         """Nothing: what is drawn does not depend on it."""
 
     def report(self) -> dict[str, Tensor | float]:
-        """The terms at the end of the latest round; its learning rate has come to its end there."""
-        return dict(self.terms)
+        """Losses at the end of the latest round, where its learning rate has come to its end."""
+        return dict(self.losses)
 
     def counts(self) -> dict[str, int]:
         """An image counts once, a query of the teacher with every iteration that saw it."""
@@ -158,7 +158,7 @@ class RoundSource:
             "exchange": self.exchange.state_dict() if self.exchange else None,
             "batches": self.batches,
             "rounds": self.rounds,
-            "terms": self.terms,
+            "losses": self.losses,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -168,7 +168,7 @@ class RoundSource:
             self.exchange.load_state_dict(state["exchange"])
         self.batches = state["batches"]
         self.rounds = state["rounds"]
-        self.terms = {k: v.to(self.runtime.device) for k, v in state["terms"].items()}
+        self.losses = {k: v.to(self.runtime.device) for k, v in state["losses"].items()}
 
     def _lasting(self) -> dict[str, Any]:
         """What rounds leave to each other."""
@@ -184,7 +184,7 @@ class RoundSource:
         noise = self.runtime.noise("round", self.rounds)
         self.observe.objective.at(self.batches / self.steps)
         try:
-            images, label, terms = self._synthesize(noise, iterations or self.iterations)
+            images, label, losses = self._synthesize(noise, iterations or self.iterations)
         except Stopped:
             self._restore(before)
             raise
@@ -194,12 +194,12 @@ class RoundSource:
         if self.exchange:
             self.exchange.add(label)
         self.rounds += 1
-        self.terms = terms
+        self.losses = losses
 
     def _synthesize(
         self, noise: torch.Generator, iterations: int
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """The round's best images in the value range, their classes, and the last terms."""
+        """The round's best images in the value range, their classes, and the last losses."""
         label = draw_classes(self.synthesis_batch_size, self.num_classes, noise)
         target = self.targets(label, noise) if self.targets else None
         groups = self.variable.begin(label, self.rounds, noise)
@@ -230,7 +230,7 @@ class RoundSource:
                 self.exchange.keep(better)
             least = torch.minimum(total, least)
         assert best is not None
-        return best, label, losses.terms
+        return best, label, losses.values
 
     def _look(
         self,

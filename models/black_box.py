@@ -24,7 +24,7 @@ class BlackBox(Classifier):
     neither features nor statistics, neither parameters nor a state with weights.
 
     Inputs that want a gradient get an estimate of it, from ``directions`` more queries each: see
-    :func:`forward_differences`. So every term that reads logits alone works as it is. The papers
+    :func:`forward_differences`. So every loss that reads logits alone works as it is. The papers
     difference the whole loss instead, student included, and in the space before the generator's
     tanh. Here the gradient through the student and through the generator is exact, and only the
     teacher's is estimated, in the space of inputs; to first order the expectation is the same.
@@ -118,8 +118,8 @@ class BlackBox(Classifier):
 
 def sealed(wanted: str) -> ValueError:
     return ValueError(
-        f"a term reads {wanted} of the teacher, but a black box only answers with probabilities: "
-        "use method=dfme or maze, whose terms read nothing else, or teacher.black_box=null"
+        f"a loss reads {wanted} of the teacher, but a black box only answers with probabilities: "
+        "use method=dfme or maze, whose losses read nothing else, or teacher.black_box=null"
     )
 
 

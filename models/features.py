@@ -47,7 +47,7 @@ def to_map(x: Tensor) -> Tensor:
         if x.shape[1] - side * side in PREFIXES:
             return x[:, -side * side :].transpose(1, 2).unflatten(2, (side, side))
     raise ValueError(
-        f"the term reads maps [C, H, W] or a square of tokens, but a tap gives "
+        f"the loss reads maps [C, H, W] or a square of tokens, but a tap gives "
         f"{list(x.shape[1:])}: choose another"
     )
 

@@ -10,7 +10,7 @@ class LeNet5(nn.Module):
     """Inputs [B, in_channels, 32, 32] to logits [B, num_classes].
 
     The tap ``pooled`` is the output of the last convolution, [B, 120] at width 1: the features
-    of DAFL's activation term. Weights are initialised as PyTorch does, as in DAFL's code.
+    of DAFL's activation loss. Weights are initialised as PyTorch does, as in DAFL's code.
 
     Args:
         width: multiplies the number of units of every hidden layer; DAFL's student has 0.5.

@@ -13,7 +13,7 @@ class SimKDStudent(nn.Module):
 
     The projector brings the backbone's last map to the teacher's channels: 1×1, 3×3 and 1×1
     convolutions without bias, each with BatchNorm and a rectifier. It is the tap ``projected`` and,
-    unlike what transfer terms own, part of the network. ``distillers.simkd`` trains both and puts
+    unlike what transfer losses own, part of the network. ``distillers.simkd`` trains both and puts
     the teacher's weights into the classifier.
 
     Args:

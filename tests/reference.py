@@ -22,7 +22,7 @@ from torch import Tensor
 
 from data.spec import Batch
 from distillers.attention import AttentionTransfer
-from distillers.base import TransferTerm
+from distillers.base import TransferLoss
 from distillers.boundary import ActivationBoundary
 from distillers.factor import factor_distance
 from distillers.feature import FSP, NST, maps
@@ -30,7 +30,7 @@ from distillers.relation import PKT, RKD, CorrelationCongruence, SimilarityPrese
 from distillers.response import DIST, DKD, KD, StandardizedKD
 from distillers.review import hierarchical_context_loss
 from generators.base import Synthesis
-from generators.terms import BatchNormStatistics
+from generators.losses import BatchNormStatistics
 from models.classifier import Outputs, Statistics
 
 TOLERANCE = 1e-5
@@ -48,18 +48,18 @@ def stages(inputs: Inputs, role: str) -> list[Tensor]:
     return found
 
 
-def of_logits(term: TransferTerm) -> Loss:
-    def loss(inputs: Inputs) -> Tensor:
+def of_logits(loss: TransferLoss) -> Loss:
+    def computed(inputs: Inputs) -> Tensor:
         x = inputs["logits_student"]
-        label = inputs["labels"] if term.needs_label else None
-        value: Tensor = term(Outputs(x), Outputs(inputs["logits_teacher"]), Batch(x, x, label))
+        label = inputs["labels"] if loss.needs_label else None
+        value: Tensor = loss(Outputs(x), Outputs(inputs["logits_teacher"]), Batch(x, x, label))
         return value
 
-    return loss
+    return computed
 
 
-def of_stages(make: Callable[[list[str]], TransferTerm], last: bool = False) -> Loss:
-    """A term on all stages, or on the last one; it is made for taps of their names."""
+def of_stages(make: Callable[[list[str]], TransferLoss], last: bool = False) -> Loss:
+    """A loss on all stages, or on the last one; it is made for taps of their names."""
 
     def loss(inputs: Inputs) -> Tensor:
         both = [
@@ -72,8 +72,8 @@ def of_stages(make: Callable[[list[str]], TransferTerm], last: bool = False) -> 
     return loss
 
 
-def of_embeddings(make: Callable[[list[str]], TransferTerm], teacher: str) -> Loss:
-    """A term on one vector of each network."""
+def of_embeddings(make: Callable[[list[str]], TransferLoss], teacher: str) -> Loss:
+    """A loss on one vector of each network."""
 
     def loss(inputs: Inputs) -> Tensor:
         student = {"pooled": inputs["embedding_student"]}
@@ -82,9 +82,9 @@ def of_embeddings(make: Callable[[list[str]], TransferTerm], teacher: str) -> Lo
     return loss
 
 
-def _apply(term: TransferTerm, student: dict[str, Tensor], teacher: dict[str, Tensor]) -> Tensor:
+def _apply(loss: TransferLoss, student: dict[str, Tensor], teacher: dict[str, Tensor]) -> Tensor:
     x = next(iter(student.values()))
-    value: Tensor = term(Outputs(x, student), Outputs(x, teacher), Batch(x, x))
+    value: Tensor = loss(Outputs(x, student), Outputs(x, teacher), Batch(x, x))
     return value
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import train
-from benchmarks import reproduce, term_time
+from benchmarks import loss_time, reproduce
 from benchmarks.page import cells_of, device, page
 from benchmarks.records import record, recorded
 from benchmarks.reproduce import commands, read, written_out
@@ -35,7 +35,7 @@ def left_in(run: Path, what: dict[str, Any]) -> Path:
     versions = what.pop("versions")
     (run / "result.json").write_text(json.dumps(what))
     (run / "versions.json").write_text(json.dumps(versions))
-    choices = {"method": "dfq", "data": "digits", "term": ["at", "rkd"]}
+    choices = {"method": "dfq", "data": "digits", "loss": ["at", "rkd"]}
     config = {"choices": choices, "needs_teacher": True, "teacher": {"checkpoint": None}}
     (run / "config.yaml").write_text(json.dumps(config))
     return run
@@ -52,16 +52,16 @@ def test_every_row_composes(name: str) -> None:
 
 
 def test_a_row_for_several() -> None:
-    entry = {"name": "x-{term}", "title": "`{term}`", "overrides": ["term={term}"]}
+    entry = {"name": "x-{loss}", "title": "`{loss}`", "overrides": ["loss={loss}"]}
     one, two = written_out(
-        {**entry, "each": {"term": {"kd": {}, "at": {"overrides": ["seed=1"], "note": "n"}}}}
+        {**entry, "each": {"loss": {"kd": {}, "at": {"overrides": ["seed=1"], "note": "n"}}}}
     )
-    assert (one["name"], one["overrides"]) == ("x-kd", ["term=kd"])
-    assert (two["title"], two["overrides"], two["note"]) == ("`at`", ["term=at", "seed=1"], "n")
+    assert (one["name"], one["overrides"]) == ("x-kd", ["loss=kd"])
+    assert (two["title"], two["overrides"], two["note"]) == ("`at`", ["loss=at", "seed=1"], "n")
     nested = {"kd": {"less": 1, "means": "weight {less}"}}
-    [named] = written_out({**entry, "title": "{term}, {means}", "each": {"term": nested}})
+    [named] = written_out({**entry, "title": "{loss}, {means}", "each": {"loss": nested}})
     assert named["title"] == "kd, weight 1"
-    listed = written_out({**entry, "each": {"term": ["a", "b"]}})
+    listed = written_out({**entry, "each": {"loss": ["a", "b"]}})
     assert [row["name"] for row in listed] == ["x-a", "x-b"]
     [plain] = written_out({"name": "x", "title": "", "overrides": []})
     assert plain["name"] == "x"
@@ -73,27 +73,27 @@ def test_a_row_for_each_pair_of_choices() -> None:
         "a-b": {"teacher": "a", "beta": 2, "published": {"kd": 0.5, "dkd": 0.6}},
         "c-d": {"teacher": "c", "overrides": ["lr=1"], "beta": 8, "published": {"dkd": 0.7}},
     }
-    terms = {"kd": {}, "dkd": {"overrides": [["~kd"], "term={term}", "beta={beta}"]}}
-    entry = {"name": "{pair}-{term}", "title": "{teacher}", "overrides": ["t={teacher}"]}
+    losses = {"kd": {}, "dkd": {"overrides": [["~kd"], "loss={loss}", "beta={beta}"]}}
+    entry = {"name": "{pair}-{loss}", "title": "{teacher}", "overrides": ["t={teacher}"]}
     rows = {
-        row["name"]: row for row in written_out({**entry, "each": {"pair": pairs, "term": terms}})
+        row["name"]: row for row in written_out({**entry, "each": {"pair": pairs, "loss": losses}})
     }
     assert list(rows) == ["a-b-kd", "a-b-dkd", "c-d-kd", "c-d-dkd"]
     assert rows["a-b-kd"]["overrides"] == ["t=a"]
-    assert rows["c-d-dkd"]["overrides"] == ["t=c", "lr=1", "~kd", "term=dkd", "beta=8"]
+    assert rows["c-d-dkd"]["overrides"] == ["t=c", "lr=1", "~kd", "loss=dkd", "beta=8"]
     assert [row.get("published") for row in rows.values()] == [0.5, 0.6, None, 0.7]
 
 
 def test_every_pair_of_crds_tables_has_its_rows() -> None:
-    """Of 13 pairs with six terms each; light students learn at a fifth of the rate."""
+    """Of 13 pairs with six losses each; light students learn at a fifth of the rate."""
     rows = [row for name, row in ROWS.items() if name.startswith("cifar100-")]
     assert len({row["pair"] for row in rows}) * 6 == len(rows) == 13 * 6
     for row in rows:
         config = compose(row["overrides"])
         light = row["student"].startswith(("mobilenet", "shufflenet"))
         assert config.optimizer.lr == (0.01 if light else 0.05)
-        assert set(config.distiller.terms) == {"cross_entropy", row["term"]}
-        assert config.distiller.terms.cross_entropy.weight == (0.1 if row["term"] == "kd" else 1.0)
+        assert set(config.distiller.losses) == {"cross_entropy", row["loss"]}
+        assert config.distiller.losses.cross_entropy.weight == (0.1 if row["loss"] == "kd" else 1.0)
         assert f"{config.choices.teacher}-{config.choices.student}" == row["pair"]
 
 
@@ -221,30 +221,30 @@ def test_a_row_goes_on_from_an_earlier_one(tmp_path: Path) -> None:
             assert ROWS[earlier]["seeds"] == ROWS[name]["seeds"]
 
 
-def test_what_a_term_adds_is_measured_in_pairs(
+def test_what_a_loss_adds_is_measured_in_pairs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Terms of each kind: plain, with a schedule, with labels and indices, with other networks."""
-    monkeypatch.setattr(term_time, "COUNT", 40)
-    monkeypatch.setattr(term_time, "WARM_UP", 1)
+    """Losses of each kind: plain, with a schedule, with labels and indices, with other networks."""
+    monkeypatch.setattr(loss_time, "COUNT", 40)
+    monkeypatch.setattr(loss_time, "WARM_UP", 1)
     small = ["batch_size=4", "device=cpu", "teacher.model.width=1"]
-    figures = term_time.measure(["at", "ab", "crd", "simkd"], small, 2)
-    assert list(figures["terms"]) == ["at", "ab", "crd", "simkd"]
-    for term in figures["terms"].values():
-        assert 0 < term["ratio"]["min"] <= term["ratio"]["median"] <= term["ratio"]["max"]
-    (tmp_path / "term_time_fp32.json").write_text(json.dumps(figures))
+    figures = loss_time.measure(["at", "ab", "crd", "simkd"], small, 2)
+    assert list(figures["losses"]) == ["at", "ab", "crd", "simkd"]
+    for loss in figures["losses"].values():
+        assert 0 < loss["ratio"]["min"] <= loss["ratio"]["median"] <= loss["ratio"]["max"]
+    (tmp_path / "loss_time_fp32.json").write_text(json.dumps(figures))
     text = page(TABLES, tmp_path)
     assert "Not run yet." not in text
     assert re.search(r"\| `ab` \| \d+ ms \| \d+ ms \| \d+\.\d\d \(", text)
 
 
-def test_every_term_can_be_measured() -> None:
+def test_every_loss_can_be_measured() -> None:
     """A schedule switches none off at both moments, and every command composes."""
-    for term in groups()["term"]:
-        overrides = [*term_time.DEFAULTS, *term_time.NETWORKS.get(term, []), f"term={term}"]
-        entries = plain(compose(overrides))["distiller"]["terms"].values()
+    for loss in groups()["loss"]:
+        overrides = [*loss_time.DEFAULTS, *loss_time.NETWORKS.get(loss, []), f"loss={loss}"]
+        entries = plain(compose(overrides))["distiller"]["losses"].values()
         schedules = [build(e["schedule"]) for e in entries if e.get("schedule")]
-        assert any(all(factor(at) for factor in schedules) for at in (0.5, 0.1)), term
+        assert any(all(factor(at) for factor in schedules) for at in (0.5, 0.1)), loss
 
 
 def test_a_chain_of_assistants_runs(tmp_path: Path) -> None:

@@ -136,11 +136,11 @@ def test_experiment(name: str) -> None:
 
 
 @pytest.mark.parametrize("student", ["mobilenetv2_half", "shufflenetv1", "shufflenetv2"])
-def test_light_students_take_every_term_of_the_tables(student: str) -> None:
+def test_light_students_take_every_loss_of_the_tables(student: str) -> None:
     """Whose stages differ from their teachers' in number, size and channels."""
-    terms = "term=[at,rkd,crd,dkd,reviewkd]"
+    losses = "loss=[at,rkd,crd,dkd,reviewkd]"
     pair = ["teacher=resnet8x4", f"student={student}", "optimizer.lr=0.01"]
-    config = small("experiment=cifar100_crd", *pair, terms)
+    config = small("experiment=cifar100_crd", *pair, losses)
     config.data.size = 16
     two_steps(config)
 

@@ -108,7 +108,7 @@ def test_gradients_reach_the_student_and_nothing_else(method: str) -> None:
     held = snapshot(teacher) if teacher else {}
     losses = parts.distiller(parts.source.next())
     assert losses.total.isfinite()
-    assert all(v.isfinite() and not v.requires_grad for v in losses.terms.values())
+    assert all(v.isfinite() and not v.requires_grad for v in losses.values.values())
     losses.total.backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in parts.student.parameters())
     assert any(p.grad.abs().sum() > 0 for p in parts.student.parameters())

@@ -12,21 +12,21 @@ from torch import nn
 
 import distillers.attention
 import distillers.response
-import generators.terms
+import generators.losses
 from core.runtime import Runtime
 from data.spec import Batch, InputSpec
-from distillers.base import TransferTerm
+from distillers.base import TransferLoss
 from engine.config import plain
 from engine.evaluate import Evaluator
 from engine.parts import build_dataset, build_parts
 from engine.train import run
-from generators.base import Synthesis, SynthesisTerm
+from generators.base import Synthesis, SynthesisLoss
 from models.checkpoint import save_network
 from models.classifier import Classifier, Outputs
 from tests.test_contracts import make, same, small, snapshot, teacher_for
 
 
-def test_1_the_adversarial_term_compares_two_networks() -> None:
+def test_1_the_adversarial_loss_compares_two_networks() -> None:
     alike = "source.student_by_batch=false"  # both by running statistics: equal where weights are
     parts, teacher = make("dfad", "student.model.width=4", alike)
     assert teacher is not None
@@ -85,9 +85,9 @@ def test_5_statistics_hooks_do_not_fire_in_distillation() -> None:
 
 def test_6_learned_parameters_of_a_loss_are_trained_and_checkpointed() -> None:
     config = plain(small("dfq"))
-    config["distiller"]["terms"]["toy"] = {
+    config["distiller"]["losses"]["toy"] = {
         "weight": 1.0,
-        "term": {"_target_": "tests.toy.LearnedScale"},
+        "loss": {"_target_": "tests.toy.LearnedScale"},
     }
     runtime = Runtime("cpu")
     dataset = build_dataset(config, runtime)
@@ -129,21 +129,21 @@ def test_8_a_bank_belongs_to_one_run(tmp_path: Path) -> None:
     assert [p.name for p in (tmp_path / "a" / "first").rglob("*.png")] == ["inputs.png"]
 
 
-def _terms() -> list[SynthesisTerm | TransferTerm]:
-    """Every term that there is, as its defaults are."""
+def _losses() -> list[SynthesisLoss | TransferLoss]:
+    """Every loss that there is, as its defaults are."""
     spec = InputSpec((1, 4, 4))
-    modules = (generators.terms, distillers.response, distillers.attention)
-    found: list[SynthesisTerm | TransferTerm] = []
+    modules = (generators.losses, distillers.response, distillers.attention)
+    found: list[SynthesisLoss | TransferLoss] = []
     for module in modules:
         for _, cls in inspect.getmembers(module, inspect.isclass):
-            if issubclass(cls, (SynthesisTerm, TransferTerm)) and cls.__module__ == module.__name__:
+            if issubclass(cls, (SynthesisLoss, TransferLoss)) and cls.__module__ == module.__name__:
                 wants = inspect.signature(cls).parameters
                 found.append(cls(**({"spec": spec} if "spec" in wants else {})))
     return found
 
 
-@pytest.mark.parametrize("term", _terms(), ids=lambda t: type(t).__name__)
-def test_9_losses_and_gradients_are_finite_at_a_logit_gap_of_500(term: nn.Module) -> None:
+@pytest.mark.parametrize("loss", _losses(), ids=lambda t: type(t).__name__)
+def test_9_losses_and_gradients_are_finite_at_a_logit_gap_of_500(loss: nn.Module) -> None:
     images = torch.rand(4, 1, 4, 4, requires_grad=True)
     sign = torch.tensor([1.0, -1.0, 1.0, -1.0])[:, None]
     pattern = torch.tensor([500.0, 0.0, -500.0]) * sign
@@ -151,17 +151,17 @@ def test_9_losses_and_gradients_are_finite_at_a_logit_gap_of_500(term: nn.Module
     stages = {f"stage{i}": 1e3 * torch.rand(4, 2, 3, 3) * images.mean() for i in (1, 2, 3)}
     features = stages | {"pooled": torch.rand(4, 5) * images.mean()}
     student = Outputs(logits, features)
-    teacher = Outputs(-logits if isinstance(term, SynthesisTerm) else -pattern, features)
-    if isinstance(term, SynthesisTerm):
-        if term.needs_statistics:
+    teacher = Outputs(-logits if isinstance(loss, SynthesisLoss) else -pattern, features)
+    if isinstance(loss, SynthesisLoss):
+        if loss.needs_statistics:
             pytest.skip("reads no logits")
-        loss = term(Synthesis(images, teacher, student))
+        value = loss(Synthesis(images, teacher, student))
     else:
         names = {name: name for name in features}
-        term.resolve(names, names)
-        loss = term(student, teacher, Batch(images, images, torch.zeros(4, dtype=torch.long)))
-    assert loss.isfinite()
-    loss.backward()
+        loss.resolve(names, names)
+        value = loss(student, teacher, Batch(images, images, torch.zeros(4, dtype=torch.long)))
+    assert value.isfinite()
+    value.backward()
     assert images.grad is None or images.grad.isfinite().all()
 
 

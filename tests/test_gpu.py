@@ -18,7 +18,7 @@ from generators.bank import Bank
 from models.checkpoint import load_weights, save_network
 from tests.cycles import of_method
 from tests.test_contracts import METHODS, small, teacher_for
-from tests.test_terms import TERMS, make
+from tests.test_losses import TERMS, make
 
 pytestmark = [
     pytest.mark.gpu,
@@ -51,10 +51,10 @@ def test_a_wait_is_an_error_there() -> None:
         _second_without_waiting(lambda: x.sum().item())  # type: ignore[arg-type,return-value]
 
 
-@pytest.mark.parametrize("term", TERMS)
+@pytest.mark.parametrize("loss", TERMS)
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_no_term_makes_the_device_wait(term: str, precision: str) -> None:
-    parts = make(term, "device=cuda", f"precision={precision}")
+def test_no_loss_makes_the_device_wait(loss: str, precision: str) -> None:
+    parts = make(loss, "device=cuda", f"precision={precision}")
 
     def step() -> None:
         parts.distiller(parts.source.next()).total.backward()

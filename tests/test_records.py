@@ -42,7 +42,7 @@ def test_results_are_kept_until_a_file_that_they_chose_changes(
         (method, "# a word\n" + written, True),
         (method, written.replace("batch_size: ", "batch_size: 1"), False),
         (method, written, True),
-        (configs / "term" / "rkd.yaml", "a: 1", False),
+        (configs / "loss" / "rkd.yaml", "a: 1", False),
     ):
         file.write_text(text)
         assert bool(recorded(row, tmp_path)) == holds
@@ -106,7 +106,7 @@ def test_other_data_is_another_run(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_the_files_of_a_run_are_named(tmp_path: Path) -> None:
-    choices = {"method": "kd", "teacher": "wrn(depth=22)", "student": "wrn", "term": ["at", "rkd"]}
+    choices = {"method": "kd", "teacher": "wrn(depth=22)", "student": "wrn", "loss": ["at", "rkd"]}
     for needed, checkpoint, recipe in (
         (True, None, ["method/scratch"]),
         (True, "a.safetensors", []),
@@ -118,4 +118,4 @@ def test_the_files_of_a_run_are_named(tmp_path: Path) -> None:
             "teacher": {"checkpoint": checkpoint},
         }
         (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
-        assert chosen(tmp_path) == ["method/kd", *recipe, "model/wrn", "term/at", "term/rkd"]
+        assert chosen(tmp_path) == ["method/kd", *recipe, "model/wrn", "loss/at", "loss/rkd"]

@@ -1,14 +1,14 @@
-"""A transfer term with a parameter of its own, as VID's variance is one."""
+"""A transfer loss with a parameter of its own, as VID's variance is one."""
 
 import torch
 from torch import Tensor, nn
 
 from data.spec import Batch
-from distillers.base import TransferTerm
+from distillers.base import TransferLoss
 from models.classifier import Outputs
 
 
-class LearnedScale(TransferTerm):
+class LearnedScale(TransferLoss):
     def __init__(self) -> None:
         super().__init__()
         self.scale = nn.Parameter(torch.zeros(()))

@@ -34,7 +34,7 @@ from engine.parts import build_dataset, load_teacher
 from engine.student import FILE, student_of
 from models.classifier import Classifier
 from models.pretrained import freeze
-from tools.report import report
+from tools.figures import in_lines
 
 
 def evaluate(subject: Path, overrides: Sequence[str]) -> dict[str, Any]:
@@ -91,7 +91,7 @@ def main(arguments: list[str]) -> int:
     try:
         _check_free(given.json)
         found = evaluate(given.network, given.overrides)
-        print(report(found))
+        print(in_lines(found))
         if given.json:
             write_whole(given.json, json.dumps(found, allow_nan=False) + "\n")
             print(f"\nall of it: {given.json}")

@@ -1,4 +1,4 @@
-"""Weights follow their schedules; a term that is off is not computed, and DDP does not miss it."""
+"""Weights follow their schedules; a loss that is off is not computed, and DDP does not miss it."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from core.schedules import constant, until
 
 
 class Square(nn.Module):
-    """A term with a parameter, which counts its calls and hears of the run's progress."""
+    """A loss with a parameter, which counts its calls and hears of the run's progress."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -40,23 +40,23 @@ def test_weights_follow_their_schedules() -> None:
     for progress, factor in ((0.25, 0.5), (0.5, 1.0), (0.9, 1.0), (0.25, 0.5)):
         objective.at(progress)
         losses = objective(x)
-        assert losses.terms["square"].item() == pytest.approx(2.0 * factor * 3.0 * 5.0)
-        assert losses.terms["sum"].item() == pytest.approx(1.5)
-        assert objective.terms["square"].term.progress == progress
+        assert losses.values["square"].item() == pytest.approx(2.0 * factor * 3.0 * 5.0)
+        assert losses.values["sum"].item() == pytest.approx(1.5)
+        assert objective.losses["square"].loss.progress == progress
 
 
-def test_a_term_that_is_off_costs_nothing_and_keeps_the_graph() -> None:
-    term = Square()
-    objective = Objective({"square": Weighted(term, 2.0, until(0.5)), "sum": Weighted(Sum())})
+def test_a_loss_that_is_off_costs_nothing_and_keeps_the_graph() -> None:
+    loss = Square()
+    objective = Objective({"square": Weighted(loss, 2.0, until(0.5)), "sum": Weighted(Sum())})
     objective.at(0.5)
     x = torch.ones(2, requires_grad=True)
     objective(x).total.backward()
-    assert term.calls == 0
-    assert term.scale.grad is not None
-    assert term.scale.grad.item() == 0
+    assert loss.calls == 0
+    assert loss.scale.grad is not None
+    assert loss.scale.grad.item() == 0
     objective.at(0.4)
     objective(x)
-    assert term.calls == 1
+    assert loss.calls == 1
 
 
 def test_all_off() -> None:
@@ -68,7 +68,7 @@ def test_all_off() -> None:
 
 def test_a_weight_of_zero_is_still_reported() -> None:
     """... computed, because it was not a schedule that switched it off: a user watches it."""
-    term = Square()
-    losses = Objective({"square": Weighted(term, 0.0)})(torch.ones(2))
-    assert term.calls == 1
-    assert losses.terms["square"].item() == 0
+    loss = Square()
+    losses = Objective({"square": Weighted(loss, 0.0)})(torch.ones(2))
+    assert loss.calls == 1
+    assert losses.values["square"].item() == 0

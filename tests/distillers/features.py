@@ -1,4 +1,4 @@
-"""Features without networks, and the terms of three files on them."""
+"""Features without networks, and the losses of three files on them."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from data.spec import Batch
-from distillers.base import Side, TransferTerm
+from distillers.base import Side, TransferLoss
 from models.classifier import Outputs
 
-Term = TypeVar("Term", bound=TransferTerm)
+Loss = TypeVar("Loss", bound=TransferLoss)
 TAPS = ("a", "b", "c")
 
 
@@ -29,25 +29,25 @@ def random(seed: int, *shapes: Sequence[int], dtype: torch.dtype = torch.float64
     return outputs(*(torch.randn(*s, generator=generator, dtype=dtype) for s in shapes))
 
 
-def apply(term: TransferTerm, student: Outputs, teacher: Outputs) -> Tensor:
+def apply(loss: TransferLoss, student: Outputs, teacher: Outputs) -> Tensor:
     x = student.logits
-    value: Tensor = term(student, teacher, Batch(x, x))
+    value: Tensor = loss(student, teacher, Batch(x, x))
     return value
 
 
-def prepared(term: Term, student: Outputs, teacher: Outputs, seed: int = 0) -> Term:
-    """The term with its parameters, in the features' precision and in train mode."""
+def prepared(loss: Loss, student: Outputs, teacher: Outputs, seed: int = 0) -> Loss:
+    """The loss with its parameters, in the features' precision and in train mode."""
     torch.manual_seed(seed)
     with torch.no_grad():
-        term.prepare(Side(student), Side(teacher))
-    return term.to(student.logits.dtype).train()
+        loss.prepare(Side(student), Side(teacher))
+    return loss.to(student.logits.dtype).train()
 
 
 def leaves(student: Outputs) -> list[Tensor]:
     return [feature.requires_grad_() for feature in student.features.values()]
 
 
-def check_reference(name: str, term: TransferTerm, shared: Path) -> None:
+def check_reference(name: str, loss: TransferLoss, shared: Path) -> None:
     """Value and gradients, those of the inputs that the reference has a gradient of."""
     data: Any = np.load(shared / "fixtures" / "transfer_losses.npz")
 
@@ -56,7 +56,7 @@ def check_reference(name: str, term: TransferTerm, shared: Path) -> None:
 
     student = outputs(*stages("student"))
     inputs = leaves(student)
-    value = apply(term, student, outputs(*stages("teacher")))
+    value = apply(loss, student, outputs(*stages("teacher")))
     assert value.item() == pytest.approx(float(data[f"value/{name}"]), rel=1e-9)
     value.backward()
     keys = [key for key in data if key.startswith(f"grad/{name}/")]

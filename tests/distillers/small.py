@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from core.objective import Objective, Weighted
 from core.runtime import Runtime
 from data.spec import Batch, InputSpec
-from distillers.base import TransferTerm
+from distillers.base import TransferLoss
 from distillers.distiller import Distiller, student_taps
 from models.classifier import Classifier, Outputs
 
@@ -25,8 +25,8 @@ class Network(nn.Module):
         return self.head(self.stage2(self.stage1(x)))
 
 
-class Hint(TransferTerm):
-    """A term with a parameter of its own, as in FitNets."""
+class Hint(TransferLoss):
+    """A loss with a parameter of its own, as in FitNets."""
 
     def __init__(self) -> None:
         super().__init__(("stage2",))
@@ -38,8 +38,8 @@ class Hint(TransferTerm):
         return (projected - teacher.features["stage2"]).pow(2).mean()
 
 
-def objective_of(**terms: TransferTerm) -> Objective:
-    return Objective({name: Weighted(term) for name, term in terms.items()})
+def objective_of(**losses: TransferLoss) -> Objective:
+    return Objective({name: Weighted(loss) for name, loss in losses.items()})
 
 
 def make_teacher(statistics: bool = False) -> Classifier:

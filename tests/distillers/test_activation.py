@@ -49,20 +49,20 @@ def network(kind: str, seed: int) -> nn.Module:
 
 
 def made(student: str, teacher: str) -> tuple[SpatialActivation, Classifier, Classifier, Tensor]:
-    """The term, both networks with its taps, and inputs."""
+    """The loss, both networks with its taps, and inputs."""
     spec = WIDE if "lenet" in (student, teacher) else SPEC
     nets = network(student, 1), network(teacher, 2)
-    term = SpatialActivation()
-    term.resolve(*map(named_taps, nets))
-    ours = Classifier(nets[0], spec, taps=term.student_taps)
-    theirs = Classifier(nets[1], spec).eval().requires_grad_(False).frozen(term.teacher_taps)
+    loss = SpatialActivation()
+    loss.resolve(*map(named_taps, nets))
+    ours = Classifier(nets[0], spec, taps=loss.student_taps)
+    theirs = Classifier(nets[1], spec).eval().requires_grad_(False).frozen(loss.teacher_taps)
     x = torch.rand(5, *spec.shape, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         theirs(x)
         dry = ours.eval()(x[:2])
-        term.prepare(side(ours, dry), side(theirs, theirs(x[:2])))
+        loss.prepare(side(ours, dry), side(theirs, theirs(x[:2])))
         ours.train()
-    return term, ours, theirs, x
+    return loss, ours, theirs, x
 
 
 def ask(net: Classifier, x: Tensor) -> Outputs:
@@ -77,10 +77,10 @@ PAIRS = [("cnn", "wide"), ("lenet", "lenet"), ("tokens", "cnn"), ("cnn", "tokens
 def test_gradients_reach_the_student_alone_and_nothing_else_changes(
     student: str, teacher: str
 ) -> None:
-    term, ours, theirs, x = made(student, teacher)
+    loss, ours, theirs, x = made(student, teacher)
     answers = ask(ours, x), ask(theirs, x)
     before = copy.deepcopy(ours.state_dict()), copy.deepcopy(theirs.state_dict())
-    value = term(*answers, Batch(x, x))
+    value = loss(*answers, Batch(x, x))
     for net, state in zip((ours, theirs), before, strict=True):
         assert all(torch.equal(v, state[k]) for k, v in net.state_dict().items())
         assert all(p.grad is None for p in net.parameters())
@@ -89,12 +89,12 @@ def test_gradients_reach_the_student_alone_and_nothing_else_changes(
     assert value.isfinite()
     assert any(p.grad is not None and p.grad.any() for p in ours.parameters())
     assert all(p.grad is None for p in theirs.parameters())
-    assert not list(term.parameters())
-    assert term.teacher_queries == len(x)
+    assert not list(loss.parameters())
+    assert loss.teacher_queries == len(x)
 
 
 def test_it_is_0_between_a_network_and_itself_and_not_between_two() -> None:
-    term, _, _, x = made("cnn", "wide")
+    loss, _, _, x = made("cnn", "wide")
     net = Classifier(network("wide", 2), SPEC, taps=("stage1", "stage2")).requires_grad_(False)
     net.train()
     same = SpatialActivation(("stage1", "stage2"))
@@ -103,26 +103,26 @@ def test_it_is_0_between_a_network_and_itself_and_not_between_two() -> None:
     # the teacher's view has running statistics: give it the batch's as well
     same.views = (same.views[0], same.views[0])
     assert same(answers, answers, Batch(x, x)).item() == pytest.approx(0.0, abs=1e-10)
-    term, ours, theirs, x = made("cnn", "wide")
-    assert term(ask(ours, x), ask(theirs, x), Batch(x, x)).item() > 1e-6
+    loss, ours, theirs, x = made("cnn", "wide")
+    assert loss(ask(ours, x), ask(theirs, x), Batch(x, x)).item() > 1e-6
 
 
 def test_the_students_gradient_is_that_of_its_own_pass_in_training_mode() -> None:
-    term, ours, _, x = made("cnn", "wide")
+    loss, ours, _, x = made("cnn", "wide")
     label = torch.tensor([0, 1, 2, 3, 0])
     outputs = ask(ours, x)
     chosen = torch.stack([outputs.logits[i, c] for i, c in enumerate(label)]).sum()
-    found = importance(term.views[0], x, label)
-    for tap in term.student_taps:
+    found = importance(loss.views[0], x, label)
+    for tap in loss.student_taps:
         (gradient,) = torch.autograd.grad(chosen, outputs.features[tap], retain_graph=True)
         torch.testing.assert_close(found[tap], gradient.mean((2, 3)))
 
 
 def test_importance_follows_the_logit() -> None:
     """The gradient of a linear head behind average pooling is its weight over the places."""
-    term, ours, _, x = made("cnn", "wide")
+    loss, ours, _, x = made("cnn", "wide")
     label = torch.tensor([3, 1, 2, 3, 0])
-    alpha = importance(term.views[0], x, label)["stage2"]
+    alpha = importance(loss.views[0], x, label)["stage2"]
     weight = ours.module.linear.weight
     expected = torch.stack([weight[c] for c in label]) / (4 * 4)
     torch.testing.assert_close(alpha, expected.detach())
@@ -147,10 +147,10 @@ def test_maps_are_those_of_a_naive_loop() -> None:
 
 
 def test_the_value_put_together_by_hand() -> None:
-    term, ours, theirs, x = made("cnn", "wide")
+    loss, ours, theirs, x = made("cnn", "wide")
     s, t = ask(ours, x), ask(theirs, x)
     label = t.logits.argmax(1)
-    a, b = (importance(view, x, label) for view in term.views)
+    a, b = (importance(view, x, label) for view in loss.views)
     total = torch.zeros(())
     for tap in ("stage1", "stage2"):
         one = torch.einsum("bchw,bc->bhw", s.features[tap], a[tap])
@@ -161,7 +161,7 @@ def test_the_value_put_together_by_hand() -> None:
         torch.einsum("bchw,kc->bkhw", o.features["stage2"], n.module.linear.weight) for o, n in both
     )
     total = total + (one - two).square().mean()
-    torch.testing.assert_close(term(s, t, Batch(x, x)), total)
+    torch.testing.assert_close(loss(s, t, Batch(x, x)), total)
 
 
 def test_class_maps_are_left_out_where_a_head_reads_something_else() -> None:
@@ -170,8 +170,8 @@ def test_class_maps_are_left_out_where_a_head_reads_something_else() -> None:
 
 
 def test_its_queries_are_kept_with_the_state() -> None:
-    term, ours, theirs, x = made("cnn", "wide")
-    term(ask(ours, x), ask(theirs, x), Batch(x, x))
+    loss, ours, theirs, x = made("cnn", "wide")
+    loss(ask(ours, x), ask(theirs, x), Batch(x, x))
     fresh = made("cnn", "wide")[0]
-    fresh.load_state_dict(copy.deepcopy(term.state_dict()))
+    fresh.load_state_dict(copy.deepcopy(loss.state_dict()))
     assert fresh.teacher_queries == 5

@@ -1,4 +1,4 @@
-"""Attention transfer and CanKD by hand, and what all attention terms on feature maps share."""
+"""Attention transfer and CanKD by hand, and what all attention losses on feature maps share."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from core.build import build
 from core.objective import Weighted
 from distillers.attention import AttentionTransfer
-from distillers.base import STAGES, TransferTerm
+from distillers.base import STAGES, TransferLoss
 from distillers.channel import CWD
 from distillers.cross_attention import CanKD, CrossAttention
 from distillers.semantic import AFD, SemCKD
@@ -21,7 +21,7 @@ from engine.config import ROOT, compose, plain
 from models.classifier import Outputs
 from tests.distillers.features import TAPS, apply, leaves, outputs, prepared, random
 
-TERMS: dict[str, Callable[[], TransferTerm]] = {
+TERMS: dict[str, Callable[[], TransferLoss]] = {
     "at": lambda: AttentionTransfer(TAPS[:2]),
     "cwd": lambda: CWD(TAPS[:2]),
     "semckd": lambda: SemCKD(4, TAPS[:2]),
@@ -43,45 +43,45 @@ SHAPES = {
 
 
 @pytest.fixture(params=TERMS)
-def make(request: pytest.FixtureRequest) -> Callable[[], TransferTerm]:
+def make(request: pytest.FixtureRequest) -> Callable[[], TransferLoss]:
     return TERMS[request.param]
 
 
-def started(term: TransferTerm, student: Outputs, teacher: Outputs) -> TransferTerm:
-    """The term with its parameters after one step, when none is zero any more."""
-    term = prepared(term, student, teacher)
-    if list(term.parameters()):
-        optimizer = torch.optim.SGD(term.parameters(), lr=0.1)
-        apply(term, student, teacher).backward()
+def started(loss: TransferLoss, student: Outputs, teacher: Outputs) -> TransferLoss:
+    """The loss with its parameters after one step, when none is zero any more."""
+    loss = prepared(loss, student, teacher)
+    if list(loss.parameters()):
+        optimizer = torch.optim.SGD(loss.parameters(), lr=0.1)
+        apply(loss, student, teacher).backward()
         optimizer.step()
         optimizer.zero_grad()
-    return term
+    return loss
 
 
 @pytest.mark.parametrize("shapes", SHAPES)
-def test_learns_from_maps_of_any_two_shapes(make: Callable[[], TransferTerm], shapes: str) -> None:
+def test_learns_from_maps_of_any_two_shapes(make: Callable[[], TransferLoss], shapes: str) -> None:
     ours, theirs = SHAPES[shapes]
     student, teacher = random(0, *ours), random(1, *theirs)
-    term = started(make(), student, teacher)
-    value = apply(term, student := outputs(*leaves(student)), teacher)
+    loss = started(make(), student, teacher)
+    value = apply(loss, student := outputs(*leaves(student)), teacher)
     value.backward()
     assert value.isfinite()
     assert value > 0
-    for tensor in (*student.features.values(), *term.parameters()):
+    for tensor in (*student.features.values(), *loss.parameters()):
         assert tensor.grad is not None
         assert tensor.grad.any()
         assert tensor.grad.isfinite().all()
     assert not any(x.requires_grad for x in teacher.features.values())
 
 
-def test_learning_brings_the_student_nearer(make: Callable[[], TransferTerm]) -> None:
+def test_learning_brings_the_student_nearer(make: Callable[[], TransferLoss]) -> None:
     student, teacher = random(0, *MAPS), random(1, *LARGER)
-    term = prepared(make(), student, teacher)
+    loss = prepared(make(), student, teacher)
     inputs = leaves(student)
-    optimizer = torch.optim.Adam([*inputs, *term.parameters()], lr=0.02)
+    optimizer = torch.optim.Adam([*inputs, *loss.parameters()], lr=0.02)
     values = []
     for _ in range(30):
-        value = apply(term, outputs(*inputs), teacher)
+        value = apply(loss, outputs(*inputs), teacher)
         optimizer.zero_grad()
         value.backward()
         optimizer.step()
@@ -89,7 +89,7 @@ def test_learning_brings_the_student_nearer(make: Callable[[], TransferTerm]) ->
     assert values[-1] < 0.9 * values[0]
 
 
-def test_its_state_is_all_that_it_learned(make: Callable[[], TransferTerm]) -> None:
+def test_its_state_is_all_that_it_learned(make: Callable[[], TransferLoss]) -> None:
     student, teacher = random(0, *MAPS), random(1, *LARGER)
     first = started(make(), student, teacher)
     second = prepared(make(), student, teacher, seed=1)
@@ -114,9 +114,9 @@ EXTREMES: dict[str, Callable[[Tensor], Tensor]] = {
 
 @pytest.mark.parametrize("extreme", EXTREMES)
 @pytest.mark.parametrize("sides", ["student", "teacher", "both"])
-def test_stays_finite(make: Callable[[], TransferTerm], extreme: str, sides: str) -> None:
+def test_stays_finite(make: Callable[[], TransferLoss], extreme: str, sides: str) -> None:
     student, teacher = (random(seed, *MAPS, dtype=torch.float32) for seed in (0, 1))
-    term = started(make(), student, teacher)
+    loss = started(make(), student, teacher)
 
     def changed(x: Outputs) -> Outputs:
         return outputs(*map(EXTREMES[extreme], x.features.values()))
@@ -127,22 +127,22 @@ def test_stays_finite(make: Callable[[], TransferTerm], extreme: str, sides: str
         teacher = changed(teacher)
     inputs = [f.clone().requires_grad_() for f in student.features.values()]
     for _ in range(2):
-        value = apply(term, outputs(*inputs), teacher)
+        value = apply(loss, outputs(*inputs), teacher)
         value.backward()
         assert value.isfinite()
-    for tensor in (*inputs, *term.parameters()):
+    for tensor in (*inputs, *loss.parameters()):
         assert tensor.grad is not None
         assert tensor.grad.isfinite().all()
 
 
-def test_vectors_are_refused(make: Callable[[], TransferTerm]) -> None:
+def test_vectors_are_refused(make: Callable[[], TransferLoss]) -> None:
     student = random(0, (4, 6), (4, 6))
     with pytest.raises(ValueError, match="choose another"):
         apply(prepared(make(), student, student), student, student)
 
 
 @pytest.mark.parametrize("make", [TERMS["cwd"], TERMS["cankd"]])
-def test_maps_of_one_place_are_refused(make: Callable[[], TransferTerm]) -> None:
+def test_maps_of_one_place_are_refused(make: Callable[[], TransferLoss]) -> None:
     student, teacher = random(0, MAPS[0], (4, 5, 1, 1)), random(1, *MAPS)
     with pytest.raises(ValueError, match="maps of 1x1: choose an earlier tap"):
         prepared(make(), student, teacher)
@@ -153,11 +153,13 @@ WEIGHTS = {"at": 1000, "cwd": 50, "catkd": 15, "semckd": 400, "afd": 200, "cankd
 
 @pytest.mark.parametrize("name", WEIGHTS)
 def test_its_configuration_has_the_weight_of_the_literature(name: str) -> None:
-    node = plain(compose([f"term={name}", "device=cpu"]))["distiller"]["terms"][name]
+    node = plain(compose([f"loss={name}", "device=cpu"]))["distiller"]["losses"][name]
     weighted = Weighted(**build(node, batch_size=4))
-    assert isinstance(weighted.term, TransferTerm)
+    assert isinstance(weighted.loss, TransferLoss)
     assert weighted.weight == WEIGHTS[name]
-    assert (ROOT / "term" / f"{name}.yaml").read_text().startswith("# @package distiller.terms\n# ")
+    assert (
+        (ROOT / "loss" / f"{name}.yaml").read_text().startswith("# @package distiller.losses\n# ")
+    )
 
 
 def attend(s: Tensor, t: Tensor, p: float = 2.0) -> Tensor:
@@ -235,8 +237,8 @@ def test_cankd_starts_as_the_distance_of_instance_normalised_maps() -> None:
                 for x in (student, teacher)
             )
             expected += float((s - t).square().sum()) / (2 * 4 * 6 * 15)
-    term = prepared(CanKD(["a"]), student, teacher)
-    assert apply(term, student, teacher).item() == pytest.approx(expected)
+    loss = prepared(CanKD(["a"]), student, teacher)
+    assert apply(loss, student, teacher).item() == pytest.approx(expected)
     same = prepared(CanKD(["a"]), student, student)
     assert apply(same, student, outputs(3 * student.features["a"] + 2)) < 1e-10
 
@@ -244,14 +246,14 @@ def test_cankd_starts_as_the_distance_of_instance_normalised_maps() -> None:
 def test_cankd_changes_from_there_and_all_of_it_learns() -> None:
     student, teacher = random(0, MAPS[0]), random(1, LARGER[0])
     first = prepared(CanKD(["a"]), student, teacher)
-    term = started(CanKD(["a"]), student, teacher)
+    loss = started(CanKD(["a"]), student, teacher)
     before = dict(first.named_parameters())
-    apply(term, student, teacher).backward()
-    optimizer = torch.optim.SGD(term.parameters(), lr=0.1)
+    apply(loss, student, teacher).backward()
+    optimizer = torch.optim.SGD(loss.parameters(), lr=0.1)
     optimizer.step()
-    for name, p in term.named_parameters():
+    for name, p in loss.named_parameters():
         assert not torch.equal(p, before[name]), name
-    assert apply(term, student, teacher) < apply(first, student, teacher)
+    assert apply(loss, student, teacher) < apply(first, student, teacher)
 
 
 def test_cross_attention_by_hand() -> None:

@@ -1,4 +1,4 @@
-"""Terms around the rectifier: activation boundaries and the overhaul."""
+"""Losses around the rectifier: activation boundaries and the overhaul."""
 
 from __future__ import annotations
 
@@ -54,11 +54,11 @@ def test_ab_by_hand(margin: float) -> None:
                 total += 3e-3 * weight * (margin - s) ** 2 / 3
             if t <= 0 and s > -margin:
                 total += 3e-3 * weight * (margin + s) ** 2 / 3
-    for term in (
+    for loss in (
         ActivationBoundary(TAPS[:2], margin),
         prepared(ActivationBoundary(TAPS[:2], margin), student, teacher),
     ):
-        assert apply(term, student, teacher).item() == pytest.approx(total)
+        assert apply(loss, student, teacher).item() == pytest.approx(total)
 
 
 def test_ab_is_content_with_the_teachers_signs_outside_the_margin() -> None:
@@ -87,8 +87,8 @@ def test_ab_connects_where_channels_differ_or_the_student_is_rectified() -> None
 def test_ab_reaches_units_that_the_students_relu_switched_off() -> None:
     before = random(0, SHAPE).features["a"]
     student, teacher = outputs(before.relu()), random(1, SHAPE)
-    term = prepared(ActivationBoundary(["a"]), student, teacher)
-    apply(term, outputs(*leaves(student)), teacher).backward()
+    loss = prepared(ActivationBoundary(["a"]), student, teacher)
+    apply(loss, outputs(*leaves(student)), teacher).backward()
     gradient = student.features["a"].grad
     assert gradient is not None
     assert gradient[before < 0].any()
@@ -140,26 +140,26 @@ def test_partial_l2_by_hand() -> None:
 def test_ofd_by_hand() -> None:
     shapes = ((8, 3, 4, 4), (8, 2, 2, 2))
     student, teacher = random(0, *shapes), random(1, (8, 5, 4, 4), (8, 2, 4, 4))
-    term = prepared(OFD(TAPS[:2]), student, teacher)
+    loss = prepared(OFD(TAPS[:2]), student, teacher)
     total = torch.zeros((), dtype=torch.float64)
     pooled = nn.functional.avg_pool2d(teacher.features["b"], 2)
     for i, (tap, t) in enumerate((("a", teacher.features["a"]), ("b", pooled))):
-        connector: Any = term.connectors[i]
+        connector: Any = loss.connectors[i]
         s = connector.adapter.projection(student.features[tap])
         mean, variance = s.mean((0, 2, 3)), s.var((0, 2, 3), correction=0)
         s = (s - mean[:, None, None]) / (variance + 1e-5).sqrt()[:, None, None]
         margins = [t[:, c][t[:, c] < 0].mean() for c in range(t.shape[1])]
         target = t.maximum(torch.stack(margins)[:, None, None])
-        loss = (s - target).square() * ~((s <= target) & (target <= 0))
-        total = total + loss.sum() / 8 / 2 ** (1 - i)
-    torch.testing.assert_close(apply(term, student, teacher), total)
+        value = (s - target).square() * ~((s <= target) & (target <= 0))
+        total = total + value.sum() / 8 / 2 ** (1 - i)
+    torch.testing.assert_close(apply(loss, student, teacher), total)
 
 
 def test_ofd_after_the_relu_has_no_margin() -> None:
     student, teacher = random(0, SHAPE), rectified(random(1, SHAPE))
-    term = prepared(OFD(["a"]), student, teacher)
-    s, t = term.connectors[0](student.features["a"], teacher.features["a"])
-    torch.testing.assert_close(apply(term, student, teacher), partial_l2(s, t))
+    loss = prepared(OFD(["a"]), student, teacher)
+    s, t = loss.connectors[0](student.features["a"], teacher.features["a"])
+    torch.testing.assert_close(apply(loss, student, teacher), partial_l2(s, t))
 
 
 @pytest.mark.parametrize(

@@ -33,20 +33,20 @@ def test_cwd_by_hand(temperature: float) -> None:
             total += sum(
                 a / sum(p) * math.log(a / sum(p) / (b / sum(q))) for a, b in zip(p, q, strict=True)
             )
-    term = prepared(CWD(["a"], temperature), student, teacher)
+    loss = prepared(CWD(["a"], temperature), student, teacher)
     expected = temperature**2 * total / (2 * 3)
-    assert apply(term, student, teacher).item() == pytest.approx(expected)
+    assert apply(loss, student, teacher).item() == pytest.approx(expected)
 
 
 def test_cwd_ignores_what_all_places_of_a_channel_share() -> None:
     student, teacher = random(0, (4, 6, 4, 4)), random(1, (4, 6, 4, 4))
-    term = prepared(CWD(["a"]), student, teacher)
-    value = apply(term, student, teacher)
+    loss = prepared(CWD(["a"]), student, teacher)
+    value = apply(loss, student, teacher)
     assert value > 0
     shift = random(2, (4, 6, 1, 1)).features["a"]
     shifted = outputs(student.features["a"] + shift)
-    torch.testing.assert_close(apply(term, shifted, teacher), value)
-    assert apply(term, shifted, student).abs() < 1e-12
+    torch.testing.assert_close(apply(loss, shifted, teacher), value)
+    assert apply(loss, shifted, student).abs() < 1e-12
 
 
 def test_cwd_projects_only_where_channels_differ() -> None:
@@ -68,14 +68,14 @@ def network(width: int, tap: str = "stage2", module: nn.Module | None = None) ->
 def classmaps(
     student: Classifier, teacher: Classifier, taps: Taps = ("stage2",), **settings: Any
 ) -> tuple[CATKD, Outputs, Outputs]:
-    """The term, and the two networks' outputs on a batch."""
+    """The loss, and the two networks' outputs on a batch."""
     generator = torch.Generator().manual_seed(0)
     x = torch.rand(3, 1, 8, 8, generator=generator, dtype=torch.float64)
-    term = CATKD(taps, **settings)
-    view = teacher.frozen(term.teacher_taps)
+    loss = CATKD(taps, **settings)
+    view = teacher.frozen(loss.teacher_taps)
     with torch.no_grad():
-        term.prepare(side(student, student.eval()(x)), side(view, view(x)))
-    return term, student(x), view(x)
+        loss.prepare(side(student, student.eval()(x)), side(view, view(x)))
+    return loss, student(x), view(x)
 
 
 def by_hand(s: Tensor, t: Tensor, heads: tuple[Tensor, ...], normalize: bool) -> float:
@@ -98,10 +98,10 @@ def by_hand(s: Tensor, t: Tensor, heads: tuple[Tensor, ...], normalize: bool) ->
 @pytest.mark.parametrize("normalize", [True, False])
 def test_catkd_by_hand(normalize: bool) -> None:
     student, teacher = network(4), network(6)
-    term, s, t = classmaps(student, teacher, normalize=normalize)
+    loss, s, t = classmaps(student, teacher, normalize=normalize)
     heads = tuple(x.module.linear.weight.detach() for x in (student, teacher))
     expected = by_hand(s.features["stage2"].detach(), t.features["stage2"], heads, normalize)
-    assert apply(term, s, t).item() == pytest.approx(expected)
+    assert apply(loss, s, t).item() == pytest.approx(expected)
 
 
 def test_catkd_pools_larger_maps_and_normalises_direction_only() -> None:
@@ -109,48 +109,48 @@ def test_catkd_pools_larger_maps_and_normalises_direction_only() -> None:
     heads = tuple(nn.Linear(width, 5).double() for width in (4, 6))
     for x, head in zip((s, t), heads, strict=True):
         x.logits = head(x.features["a"].mean((2, 3)))
-    term = CATKD(["a"])
-    term.prepare(Side(s, heads[0]), Side(t, heads[1]))
-    value = apply(term, s, t)
+    loss = CATKD(["a"])
+    loss.prepare(Side(s, heads[0]), Side(t, heads[1]))
+    value = apply(loss, s, t)
     weights = tuple(head.weight.detach() for head in heads)
     expected = by_hand(s.features["a"], t.features["a"], weights, True)
     assert value.item() == pytest.approx(expected)
     for tap in (s, t):
         tap.features["a"] = 3 * tap.features["a"]
-    torch.testing.assert_close(apply(term, s, t), value)
+    torch.testing.assert_close(apply(loss, s, t), value)
 
 
 def test_catkd_of_one_place_compares_logits_without_their_bias() -> None:
     student, teacher = network(4), network(6)
-    term, s, t = classmaps(student, teacher, size=1, normalize=False)
+    loss, s, t = classmaps(student, teacher, size=1, normalize=False)
     both = zip((student, teacher), (s, t), strict=True)
     ours, theirs = (x.logits - net.module.linear.bias for net, x in both)
-    torch.testing.assert_close(apply(term, s, t), (ours - theirs).square().mean())
+    torch.testing.assert_close(apply(loss, s, t), (ours - theirs).square().mean())
 
 
 def test_catkd_teaches_the_students_head_and_owns_nothing() -> None:
     student, teacher = network(4), network(6)
-    term, s, t = classmaps(student, teacher)
-    apply(term, s, t).backward()
+    loss, s, t = classmaps(student, teacher)
+    apply(loss, s, t).backward()
     for p in (student.module.linear.weight, student.module.stage1[0].weight):
         assert p.grad is not None
         assert p.grad.any()
     assert student.module.linear.bias.grad is None  # class-activation maps leave it out
     assert all(p.grad is None for p in teacher.parameters())
-    assert not list(term.parameters())
-    assert not term.state_dict()
+    assert not list(loss.parameters())
+    assert not loss.state_dict()
 
 
 def test_catkd_sees_the_heads_as_they_are_now() -> None:
     student, teacher = network(4), network(6)
-    term, s, t = classmaps(student, teacher)
-    before = apply(term, s, t)
+    loss, s, t = classmaps(student, teacher)
+    before = apply(loss, s, t)
     with torch.no_grad():
         student.module.linear.weight.neg_()
-    middle = apply(term, s, t)
+    middle = apply(loss, s, t)
     teacher.load_state_dict({k: -v for k, v in teacher.state_dict().items()})
     assert before != middle
-    torch.testing.assert_close(apply(term, s, t), before)
+    torch.testing.assert_close(apply(loss, s, t), before)
 
 
 def test_catkd_between_a_cnn_and_a_vit() -> None:
@@ -158,8 +158,8 @@ def test_catkd_between_a_cnn_and_a_vit() -> None:
     settings = {"img_size": 8, "patch_size": 2, "embed_dim": 16, "depth": 1, "num_heads": 2}
     vit = timm_model("vit_tiny_patch16_224", 1, 5, **settings, global_pool="avg", fc_norm=False)
     taps = [{"student": "stage2", "teacher": "norm"}]
-    term, s, t = classmaps(network(4), network(1, "norm", vit), taps)
-    value = apply(term, s, t)
+    loss, s, t = classmaps(network(4), network(1, "norm", vit), taps)
+    value = apply(loss, s, t)
     value.backward()
     assert 0 < value < 1
 
@@ -172,10 +172,10 @@ def test_catkd_is_finite_where_a_class_is_everything() -> None:
         t = outputs(features[:1].expand(4, -1, -1, -1))
         for x in (s, t):
             x.logits = head(x.features["a"].mean((2, 3))).detach()
-        term = CATKD(["a"])
-        term.prepare(Side(s, head), Side(t, head))
+        loss = CATKD(["a"])
+        loss.prepare(Side(s, head), Side(t, head))
         leaf = s.features["a"]
-        value = apply(term, s, t)
+        value = apply(loss, s, t)
         (gradient,) = torch.autograd.grad(value, leaf)
         assert value.isfinite()
         assert gradient.isfinite().all()
@@ -198,11 +198,11 @@ def test_catkd_is_finite_where_a_class_is_everything() -> None:
 def test_catkd_refuses_a_map_that_the_head_does_not_read(student: Any, taps: Taps) -> None:
     ours = student()
     x = torch.rand(2, *ours.spec.shape, dtype=torch.float64)
-    term = CATKD(taps)
-    teacher = network(6, term.teacher_taps[0])
+    loss = CATKD(taps)
+    teacher = network(6, loss.teacher_taps[0])
     y = torch.rand(2, 1, 8, 8, dtype=torch.float64)
     with torch.no_grad(), pytest.raises(ValueError, match=r"the student's tap .* is another"):
-        term.prepare(side(ours, ours.eval()(x)), side(teacher, teacher.eval()(y)))
+        loss.prepare(side(ours, ours.eval()(x)), side(teacher, teacher.eval()(y)))
 
 
 def test_catkd_needs_linear_heads_and_a_size() -> None:
@@ -215,5 +215,5 @@ def test_catkd_needs_linear_heads_and_a_size() -> None:
 
 def test_catkd_is_0_for_a_perfect_student() -> None:
     teacher = network(4)
-    term, _, t = classmaps(network(4), teacher)
-    assert apply(term, t, t) < 1e-20
+    loss, _, t = classmaps(network(4), teacher)
+    assert apply(loss, t, t) < 1e-20

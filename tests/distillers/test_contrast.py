@@ -79,7 +79,7 @@ def sides(student: Tensor, teacher: Tensor) -> tuple[Outputs, Outputs]:
     return Outputs(student, {"pooled": student}), Outputs(teacher, {"pooled": teacher})
 
 
-def term(student: Outputs, teacher: Outputs, **kwargs: float) -> SupervisedContrast:
+def loss(student: Outputs, teacher: Outputs, **kwargs: float) -> SupervisedContrast:
     torch.manual_seed(0)
     made = SupervisedContrast(**{"width": 7, **kwargs})  # type: ignore[arg-type]
     made.prepare(Side(student), Side(teacher))
@@ -95,7 +95,7 @@ def test_features_of_any_kind_and_size(student: tuple[int, ...], teacher: tuple[
     s, t = (torch.randn(6, *shape, generator=random) for shape in (student, teacher))
     s.requires_grad_()
     x = torch.zeros(6, 1)
-    contrast = term(*sides(s, t))
+    contrast = loss(*sides(s, t))
     value = contrast(*sides(s, t), Batch(x, x, LABEL))
     a, b = (
         head(f if f.dim() == 2 else f.mean((2, 3)) if f.dim() == 4 else f.mean(1))
@@ -108,7 +108,7 @@ def test_features_of_any_kind_and_size(student: tuple[int, ...], teacher: tuple[
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in parameters)
     assert s.grad is not None
     assert s.grad.abs().sum() > 0
-    other = term(*sides(s, t))
+    other = loss(*sides(s, t))
     torch.nn.init.zeros_(other.heads[0][0][0].weight)
     other.load_state_dict(copy.deepcopy(contrast.state_dict()))
     torch.testing.assert_close(other(*sides(s, t), Batch(x, x, LABEL)), value)
@@ -122,7 +122,7 @@ def test_stays_finite(rows: int, scale: float) -> None:
     s.requires_grad_()
     x = torch.zeros(rows, 1)
     for label in (torch.zeros(rows, dtype=torch.long), torch.arange(rows)):
-        contrast = term(*sides(s, t))
+        contrast = loss(*sides(s, t))
         value = contrast(*sides(s, t), Batch(x, x, label))
         gradient = torch.autograd.grad(value, [s, *contrast.parameters()])
         assert value.isfinite()

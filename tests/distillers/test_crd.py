@@ -53,9 +53,9 @@ def sides(count: int, seed: int = 0) -> tuple[Outputs, Outputs]:
 
 def make(data: Dataset, **options: Any) -> CRD:
     torch.manual_seed(0)
-    term = CRD(data, **{"negatives": K, "width": WIDTH, **options})
-    term.prepare(*(Side(x) for x in sides(2)))
-    return term.double()
+    loss = CRD(data, **{"negatives": K, "width": WIDTH, **options})
+    loss.prepare(*(Side(x) for x in sides(2)))
+    return loss.double()
 
 
 def by_gathering(
@@ -153,15 +153,15 @@ def test_a_queue_keeps_the_latest() -> None:
 
 
 def test_each_network_is_held_against_the_other() -> None:
-    """Two steps of the whole term, redone by hand with its heads."""
-    term = make(dataset())
-    one: Any = term.contrasts[0]
+    """Two steps of the whole loss, redone by hand with its heads."""
+    loss = make(dataset())
+    one: Any = loss.contrasts[0]
     memory = one.memory.embeddings.clone()  # the teacher's, the student's
     labels, scale = one.memory.labels.clone(), None
     for step in range(2):
         student, teacher = sides(3, seed=step)
         index, label = torch.tensor([3, 1, 5]) + step, torch.tensor([0, 1, 0])
-        value = term(student, teacher, batch(label, index))
+        value = loss(student, teacher, batch(label, index))
         z = torch.stack(
             [
                 F.normalize(head(x.features["pooled"]), dim=1).detach()
@@ -183,13 +183,13 @@ def test_each_network_is_held_against_the_other() -> None:
 
 @pytest.mark.parametrize("data", [dataset, closed])
 def test_learns_and_keeps_its_state(data: Any) -> None:
-    def step(term: CRD, seed: int) -> Tensor:
+    def step(loss: CRD, seed: int) -> Tensor:
         student, teacher = sides(4, seed)
         label = torch.tensor([0, 1, 2, 0])
-        value: Tensor = term(student, teacher, batch(label, torch.arange(4) + seed))
+        value: Tensor = loss(student, teacher, batch(label, torch.arange(4) + seed))
         value.backward()
         assert value.isfinite()
-        for x in (student.features["pooled"], *term.parameters()):
+        for x in (student.features["pooled"], *loss.parameters()):
             assert x.grad is not None
             assert x.grad.isfinite().all()
             assert x.grad.any()
@@ -231,7 +231,7 @@ def test_synthesized_inputs_need_no_index_and_reading_is_not_counted() -> None:
 @pytest.mark.parametrize("count", [1, 2, 7])
 @pytest.mark.parametrize("data", [dataset, closed])
 def test_stays_finite_with_one_class_and_large_features(count: int, data: Any) -> None:
-    term = make(data()).float()
+    loss = make(data()).float()
     for scale in (500.0, 0.0):
         student, teacher = (
             Outputs(x.logits, {"pooled": (scale * x.features["pooled"].detach()).float()})
@@ -240,7 +240,7 @@ def test_stays_finite_with_one_class_and_large_features(count: int, data: Any) -
         student.features["pooled"].requires_grad_()
         label, index = torch.zeros(count, dtype=torch.long), torch.arange(count)
         for _ in range(2):
-            value = term(student, teacher, batch(label, index))
+            value = loss(student, teacher, batch(label, index))
             value.backward()
             assert value.isfinite()
         assert student.features["pooled"].grad is not None
@@ -251,11 +251,11 @@ def test_maps_and_tokens_are_averaged() -> None:
     torch.manual_seed(0)
     student, teacher = draw(3, 4, 2, 2), draw(3, 5, 6, seed=1)
     pair = [Outputs(x.flatten(1), {"pooled": x}) for x in (student, teacher)]
-    term = CRD(closed(), negatives=K, width=WIDTH)
-    term.prepare(*(Side(x) for x in pair))
-    shapes = [tuple(p.shape) for p in term.parameters()]
+    loss = CRD(closed(), negatives=K, width=WIDTH)
+    loss.prepare(*(Side(x) for x in pair))
+    shapes = [tuple(p.shape) for p in loss.parameters()]
     assert shapes == [(WIDTH, 4), (WIDTH,), (WIDTH, 6), (WIDTH,)]
-    assert term.double()(*pair, batch(torch.arange(3))).isfinite()
+    assert loss.double()(*pair, batch(torch.arange(3))).isfinite()
 
 
 def test_agreeing_networks_have_the_smaller_loss() -> None:

@@ -1,4 +1,4 @@
-"""The distiller trains the student and the terms, and touches nothing else."""
+"""The distiller trains the student and the losses, and touches nothing else."""
 
 import copy
 from pathlib import Path
@@ -27,17 +27,17 @@ def test_taps_are_the_union() -> None:
     assert teacher_taps(objective) == ("x", "stage2")
 
 
-def test_losses_are_the_weighted_terms() -> None:
+def test_losses_are_the_weighted_losses() -> None:
     teacher = make_teacher().eval()
     objective = Objective({"kd": Weighted(KD(), 0.9), "l1": Weighted(LogitL1(), 3.0)})
     distiller = make(objective, teacher)
     batch = make_batch()
     losses = distiller(batch)
     s, t = distiller.student(batch.student_input), teacher(batch.teacher_input)
-    torch.testing.assert_close(losses.terms["kd"], (0.9 * KD()(s, t, batch)).detach())
-    torch.testing.assert_close(losses.terms["l1"], (3.0 * LogitL1()(s, t, batch)).detach())
-    torch.testing.assert_close(losses.total.detach(), sum(losses.terms.values()))
-    assert not any(value.requires_grad for value in losses.terms.values())
+    torch.testing.assert_close(losses.values["kd"], (0.9 * KD()(s, t, batch)).detach())
+    torch.testing.assert_close(losses.values["l1"], (3.0 * LogitL1()(s, t, batch)).detach())
+    torch.testing.assert_close(losses.total.detach(), sum(losses.values.values()))
+    assert not any(value.requires_grad for value in losses.values.values())
 
 
 def test_each_network_gets_its_own_input() -> None:
@@ -131,7 +131,7 @@ def test_the_teacher_is_run_only_where_it_is_needed() -> None:
 def test_queries_are_counted_and_kept(tmp_path: Path) -> None:
     distiller = make(objective_of(kd=KD(), l1=LogitL1()), make_teacher())
     train(distiller, 3)
-    assert distiller.teacher_queries == 18  # once per input, however many terms read it
+    assert distiller.teacher_queries == 18  # once per input, however many losses read it
     torch.save(distiller.state_dict(), tmp_path / "state.pt")
     other = make(objective_of(kd=KD(), l1=LogitL1()), make_teacher())
     other.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
@@ -139,7 +139,7 @@ def test_queries_are_counted_and_kept(tmp_path: Path) -> None:
     assert torch.equal(other(make_batch()).total, distiller(make_batch()).total)
 
 
-def test_a_term_that_needs_a_teacher_needs_one() -> None:
+def test_a_loss_that_needs_a_teacher_needs_one() -> None:
     with pytest.raises(ValueError, match="need a teacher"):
         make(objective_of(kd=KD()), None)
 
@@ -149,10 +149,10 @@ def test_labels_come_from_the_batch_then_from_the_teacher() -> None:
     distiller = make(objective_of(ce=CrossEntropy(), kd=KD()), teacher)
     batch = make_batch()
     predicted = teacher(batch.teacher_input).logits.argmax(1)
-    unlabelled = distiller(batch).terms["ce"]
+    unlabelled = distiller(batch).losses["ce"]
     assert batch.label is None  # the caller's batch is not written to
-    assert torch.equal(unlabelled, distiller(make_batch(predicted)).terms["ce"])
-    assert not torch.equal(unlabelled, distiller(make_batch((predicted + 1) % 4)).terms["ce"])
+    assert torch.equal(unlabelled, distiller(make_batch(predicted)).losses["ce"])
+    assert not torch.equal(unlabelled, distiller(make_batch((predicted + 1) % 4)).losses["ce"])
 
 
 def test_labels_that_nobody_knows_are_an_error() -> None:
@@ -160,7 +160,7 @@ def test_labels_that_nobody_knows_are_an_error() -> None:
         make(objective_of(ce=CrossEntropy()), make_teacher())(make_batch())
 
 
-def test_a_terms_parameters_are_trained_and_kept_but_not_the_students() -> None:
+def test_a_losses_parameters_are_trained_and_kept_but_not_the_students() -> None:
     distiller = make(objective_of(kd=KD(), hint=Hint()), make_teacher())
     own = {key for key in distiller.state_dict() if "projection" in key}
     assert len(own) == 2
@@ -172,7 +172,7 @@ def test_a_terms_parameters_are_trained_and_kept_but_not_the_students() -> None:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_every_term_is_finite_in_float32(precision: str) -> None:
+def test_every_loss_is_finite_in_float32(precision: str) -> None:
     objective = objective_of(
         ce=CrossEntropy(),
         kd=KD(),
@@ -193,7 +193,7 @@ def test_every_term_is_finite_in_float32(precision: str) -> None:
     losses = distiller(make_batch())
     losses.total.backward()
     assert seen == 2 * [torch.bfloat16 if precision == "bf16" else torch.float32]
-    for name, value in {**losses.terms, "total": losses.total}.items():
+    for name, value in {**losses.values, "total": losses.total}.items():
         assert value.dtype == torch.float32, name
         assert value.isfinite(), name
     for name, parameter in distiller.named_parameters():
@@ -216,9 +216,9 @@ def test_known_answers_are_not_asked_for_again() -> None:
     assert distiller.teacher_queries == 6
     logits = distiller.student(batch.student_input).logits
     kd = KD()(Outputs(logits), Outputs(other), batch)
-    torch.testing.assert_close(known.terms["kd"], kd.detach())
+    torch.testing.assert_close(known.losses["kd"], kd.detach())
     ce = torch.nn.functional.cross_entropy(logits, other.argmax(1))
-    torch.testing.assert_close(known.terms["ce"], ce.detach())
+    torch.testing.assert_close(known.losses["ce"], ce.detach())
 
 
 def test_answers_do_not_suffice_where_features_are_read() -> None:

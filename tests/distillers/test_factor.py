@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from data.spec import Batch
-from distillers.base import TransferTerm
+from distillers.base import TransferLoss
 from distillers.factor import FactorTransfer, Paraphraser, factor_distance
 from models.classifier import Outputs
 from tests.distillers.features import apply, check_reference, leaves, outputs, prepared, random
 
 
-class Distance(TransferTerm):
+class Distance(TransferLoss):
     """The distance alone, of features as they are."""
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
@@ -45,47 +45,47 @@ def make(**options: Any) -> tuple[FactorTransfer, Outputs, Outputs]:
     return prepared(FactorTransfer(["a"], **options), student, teacher), student, teacher
 
 
-def gradients(term: FactorTransfer, student: Outputs, teacher: Outputs) -> dict[str, Tensor]:
+def gradients(loss: FactorTransfer, student: Outputs, teacher: Outputs) -> dict[str, Tensor]:
     inputs = leaves(student)
-    term.zero_grad()
-    apply(term, outputs(*inputs), teacher).backward()
-    found = {name: p.grad.clone() for name, p in term.named_parameters() if p.grad is not None}
-    assert len(found) == len(list(term.parameters()))  # or DDP would wait for the others
+    loss.zero_grad()
+    apply(loss, outputs(*inputs), teacher).backward()
+    found = {name: p.grad.clone() for name, p in loss.named_parameters() if p.grad is not None}
+    assert len(found) == len(list(loss.parameters()))  # or DDP would wait for the others
     assert inputs[0].grad is not None
     found["student"], inputs[0].grad = inputs[0].grad, None
     return found
 
 
 def test_the_paraphraser_learns_from_its_reconstruction_alone() -> None:
-    term, student, teacher = make(reconstruction=0.3)
-    _, loss = term.paraphrasers[0](torch.nn.functional.avg_pool2d(teacher.features["a"], 2))
-    expected = torch.autograd.grad(0.3 * loss, list(term.paraphrasers.parameters()))
-    found = gradients(term, student, teacher)
-    for (name, _), gradient in zip(term.paraphrasers.named_parameters(), expected, strict=True):
+    loss, student, teacher = make(reconstruction=0.3)
+    _, error = loss.paraphrasers[0](torch.nn.functional.avg_pool2d(teacher.features["a"], 2))
+    expected = torch.autograd.grad(0.3 * error, list(loss.paraphrasers.parameters()))
+    found = gradients(loss, student, teacher)
+    for (name, _), gradient in zip(loss.paraphrasers.named_parameters(), expected, strict=True):
         assert gradient.any()
         torch.testing.assert_close(found[f"paraphrasers.{name}"], gradient)
 
 
 def test_the_student_learns_only_after_the_paraphraser() -> None:
-    term, student, teacher = make(pretraining=0.25)
+    loss, student, teacher = make(pretraining=0.25)
     for progress, learns in ((0.0, False), (0.249, False), (0.25, True), (0.9, True)):
-        term.at(progress)
-        for name, gradient in gradients(term, student, teacher).items():
+        loss.at(progress)
+        for name, gradient in gradients(loss, student, teacher).items():
             assert bool(gradient.any()) == (learns or name.startswith("paraphrasers")), name
-    term.at(0.0)
-    before = apply(term, student, teacher)
-    term.at(0.3)
-    factors, _ = term.paraphrasers[0](torch.nn.functional.avg_pool2d(teacher.features["a"], 2))
-    distance = factor_distance(term.translators[0](student.features["a"]), factors)
-    torch.testing.assert_close(apply(term, student, teacher) - before, distance)
+    loss.at(0.0)
+    before = apply(loss, student, teacher)
+    loss.at(0.3)
+    factors, _ = loss.paraphrasers[0](torch.nn.functional.avg_pool2d(teacher.features["a"], 2))
+    distance = factor_distance(loss.translators[0](student.features["a"]), factors)
+    torch.testing.assert_close(apply(loss, student, teacher) - before, distance)
 
 
 def test_factors_are_a_share_of_the_teachers_channels() -> None:
     for rate, count in ((0.5, 3), (0.75, 4), (0.01, 1), (2.0, 12)):
-        term, student, teacher = make(rate=rate)
-        factors, _ = term.paraphrasers[0](teacher.features["a"])
+        loss, student, teacher = make(rate=rate)
+        factors, _ = loss.paraphrasers[0](teacher.features["a"])
         assert factors.shape == (4, count, 8, 8)
-        assert term.translators[0](student.features["a"]).shape == (4, count, 4, 4)
+        assert loss.translators[0](student.features["a"]).shape == (4, count, 4, 4)
 
 
 def test_the_reconstruction_does_not_depend_on_the_scale_of_features() -> None:

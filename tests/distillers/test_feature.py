@@ -1,4 +1,4 @@
-"""Terms on features, those of all three files where a property is common to them."""
+"""Losses on features, those of all three files where a property is common to them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from core.build import build
 from core.objective import Weighted
-from distillers.base import TransferTerm
+from distillers.base import TransferLoss
 from distillers.boundary import OFD, ActivationBoundary
 from distillers.connector import places
 from distillers.factor import FactorTransfer
@@ -31,7 +31,7 @@ from tests.distillers.features import (
     random,
 )
 
-TERMS: dict[str, Callable[[], TransferTerm]] = {
+TERMS: dict[str, Callable[[], TransferLoss]] = {
     "fitnet": lambda: FitNet(TAPS[:2]),
     "nst": lambda: NST(TAPS[:2]),
     "fsp": lambda: FSP(TAPS[:2]),
@@ -54,35 +54,35 @@ SHAPES = {
 
 
 @pytest.fixture(params=TERMS)
-def make(request: pytest.FixtureRequest) -> Callable[[], TransferTerm]:
+def make(request: pytest.FixtureRequest) -> Callable[[], TransferLoss]:
     return TERMS[request.param]
 
 
 @pytest.mark.parametrize("shapes", SHAPES)
 def test_learns_from_features_of_any_two_shapes(
-    make: Callable[[], TransferTerm], shapes: str
+    make: Callable[[], TransferLoss], shapes: str
 ) -> None:
     ours, theirs = SHAPES[shapes]
     student, teacher = random(0, *ours), random(1, *theirs)
-    term = prepared(make(), student, teacher)
-    value = apply(term, student := outputs(*leaves(student)), teacher)
+    loss = prepared(make(), student, teacher)
+    value = apply(loss, student := outputs(*leaves(student)), teacher)
     value.backward()
     assert value.isfinite()
-    for tensor in (*student.features.values(), *term.parameters()):
+    for tensor in (*student.features.values(), *loss.parameters()):
         assert tensor.grad is not None
         assert tensor.grad.any()
         assert tensor.grad.isfinite().all()
     assert not any(x.requires_grad for x in teacher.features.values())
 
 
-def test_learning_brings_the_student_nearer(make: Callable[[], TransferTerm]) -> None:
+def test_learning_brings_the_student_nearer(make: Callable[[], TransferLoss]) -> None:
     student, teacher = random(0, *MAPS), random(1, *LARGER)
-    term = prepared(make(), student, teacher)
+    loss = prepared(make(), student, teacher)
     inputs = leaves(student)
-    optimizer = torch.optim.Adam([*inputs, *term.parameters()], lr=0.02)
+    optimizer = torch.optim.Adam([*inputs, *loss.parameters()], lr=0.02)
     values = []
     for _ in range(30):
-        value = apply(term, outputs(*inputs), teacher)
+        value = apply(loss, outputs(*inputs), teacher)
         optimizer.zero_grad()
         value.backward()
         optimizer.step()
@@ -90,7 +90,7 @@ def test_learning_brings_the_student_nearer(make: Callable[[], TransferTerm]) ->
     assert values[-1] < 0.95 * values[0]  # the log of VID's large variance falls slowly
 
 
-def test_its_state_is_all_that_it_learned(make: Callable[[], TransferTerm]) -> None:
+def test_its_state_is_all_that_it_learned(make: Callable[[], TransferLoss]) -> None:
     student, teacher = random(0, *MAPS), random(1, *LARGER)
     first = prepared(make(), student, teacher)
     optimizer = torch.optim.SGD([*first.parameters(), *leaves(random(3, *MAPS))], lr=0.1)
@@ -131,9 +131,9 @@ EXTREMES: dict[str, Callable[[Outputs], Outputs]] = {
 
 @pytest.mark.parametrize("extreme", EXTREMES)
 @pytest.mark.parametrize("sides", ["student", "teacher", "both"])
-def test_stays_finite(make: Callable[[], TransferTerm], extreme: str, sides: str) -> None:
+def test_stays_finite(make: Callable[[], TransferLoss], extreme: str, sides: str) -> None:
     student, teacher = (random(seed, *MAPS, dtype=torch.float32) for seed in (0, 1))
-    term = prepared(make(), student, teacher)
+    loss = prepared(make(), student, teacher)
     change = EXTREMES[extreme]
     if sides != "teacher" or extreme == "two inputs":
         student = change(student)
@@ -141,38 +141,40 @@ def test_stays_finite(make: Callable[[], TransferTerm], extreme: str, sides: str
         teacher = change(teacher)
     inputs = [f.clone().requires_grad_() for f in student.features.values()]
     for _ in range(2):
-        value = apply(term, outputs(*inputs), teacher)
+        value = apply(loss, outputs(*inputs), teacher)
         value.backward()
         assert value.isfinite()
-    for tensor in (*inputs, *term.parameters()):
+    for tensor in (*inputs, *loss.parameters()):
         assert tensor.grad is not None
         assert tensor.grad.isfinite().all()
 
 
 @pytest.mark.parametrize("name", TERMS)
 def test_its_configuration_has_the_weight_of_the_literature(name: str) -> None:
-    node = plain(compose([f"term={name}", "device=cpu"]))["distiller"]["terms"][name]
+    node = plain(compose([f"loss={name}", "device=cpu"]))["distiller"]["losses"][name]
     weights = {"fitnet": 100, "nst": 50, "ft": 200, "ab": 1, "ofd": 1e-3, "vid": 1, "fsp": 50}
     weighted = Weighted(**build(node))
-    assert isinstance(weighted.term, type(TERMS[name]()))
+    assert isinstance(weighted.loss, type(TERMS[name]()))
     weighted.at(0.1)
     assert weighted.weight == weights[name]
     weighted.at(0.13)
     assert weighted.off == (name in ("ab", "fsp"))  # which initialise
-    assert (ROOT / "term" / f"{name}.yaml").read_text().startswith("# @package distiller.terms\n# ")
+    assert (
+        (ROOT / "loss" / f"{name}.yaml").read_text().startswith("# @package distiller.losses\n# ")
+    )
 
 
 @pytest.mark.parametrize(("name", "make"), [("nst_poly2", NST), ("fsp", FSP)])
 def test_equals_the_reference(
-    name: str, make: Callable[[tuple[str, ...]], TransferTerm], shared: Path
+    name: str, make: Callable[[tuple[str, ...]], TransferLoss], shared: Path
 ) -> None:
     check_reference(name, make(TAPS), shared)
 
 
 def test_fitnet_regresses_at_each_place() -> None:
     student, teacher = random(0, MAPS[0]), random(1, (4, 2, 8, 8))
-    term = prepared(FitNet(["a"]), student, teacher)
-    regressor: Any = term.regressors[0]
+    loss = prepared(FitNet(["a"]), student, teacher)
+    regressor: Any = loss.regressors[0]
     weight = regressor.adapter.projection.weight[:, :, 0, 0]
     s, t = student.features["a"], teacher.features["a"]
     projected = torch.zeros_like(t)
@@ -183,7 +185,7 @@ def test_fitnet_regresses_at_each_place() -> None:
     torch.nn.init.constant_(regressor.norm.weight, 2.0)
     torch.nn.init.constant_(regressor.norm.bias, 0.3)
     expected = (2 * normal + 0.3 - t).square().mean()
-    torch.testing.assert_close(apply(term, student, teacher), expected)
+    torch.testing.assert_close(apply(loss, student, teacher), expected)
     assert len(list(prepared(FitNet(["a"]), student, student).parameters())) == 3
 
 
@@ -221,10 +223,10 @@ def test_fsp_by_hand() -> None:
         for s, t in zip(flows(student, i), flows(teacher, i), strict=True):
             total += (s - t).square().mean().item() / 2
     assert apply(FSP(TAPS), student, teacher).item() == pytest.approx(total)
-    term = prepared(FSP(TAPS), student, teacher)
-    assert not list(term.parameters())
-    assert apply(term, student, teacher).item() == pytest.approx(total)
-    assert apply(term, teacher, teacher) == 0
+    loss = prepared(FSP(TAPS), student, teacher)
+    assert not list(loss.parameters())
+    assert apply(loss, student, teacher).item() == pytest.approx(total)
+    assert apply(loss, teacher, teacher) == 0
 
 
 def test_fsp_needs_two_taps() -> None:
@@ -233,17 +235,17 @@ def test_fsp_needs_two_taps() -> None:
         prepared(FSP(["a"]), student, student)
 
 
-@pytest.mark.parametrize("term", [NST(["a"]), FSP(["a", "b"]), FactorTransfer(["a"])])
-def test_terms_on_maps_refuse_vectors(term: TransferTerm) -> None:
+@pytest.mark.parametrize("loss", [NST(["a"]), FSP(["a", "b"]), FactorTransfer(["a"])])
+def test_losses_on_maps_refuse_vectors(loss: TransferLoss) -> None:
     student = random(0, (4, 6), (4, 6))
     with pytest.raises(ValueError, match="choose another"):
-        apply(prepared(term, student, student), student, student)
+        apply(prepared(loss, student, student), student, student)
 
 
-@pytest.mark.parametrize("term", [FitNet(["a"]), VID(["a"]), ActivationBoundary(["a"])])
-def test_other_terms_take_vectors(term: TransferTerm) -> None:
+@pytest.mark.parametrize("loss", [FitNet(["a"]), VID(["a"]), ActivationBoundary(["a"])])
+def test_other_losses_take_vectors(loss: TransferLoss) -> None:
     student, teacher = random(0, (4, 6)), random(1, (4, 3))
-    value = apply(prepared(term, student, teacher), outputs(*leaves(student)), teacher)
+    value = apply(prepared(loss, student, teacher), outputs(*leaves(student)), teacher)
     value.backward()
     assert student.features["a"].grad is not None
     assert student.features["a"].grad.any()
@@ -251,15 +253,15 @@ def test_other_terms_take_vectors(term: TransferTerm) -> None:
 
 def test_vid_is_the_log_density_of_a_gaussian() -> None:
     student, teacher = random(0, (4, 3, 2, 2)), random(1, (4, 5, 2, 2))
-    term = prepared(VID(["a"]), student, teacher)
-    one: Any = term.variational[0]
+    loss = prepared(VID(["a"]), student, teacher)
+    one: Any = loss.variational[0]
     assert one.raw_variance.shape == (5, 1)
     torch.nn.init.uniform_(one.raw_variance, -2, 2)
     deviation = torch.nn.functional.softplus(one.raw_variance).add(1e-5).sqrt()
     mean = one.mean(places(student.features["a"]))
     density = torch.distributions.Normal(mean, deviation).log_prob(places(teacher.features["a"]))
     expected = -density.mean() - math.log(2 * math.pi) / 2
-    torch.testing.assert_close(apply(term, student, teacher), expected)
+    torch.testing.assert_close(apply(loss, student, teacher), expected)
 
 
 @pytest.mark.parametrize("variance", [2e-5, 5.0, 1e4])
@@ -275,13 +277,13 @@ def test_vids_variance_becomes_that_of_the_teacher() -> None:
     spread = torch.tensor([0.5, 1.0, 3.0], dtype=torch.float64)[:, None, None]
     student = outputs(torch.zeros(64, 2, 4, 4, dtype=torch.float64))
     teacher = outputs(spread * random(1, (64, 3, 4, 4)).features["a"])
-    term = prepared(VID(["a"]), student, teacher)
-    optimizer = torch.optim.Adam(term.parameters(), lr=0.1)
+    loss = prepared(VID(["a"]), student, teacher)
+    optimizer = torch.optim.Adam(loss.parameters(), lr=0.1)
     for _ in range(200):
         optimizer.zero_grad()
-        apply(term, student, teacher).backward()
+        apply(loss, student, teacher).backward()
         optimizer.step()
-    one: Any = term.variational[0]
+    one: Any = loss.variational[0]
     found = torch.nn.functional.softplus(one.raw_variance).flatten()
     torch.testing.assert_close(
         found, teacher.features["a"].square().mean((0, 2, 3)), rtol=1e-3, atol=0

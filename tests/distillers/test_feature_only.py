@@ -19,36 +19,36 @@ from tests.distillers.features import apply, leaves, prepared, random
 
 def test_the_projector_is_linear_and_without_bias() -> None:
     student, teacher = random(0, (3, 4, 6, 6)), random(1, (3, 5, 3, 3))
-    term = prepared(FeatureOnly(("a",)), student, teacher)
-    assert [tuple(p.shape) for p in term.parameters()] == [(5, 4, 1)]
-    weight = term.projections[0].weight[:, :, 0]  # type: ignore[index,union-attr]
+    loss = prepared(FeatureOnly(("a",)), student, teacher)
+    assert [tuple(p.shape) for p in loss.parameters()] == [(5, 4, 1)]
+    weight = loss.projections[0].weight[:, :, 0]  # type: ignore[index,union-attr]
     pooled = student.features["a"].unflatten(2, (3, 2)).unflatten(4, (3, 2)).mean(dim=(3, 5))
     expected = (torch.einsum("oc,bchw->bohw", weight, pooled) - teacher.features["a"]).square()
-    torch.testing.assert_close(apply(term, student, teacher), expected.mean())
+    torch.testing.assert_close(apply(loss, student, teacher), expected.mean())
     zero = random(0, (3, 4, 6, 6))
     zero.features["a"].zero_()
-    assert apply(term, zero, teacher) == teacher.features["a"].square().mean()
+    assert apply(loss, zero, teacher) == teacher.features["a"].square().mean()
 
 
 @pytest.mark.parametrize("shape", [(2, 4, 3, 3), (2, 17, 4), (2, 4)])
 def test_kinds_sizes_and_gradients(shape: tuple[int, ...]) -> None:
     student, teacher = random(0, shape), random(1, (2, 4, 4, 4))
-    term = prepared(FeatureOnly(("a",)), student, teacher)
+    loss = prepared(FeatureOnly(("a",)), student, teacher)
     inputs = leaves(student)
-    apply(term, student, teacher).backward()
+    apply(loss, student, teacher).backward()
     assert inputs[0].grad is not None
     assert inputs[0].grad.any()
-    assert all(p.grad is not None and p.grad.any() for p in term.parameters())
+    assert all(p.grad is not None and p.grad.any() for p in loss.parameters())
 
 
 def test_the_labels_reach_the_classifier_and_nothing_else() -> None:
     feature, label = torch.randn(4, 3, 2, 2, requires_grad=True), torch.tensor([0, 1, 4, 2])
     head = nn.Linear(3, 5)
     outputs = Outputs(head(feature.mean(dim=(2, 3))), {"a": feature})
-    term = DetachedCrossEntropy(("a",))
-    term.prepare(Side(outputs, head), None)
-    assert not list(term.parameters())
-    value = term(outputs, None, Batch(feature, feature, label))
+    loss = DetachedCrossEntropy(("a",))
+    loss.prepare(Side(outputs, head), None)
+    assert not list(loss.parameters())
+    value = loss(outputs, None, Batch(feature, feature, label))
     expected = -outputs.logits.log_softmax(dim=1)[range(4), label].mean()
     torch.testing.assert_close(value, expected)
     (gradient,) = torch.autograd.grad(expected, head.weight)
@@ -71,12 +71,12 @@ def test_in_a_run_no_label_moves_the_backbone() -> None:
     """With the features' weight at 0, what is left is the classifier's gradient."""
     arguments = [
         "method=kd",
-        "term=[feature_only,detached_ce]",
-        "~distiller.terms.kd",
+        "loss=[feature_only,detached_ce]",
+        "~distiller.losses.kd",
         "device=cpu",
     ]
     config = plain(compose([*arguments, "teacher.model.width=6", "student.model.width=4"]))
-    assert set(config["distiller"]["terms"]) == {"feature_only", "cross_entropy"}
+    assert set(config["distiller"]["losses"]) == {"feature_only", "cross_entropy"}
     runtime = Runtime("cpu")
     dataset = build_dataset(config, runtime)
     networks = [
@@ -92,7 +92,7 @@ def test_in_a_run_no_label_moves_the_backbone() -> None:
     x, label = torch.rand(8, *dataset.shape), torch.arange(8)
     gradients = []
     for weight in (0.0, 1.0):
-        distiller.objective.terms["feature_only"].weight = weight  # type: ignore[assignment]
+        distiller.objective.losses["feature_only"].weight = weight  # type: ignore[assignment]
         distiller.zero_grad()
         distiller(Batch(x, x, label)).total.backward()
         gradients.append({n: p.grad.any().item() for n, p in networks[1].named_parameters()})  # type: ignore[union-attr]

@@ -25,7 +25,7 @@ OTHER = InputSpec((1, 8, 8), (0.0, 1.0), (0.5,), (0.25,))
 
 
 def saved(folder: Path, seed: int, spec: InputSpec = OTHER) -> dict[str, Any]:
-    """An assistant on disk, as a term's configuration gives it once the model is built."""
+    """An assistant on disk, as a loss's configuration gives it once the model is built."""
     torch.manual_seed(seed)
     path = folder / f"guide{seed}.safetensors"
     save_network(path, Classifier(DigitsCNN(1, 3, 4), spec, CLASSES), {})
@@ -43,59 +43,59 @@ def make(folder: Path, count: int, **options: Any) -> DenselyGuided:
     return DenselyGuided(SPEC, CLASSES, Runtime("cpu"), guides, **options)
 
 
-def kl_of_each(term: DenselyGuided, student: Outputs, teacher: Outputs, b: Batch) -> list[float]:
-    answers = [teacher, *(guide(b.teacher_input) for guide in term.guides)]
-    return [KD(term.temperature)(student, outputs, b).item() for outputs in answers]
+def kl_of_each(loss: DenselyGuided, student: Outputs, teacher: Outputs, b: Batch) -> list[float]:
+    answers = [teacher, *(guide(b.teacher_input) for guide in loss.guides)]
+    return [KD(loss.temperature)(student, outputs, b).item() for outputs in answers]
 
 
 def test_is_the_sum_over_teacher_and_guides(tmp_path: Path) -> None:
-    term, (student, teacher, b) = make(tmp_path, 2, drop=0), batch()
-    each = kl_of_each(term, student, teacher, b)
+    loss, (student, teacher, b) = make(tmp_path, 2, drop=0), batch()
+    each = kl_of_each(loss, student, teacher, b)
     assert len(set(each)) == 3
-    assert term(student, teacher, b).item() == pytest.approx(sum(each))
-    assert term.teacher_queries == 2 * len(b.teacher_input)
+    assert loss(student, teacher, b).item() == pytest.approx(sum(each))
+    assert loss.teacher_queries == 2 * len(b.teacher_input)
 
 
 def test_a_guide_normalises_inputs_in_its_own_way(tmp_path: Path) -> None:
-    term, (_, _, b) = make(tmp_path, 1, drop=0), batch()
+    loss, (_, _, b) = make(tmp_path, 1, drop=0), batch()
     network = load_classifier(DigitsCNN(1, 3, 4), tmp_path / "guide0.safetensors").eval()
     expected = network.module((b.teacher_input - 0.5) / 0.25)
-    torch.testing.assert_close(term.guides[0](b.teacher_input).logits, expected)
+    torch.testing.assert_close(loss.guides[0](b.teacher_input).logits, expected)
 
 
 def test_each_step_drops_as_many_as_it_should(tmp_path: Path) -> None:
-    term, (student, teacher, b) = make(tmp_path, 2, drop=1), batch()
-    each = kl_of_each(term, student, teacher, b)
+    loss, (student, teacher, b) = make(tmp_path, 2, drop=1), batch()
+    each = kl_of_each(loss, student, teacher, b)
     left_out = []
     for _ in range(60):
-        before, value = term.teacher_queries, term(student, teacher, b).item()
+        before, value = loss.teacher_queries, loss(student, teacher, b).item()
         missing = [i for i in range(3) if value == pytest.approx(sum(each) - each[i])]
         assert len(missing) == 1
         left_out += missing
-        asked = (term.teacher_queries - before) // len(b.teacher_input)
+        asked = (loss.teacher_queries - before) // len(b.teacher_input)
         assert asked == (2 if missing == [0] else 1)  # what is dropped is not asked either
     assert all(10 < left_out.count(i) < 30 for i in range(3))
 
 
 @pytest.mark.parametrize(("guides", "drop"), [(0, 1), (1, 5), (2, 2)])
 def test_one_always_stays(guides: int, drop: int, tmp_path: Path) -> None:
-    term, (student, teacher, b) = make(tmp_path, guides, drop=drop), batch()
-    each = kl_of_each(term, student, teacher, b)
+    loss, (student, teacher, b) = make(tmp_path, guides, drop=drop), batch()
+    each = kl_of_each(loss, student, teacher, b)
     for _ in range(5):
-        value = term(student, teacher, b)
+        value = loss(student, teacher, b)
         assert sum(value.item() == pytest.approx(kl) for kl in each) == 1
         value.backward()
     assert student.logits.grad is not None
 
 
 def test_guides_are_frozen_and_outside_of_the_state(tmp_path: Path) -> None:
-    term, (student, teacher, b) = make(tmp_path, 2, drop=0), batch()
-    before = copy.deepcopy([guide.state_dict() for guide in term.guides])
-    nn.ModuleList([term]).train()
-    term(student, teacher, b).backward()
-    assert not list(term.parameters())
-    assert list(term.state_dict()) == ["_extra_state"]
-    for guide, held in zip(term.guides, before, strict=True):
+    loss, (student, teacher, b) = make(tmp_path, 2, drop=0), batch()
+    before = copy.deepcopy([guide.state_dict() for guide in loss.guides])
+    nn.ModuleList([loss]).train()
+    loss(student, teacher, b).backward()
+    assert not list(loss.parameters())
+    assert list(loss.state_dict()) == ["_extra_state"]
+    for guide, held in zip(loss.guides, before, strict=True):
         assert not any(m.training for m in guide.modules())
         assert not any(p.requires_grad or p.grad is not None for p in guide.parameters())
         assert all(torch.equal(v, held[k]) for k, v in guide.state_dict().items())
@@ -157,7 +157,7 @@ def test_a_run_teaches_the_next(tmp_path: Path) -> None:
 
     guide = "{_target_: models.digits.DigitsCNN, width: 6}"
     path = tmp_path / "assistant" / "student.safetensors"
-    guides = f"distiller.terms.dgkd.term.guides=[{{model: {guide}, checkpoint: '{path}'}}]"
-    dense = link(tmp_path, "dense", 4, *chain, above, "term=dgkd", guides)
+    guides = f"distiller.losses.dgkd.loss.guides=[{{model: {guide}, checkpoint: '{path}'}}]"
+    dense = link(tmp_path, "dense", 4, *chain, above, "loss=dgkd", guides)
     assert dense["status"] == "finished"
     assert dense["cost"]["teacher_queries"] >= 3 * 8  # the teacher's; a guide dropped is not asked

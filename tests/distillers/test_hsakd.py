@@ -25,14 +25,14 @@ CLASSES = 3
 def make(**options: Any) -> tuple[Distiller, HSAKD]:
     torch.manual_seed(0)
     runtime = Runtime("cpu")
-    term = HSAKD(CLASSES, (8, 8), runtime, **options)
-    objective = Objective({"hsakd": Weighted(term)})
+    loss = HSAKD(CLASSES, (8, 8), runtime, **options)
+    objective = Objective({"hsakd": Weighted(loss)})
     teacher = Classifier(DigitsCNN(1, CLASSES, width=6), SPEC).eval()
     network = DigitsCNN(1, CLASSES, width=4)
     resolve_taps(objective, network, teacher)
     student = Classifier(network, SPEC, taps=student_taps(objective))
     distiller = Distiller(student, objective, teacher, runtime)
-    return distiller, term
+    return distiller, loss
 
 
 def make_batch(seed: int = 0, count: int = 5) -> Batch:
@@ -50,13 +50,13 @@ def soft(s: Tensor, t: Tensor, tau: float) -> Tensor:
 
 
 def test_by_hand() -> None:
-    distiller, term = make(temperature=2.0)
+    distiller, loss = make(temperature=2.0)
     batch = make_batch()
     assert distiller.teacher is not None
     turns = [batch.student_input] + [torch.rot90(batch.student_input, k, (2, 3)) for k in (1, 2, 3)]
     found = distiller(batch).total
     straight, turned = distiller.student(turns[0]), distiller.student(torch.cat(turns[1:]))
-    heads: Any = term.classifiers
+    heads: Any = loss.classifiers
     theirs = [distiller.teacher(x) for x in turns]
     p_s = torch.cat([straight.logits, turned.logits])
     expected = soft(p_s, torch.cat([x.logits for x in theirs]), 2.0)
@@ -70,7 +70,7 @@ def test_by_hand() -> None:
 
 
 def test_every_part_learns_from_what_it_should() -> None:
-    distiller, term = make()
+    distiller, loss = make()
     distiller(make_batch()).total.backward()
     for p in distiller.parameters():
         assert p.grad is not None
@@ -81,12 +81,12 @@ def test_every_part_learns_from_what_it_should() -> None:
     held = {id(p) for p in distiller.teacher.parameters()} | {
         id(p) for p in distiller.student.parameters()
     }
-    assert not held & {id(p) for p in term.parameters()}
+    assert not held & {id(p) for p in loss.parameters()}
     assert not any("networks" in name for name in distiller.state_dict())
 
 
 def test_at_first_only_the_teachers_classifiers_learn() -> None:
-    distiller, term = make(pretraining=0.2)
+    distiller, loss = make(pretraining=0.2)
     for progress, transfers in ((0.0, False), (0.19, False), (0.2, True), (1.0, True)):
         distiller.zero_grad()
         distiller.objective.at(progress)
@@ -94,39 +94,39 @@ def test_at_first_only_the_teachers_classifiers_learn() -> None:
         for p in distiller.student.parameters():
             assert p.grad is not None
         assert any(p.grad.any() for p in distiller.student.parameters()) == transfers  # type: ignore[union-attr]
-        assert any(p.grad.any() for p in term.classifiers["student"].parameters()) == transfers  # type: ignore[union-attr]
-        assert all(p.grad.any() for p in term.classifiers["teacher"].parameters() if p.dim() > 1)  # type: ignore[union-attr]
+        assert any(p.grad.any() for p in loss.classifiers["student"].parameters()) == transfers  # type: ignore[union-attr]
+        assert all(p.grad.any() for p in loss.classifiers["teacher"].parameters() if p.dim() > 1)  # type: ignore[union-attr]
 
 
 def test_the_teachers_classifiers_do_not_come_to_meet_the_student() -> None:
     gradients = []
     for progress in (0.0, 1.0):
-        distiller, term = make()
+        distiller, loss = make()
         distiller.objective.at(progress)
         distiller(make_batch()).total.backward()
-        gradients.append([p.grad for p in term.classifiers["teacher"].parameters()])
+        gradients.append([p.grad for p in loss.classifiers["teacher"].parameters()])
     torch.testing.assert_close(*gradients)
 
 
 def test_the_teachers_classifiers_learn_class_and_turn() -> None:
-    distiller, term = make(pretraining=0.5)
+    distiller, loss = make(pretraining=0.5)
     batch = make_batch(count=3)
-    optimizer = torch.optim.Adam(term.parameters(), lr=0.02)
+    optimizer = torch.optim.Adam(loss.parameters(), lr=0.02)
     distiller.objective.at(0.0)
     values = []
     for _ in range(60):
-        loss = distiller(batch).total
+        total = distiller(batch).total
         optimizer.zero_grad()
-        loss.backward()
+        total.backward()
         optimizer.step()
-        values.append(loss.item())
+        values.append(total.item())
     assert values[-1] < 0.3 * values[0]
 
 
 def test_state_survives_and_queries_are_counted() -> None:
-    first, term = make()
+    first, loss = make()
     first(make_batch(count=5)).total.backward()
-    assert term.teacher_queries == 15
+    assert loss.teacher_queries == 15
     assert first.teacher_queries == 5
     second, other = make()
     second.load_state_dict(copy.deepcopy(first.state_dict()))

@@ -1,4 +1,4 @@
-"""Terms on relations, in the batch and between channels."""
+"""Losses on relations, in the batch and between channels."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from distillers import relation
-from distillers.base import TransferTerm
+from distillers.base import TransferLoss
 from distillers.instance_graph import IRG
 from distillers.relation import (
     ICKD,
@@ -26,7 +26,7 @@ from distillers.relation import (
 from models.classifier import Outputs
 from tests.distillers.features import apply, leaves, outputs, prepared, random
 
-TERMS: dict[str, Callable[[], TransferTerm]] = {
+TERMS: dict[str, Callable[[], TransferLoss]] = {
     "sp": lambda: SimilarityPreserving(["a", "b"]),
     "pkt": lambda: PKT(["a", "b"]),
     "rkd": lambda: RKD(["a", "b"]),
@@ -47,13 +47,13 @@ SHAPES = {
 }
 
 
-def run(term: TransferTerm, student: Outputs, teacher: Outputs) -> Tensor:
+def run(loss: TransferLoss, student: Outputs, teacher: Outputs) -> Tensor:
     """With logits of one width, which IRG reads."""
     both = (
         Outputs(next(iter(x.features.values())).flatten(1)[:, :3], x.features)
         for x in (student, teacher)
     )
-    return apply(term, *both)
+    return apply(loss, *both)
 
 
 @pytest.fixture(params=TERMS)
@@ -61,7 +61,7 @@ def name(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-FIXTURES: dict[str, tuple[TransferTerm, str, str]] = {
+FIXTURES: dict[str, tuple[TransferLoss, str, str]] = {
     "similarity_preserving": (
         SimilarityPreserving(["a"]),
         "features_student_2",
@@ -84,9 +84,9 @@ def test_equals_the_reference(
 ) -> None:
     monkeypatch.setattr(relation, "ANGLES", 16 * 48 * 16 // pieces)
     data = np.load(shared / "fixtures" / "transfer_losses.npz")
-    term, ours, theirs = FIXTURES[reference]
+    loss, ours, theirs = FIXTURES[reference]
     student = torch.from_numpy(data[ours]).double().requires_grad_()
-    value = apply(term, outputs(student), outputs(torch.from_numpy(data[theirs]).double()))
+    value = apply(loss, outputs(student), outputs(torch.from_numpy(data[theirs]).double()))
     assert value.item() == pytest.approx(float(data[f"value/{reference}"]), rel=1e-9)
     value.backward()
     expected = torch.from_numpy(data[f"grad/{reference}/{ours}"]).double()
@@ -98,11 +98,11 @@ def test_equals_the_reference(
 def test_learns_from_features_of_any_two_shapes(name: str, shapes: str) -> None:
     ours, theirs = SHAPES[shapes]
     student, teacher = random(0, *ours), random(1, *theirs)
-    term = prepared(TERMS[name](), student, teacher)
-    value = run(term, student := outputs(*leaves(student)), teacher)
+    loss = prepared(TERMS[name](), student, teacher)
+    value = run(loss, student := outputs(*leaves(student)), teacher)
     value.backward()
     assert value.isfinite()
-    for tensor in (*student.features.values(), *term.parameters()):
+    for tensor in (*student.features.values(), *loss.parameters()):
         assert tensor.grad is not None
         assert tensor.grad.any()
         assert tensor.grad.isfinite().all()
@@ -117,7 +117,7 @@ def test_its_state_is_all_that_it_learned(name: str) -> None:
         optimizer.step()
     second = prepared(TERMS[name](), student, teacher, seed=1)
     if list(first.parameters()):
-        values = (run(copy.deepcopy(term), student, teacher) for term in (first, second))
+        values = (run(copy.deepcopy(loss), student, teacher) for loss in (first, second))
         assert next(values) != next(values)
     second.load_state_dict(first.state_dict())
     assert torch.equal(run(first, student, teacher), run(second, student, teacher))
@@ -151,11 +151,11 @@ EXTREMES: dict[str, Callable[[Tensor], Tensor]] = {
 def test_stays_finite(name: str, extreme: str, count: int) -> None:
     shapes = [(count, *shape[1:]) for shape in MAPS]
     student, teacher = (random(i, *shapes, dtype=torch.float32) for i in range(2))
-    term = prepared(TERMS[name](), student, teacher)
+    loss = prepared(TERMS[name](), student, teacher)
     strange = [EXTREMES[extreme](x).clone() for x in student.features.values()]
     for theirs in (teacher, outputs(*strange)):
         ours = outputs(*(x.clone().requires_grad_() for x in strange))
-        value = run(term, ours, theirs)
+        value = run(loss, ours, theirs)
         value.backward()
         assert value.isfinite()
         for x in ours.features.values():
@@ -221,8 +221,8 @@ def test_distances_keep_their_digits_far_from_the_origin() -> None:
 def test_cc_embeds_where_widths_differ_only() -> None:
     student, wider = random(0, (4, 3)), random(1, (4, 5))
     assert not list(prepared(CorrelationCongruence(["a"]), student, student).parameters())
-    term = prepared(CorrelationCongruence(["a"]), student, wider)
-    assert [tuple(p.shape) for p in term.parameters()] == [(5, 3), (5,)]
+    loss = prepared(CorrelationCongruence(["a"]), student, wider)
+    assert [tuple(p.shape) for p in loss.parameters()] == [(5, 3), (5,)]
 
 
 def test_irg_by_hand() -> None:
@@ -252,9 +252,9 @@ def test_irg_by_hand() -> None:
 
 def test_ickd_by_hand() -> None:
     student, teacher = random(0, (3, 4, 4, 4)), random(1, (3, 2, 2, 2))
-    term = prepared(ICKD(["a"]), student, teacher)
+    loss = prepared(ICKD(["a"]), student, teacher)
     small = F.avg_pool2d(student.features["a"], 2)
-    embedded = F.conv2d(small, next(term.parameters()))
+    embedded = F.conv2d(small, next(loss.parameters()))
     spread, mean = torch.var_mean(embedded, (0, 2, 3), correction=0, keepdim=True)
     embedded = (embedded - mean) / (spread + 1e-5).sqrt()
     expected = torch.zeros((), dtype=torch.float64)
@@ -262,7 +262,7 @@ def test_ickd_by_hand() -> None:
         rows = [torch.einsum("cij,dij->cd", x, x) for x in (s, t)]
         unit = [x / x.norm(dim=1, keepdim=True) for x in rows]
         expected += (unit[0] - unit[1]).square().sum() / (3 * 2)
-    torch.testing.assert_close(apply(term, student, teacher), expected)
+    torch.testing.assert_close(apply(loss, student, teacher), expected)
 
 
 def test_weights_must_not_be_negative() -> None:

@@ -26,9 +26,9 @@ def batch() -> Batch:
 
 
 def make(student: Outputs, teacher: Outputs) -> ReviewKD:
-    term = ReviewKD(["stage1", "stage2", "pooled"])
-    term.prepare(Side(student), Side(teacher))
-    return term
+    loss = ReviewKD(["stage1", "stage2", "pooled"])
+    loss.prepare(Side(student), Side(teacher))
+    return loss
 
 
 def test_loss_by_hand() -> None:
@@ -51,21 +51,21 @@ def test_loss_by_hand() -> None:
 @pytest.mark.parametrize("shapes", [SHAPES, LARGER, TOKENS])
 def test_features_of_any_shapes(shapes: dict[str, tuple[int, ...]]) -> None:
     student, teacher = outputs(SHAPES, 0), outputs(shapes, 1)
-    term = make(student, teacher)
-    value = term(student, teacher, batch())
+    loss = make(student, teacher)
+    value = loss(student, teacher, batch())
     value.backward()
     assert value.isfinite()
     assert all(x.grad is not None and x.grad.any() for x in student.features.values())
-    assert all(p.grad is not None and p.grad.isfinite().all() for p in term.parameters())
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in loss.parameters())
 
 
 def test_deeper_stages_reach_shallower_ones_and_not_the_reverse() -> None:
     student, teacher = outputs(SHAPES, 0), outputs(SHAPES, 1)
-    term = make(student, teacher)
+    loss = make(student, teacher)
     seen: list[Tensor] = []
-    for fusion in term.fusions:
+    for fusion in loss.fusions:
         fusion.register_forward_hook(lambda module, args, out: seen.append(out[0]))
-    term(student, teacher, batch())
+    loss(student, teacher, batch())
     pooled, second, first = seen
     for made, reached in ((pooled, 1), (second, 2), (first, 3)):
         found = torch.autograd.grad(

@@ -21,7 +21,12 @@ DIGITS = ("teacher.model.width=6", "student.model.backbone.width=4", "student.mo
 
 
 def make(*overrides: str, student: str = "simkd") -> Parts:
-    arguments = ["method=kd", "term=simkd", "~distiller.terms.kd", "~distiller.terms.cross_entropy"]
+    arguments = [
+        "method=kd",
+        "loss=simkd",
+        "~distiller.losses.kd",
+        "~distiller.losses.cross_entropy",
+    ]
     arguments += [f"student={student}", "batch_size=8", "device=cpu", "optimizer.lr=0.01"]
     config = plain(compose([*arguments, *overrides]))
     runtime = Runtime("cpu")
@@ -104,7 +109,7 @@ def test_a_preactivated_teacher_is_read_after_its_last_rectifier() -> None:
     wrn = ("teacher=wrn_16_1", "student.model.features=64")
     with pytest.raises(ValueError, match=r"SimKD .*'stage3' is another"):
         make(*wrn)
-    taps = "distiller.terms.simkd.taps=[{student: projected, teacher: relu}]"
+    taps = "distiller.losses.simkd.taps=[{student: projected, teacher: relu}]"
     assert make(*wrn, taps).distiller(make(*wrn, taps).source.next()).total.isfinite()
 
 

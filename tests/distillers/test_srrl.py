@@ -23,7 +23,7 @@ def head(features: int = 7) -> nn.Linear:
     return nn.Linear(features, 4).double().requires_grad_(False)
 
 
-def term(student: Outputs, guide: Outputs, classifier: nn.Linear, **settings: float) -> SRRL:
+def loss(student: Outputs, guide: Outputs, classifier: nn.Linear, **settings: float) -> SRRL:
     made = SRRL(("a",), **settings)
     made.prepare(Side(student), Side(guide, classifier))
     return made.double().train()
@@ -32,7 +32,7 @@ def term(student: Outputs, guide: Outputs, classifier: nn.Linear, **settings: fl
 def test_by_hand_on_vectors() -> None:
     student, classifier = random(0, (6, 5)), head()
     guide = teacher(random(1, (6, 7)).features["a"].abs(), classifier)
-    made = term(student, guide, classifier, regression=0.3)
+    made = loss(student, guide, classifier, regression=0.3)
     x = student.features["a"] @ made.connector[0].weight[:, :, 0].T  # type: ignore[index]
     x = ((x - x.mean(0)) / (x.var(0, correction=0) + 1e-5).sqrt()).clamp_min(0)
     said = torch.stack([classifier(row) for row in x])
@@ -44,7 +44,7 @@ def test_by_hand_on_vectors() -> None:
 def test_maps_are_connected_before_they_are_averaged() -> None:
     student, classifier = random(0, (6, 5, 2, 2)), head()
     guide = teacher(random(1, (6, 7, 3, 3)).features["a"].abs(), classifier)
-    made = term(student, guide, classifier)
+    made = loss(student, guide, classifier)
     connected = made.connector(student.features["a"].flatten(2)).mean(dim=2)
     expected = (connected - guide.features["a"].mean(dim=(2, 3))).square().mean()
     expected = expected + (classifier(connected) - guide.logits).square().mean()
@@ -55,14 +55,14 @@ def test_only_a_feature_that_is_never_negative_is_rectified() -> None:
     student, classifier = random(0, (6, 5)), head()
     signed = random(1, (6, 7)).features["a"]
     for feature, kind in ((signed, nn.Identity), (signed.abs(), nn.ReLU)):
-        made = term(student, teacher(feature, classifier), classifier)
+        made = loss(student, teacher(feature, classifier), classifier)
         assert isinstance(made.connector[2], kind)  # type: ignore[index]
 
 
-def test_the_teachers_classifier_is_live_and_not_the_terms() -> None:
+def test_the_teachers_classifier_is_live_and_not_the_losses() -> None:
     student, classifier = random(0, (6, 5)), head()
     guide = teacher(random(1, (6, 7)).features["a"], classifier)
-    made = term(student, guide, classifier)
+    made = loss(student, guide, classifier)
     assert not any("head" in name for name in made.state_dict())
     before = apply(made, student, guide)
     classifier.weight.mul_(2)
@@ -72,7 +72,7 @@ def test_the_teachers_classifier_is_live_and_not_the_terms() -> None:
 def test_student_and_connector_get_gradients() -> None:
     student, classifier = random(0, (6, 5)), head()
     guide = teacher(random(1, (6, 7)).features["a"], classifier)
-    made = term(student, guide, classifier)
+    made = loss(student, guide, classifier)
     feature = student.features["a"].requires_grad_()
     x = student.logits
     made(student, guide, Batch(x, x)).backward()
@@ -85,7 +85,7 @@ def test_mistakes() -> None:
     student, classifier = random(0, (6, 5)), head()
     guide = teacher(random(1, (6, 7)).features["a"], classifier)
     with pytest.raises(ValueError, match=r"SRRL .*the teacher's tap 'a' is another"):
-        term(student, Outputs(guide.logits + 1, guide.features), classifier)
+        loss(student, Outputs(guide.logits + 1, guide.features), classifier)
     with pytest.raises(ValueError, match=r"SRRL .*end in a linear layer"):
         SRRL(("a",)).prepare(Side(student), Side(guide))
     with pytest.raises(ValueError, match="at least 0"):

@@ -1,4 +1,4 @@
-"""How terms name features, and how features of different shapes are brought together."""
+"""How losses name features, and how features of different shapes are brought together."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from core.objective import Objective, Weighted
 from core.runtime import Runtime
 from data.spec import Batch, InputSpec
 from distillers.adapters import Adapter
-from distillers.base import STAGES, Side, Taps, TransferTerm
+from distillers.base import STAGES, Side, Taps, TransferLoss
 from distillers.distiller import Distiller, resolve_taps, student_taps
 from models.classifier import Classifier, Outputs
 from models.digits import DigitsCNN
@@ -32,15 +32,15 @@ FOUR = {f"stage{i}": f"layer{i}" for i in (1, 2, 3, 4)} | {"logits": "fc"}
     ],
 )
 def test_wildcards(taps: Taps, student: tuple[str, ...], teacher: tuple[str, ...]) -> None:
-    term = TransferTerm(taps)
-    term.resolve(TWO, FOUR)
-    assert (term.student_taps, term.teacher_taps) == (student, teacher)
+    loss = TransferLoss(taps)
+    loss.resolve(TWO, FOUR)
+    assert (loss.student_taps, loss.teacher_taps) == (student, teacher)
 
 
 def test_explicit_taps_need_no_resolving() -> None:
-    term = TransferTerm(["a", {"student": "b", "teacher": "c"}])
-    assert term.student_taps == ("a", "b")
-    assert term.teacher_taps == ("a", "c")
+    loss = TransferLoss(["a", {"student": "b", "teacher": "c"}])
+    assert loss.student_taps == ("a", "b")
+    assert loss.teacher_taps == ("a", "c")
 
 
 @pytest.mark.parametrize(
@@ -53,9 +53,9 @@ def test_explicit_taps_need_no_resolving() -> None:
 )
 def test_mistakes(taps: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        TransferTerm(taps).resolve(TWO, FOUR)
+        TransferLoss(taps).resolve(TWO, FOUR)
     with pytest.raises(ValueError, match="the teacher names no stages"):
-        TransferTerm(STAGES).resolve(TWO, {"logits": "fc"})
+        TransferLoss(STAGES).resolve(TWO, {"logits": "fc"})
 
 
 MAP, LARGE, TOKENS = (2, 6, 4, 4), (2, 3, 8, 8), (2, 17, 5)
@@ -121,7 +121,7 @@ def test_a_tap_that_does_not_exist_lists_those_that_do(tap: str) -> None:
         Classifier(teacher, SPEC).frozen(taps=[tap])
 
 
-class Projected(TransferTerm):
+class Projected(TransferLoss):
     """Student's features to the teacher's; what FitNets is, and all that a test needs."""
 
     def __init__(self, taps: Taps = STAGES) -> None:
@@ -154,7 +154,7 @@ def make(seed: int = 0) -> Distiller:
     return Distiller(student, objective, teacher, Runtime(device="cpu"))
 
 
-def test_a_dry_pass_gives_terms_their_shapes_and_changes_nothing() -> None:
+def test_a_dry_pass_gives_losses_their_shapes_and_changes_nothing() -> None:
     torch.manual_seed(0)
     Classifier(DigitsCNN(1, 10, width=6), SPEC)
     fresh = DigitsCNN(1, 10, width=4)
@@ -190,7 +190,7 @@ def test_what_was_prepared_is_trained_and_kept_but_not_with_the_student() -> Non
 def test_labels_are_the_sources_or_the_teachers(labels: Any) -> None:
     seen = []
 
-    class Reads(TransferTerm):
+    class Reads(TransferLoss):
         needs_label = True
 
         def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:

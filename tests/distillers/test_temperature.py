@@ -18,19 +18,19 @@ def logits(seed: int, rows: int = 6, classes: int = 5) -> Tensor:
     return 3 * torch.randn(rows, classes, generator=generator, dtype=torch.float64)
 
 
-def apply(term: torch.nn.Module, s: Tensor, t: Tensor) -> Tensor:
+def apply(loss: torch.nn.Module, s: Tensor, t: Tensor) -> Tensor:
     x = torch.zeros(len(s), 1)
-    value: Tensor = term(Outputs(s), Outputs(t), Batch(x, x))
+    value: Tensor = loss(Outputs(s), Outputs(t), Batch(x, x))
     return value
 
 
 def learned(instance: bool) -> CTKD:
     torch.manual_seed(0)
-    term = CTKD(InstanceTemperature(5) if instance else GlobalTemperature())
+    loss = CTKD(InstanceTemperature(5) if instance else GlobalTemperature())
     with torch.no_grad():
-        for parameter in term.parameters():  # away from where the last layer is 0
+        for parameter in loss.parameters():  # away from where the last layer is 0
             parameter.add_(0.3 * torch.randn_like(parameter))
-    return term.double()
+    return loss.double()
 
 
 def test_ctkd_is_kd_at_the_temperature_that_it_has_learned() -> None:
@@ -44,45 +44,45 @@ def test_ctkd_is_kd_at_the_temperature_that_it_has_learned() -> None:
 
 
 def test_every_input_has_its_own_temperature() -> None:
-    s, t, term = logits(0), logits(1), learned(instance=True)
-    taus = 1 + 20 * term.temperature(s, t).sigmoid().squeeze(1)
+    s, t, loss = logits(0), logits(1), learned(instance=True)
+    taus = 1 + 20 * loss.temperature(s, t).sigmoid().squeeze(1)
     assert taus.std() > 0.01
     rows = range(len(s))
     expected = [apply(KD(taus[i].item()), s[i : i + 1], t[i : i + 1]) for i in rows]
-    torch.testing.assert_close(apply(term, s, t), torch.stack(expected).mean())
+    torch.testing.assert_close(apply(loss, s, t), torch.stack(expected).mean())
 
 
 def test_a_temperature_does_not_depend_on_which_class_it_is() -> None:
-    s, t, term = logits(0), logits(1), learned(instance=True)
+    s, t, loss = logits(0), logits(1), learned(instance=True)
     order = torch.tensor([3, 0, 4, 1, 2])
-    changed = term.temperature(s[:, order], t[:, order])
-    torch.testing.assert_close(changed, term.temperature(s, t))
+    changed = loss.temperature(s[:, order], t[:, order])
+    torch.testing.assert_close(changed, loss.temperature(s, t))
 
 
 @pytest.mark.parametrize("instance", [False, True])
 def test_the_temperature_climbs_as_the_student_descends(instance: bool) -> None:
-    s, t, term = logits(0).requires_grad_(), logits(1), learned(instance)
-    term.at(1.0)
-    before = apply(term, s, t)
+    s, t, loss = logits(0).requires_grad_(), logits(1), learned(instance)
+    loss.at(1.0)
+    before = apply(loss, s, t)
     before.backward()
     with torch.no_grad():
-        for parameter in term.parameters():
+        for parameter in loss.parameters():
             assert parameter.grad is not None
             parameter -= 1e-4 * parameter.grad
-    assert apply(term, s, t) > before
+    assert apply(loss, s, t) > before
     assert s.grad is not None
-    assert apply(term, s - 0.01 * s.grad, t) < before
+    assert apply(loss, s - 0.01 * s.grad, t) < before
 
 
 @pytest.mark.parametrize("instance", [False, True])
 def test_the_reversal_scales_the_temperatures_gradient_and_not_the_students(instance: bool) -> None:
-    t, term = logits(1), learned(instance)
+    t, loss = logits(1), learned(instance)
     found = []
     for progress in (0.0, 10 / 480, 10 / 240):  # λ = 0, 1/2 and 1
-        term.at(progress)
+        loss.at(progress)
         s = logits(0).requires_grad_()
-        value = apply(term, s, t)
-        found.append(torch.autograd.grad(value, [s, *term.parameters()]))
+        value = apply(loss, s, t)
+        found.append(torch.autograd.grad(value, [s, *loss.parameters()]))
     none, half, full = found
     for students, *_ in found:
         torch.testing.assert_close(students, full[0])
@@ -93,12 +93,12 @@ def test_the_reversal_scales_the_temperatures_gradient_and_not_the_students(inst
 
 
 def test_the_reversal_rises_along_a_cosine_and_stays() -> None:
-    term = CTKD(GlobalTemperature(), curriculum=0.5)
-    assert term.reversal == 0
+    loss = CTKD(GlobalTemperature(), curriculum=0.5)
+    assert loss.reversal == 0
     found = []
     for progress in (0, 0.125, 0.25, 0.5, 0.9):
-        term.at(progress)
-        found.append(term.reversal)
+        loss.at(progress)
+        found.append(loss.reversal)
     assert found == pytest.approx([0, 0.5 - math.sqrt(0.125), 0.5, 1, 1])
 
 
@@ -115,11 +115,11 @@ def test_what_was_learned_survives_a_round_trip(instance: bool) -> None:
 @pytest.mark.parametrize("gap", [0.0, 500.0])
 def test_learned_temperatures_stay_finite(rows: int, gap: float) -> None:
     for temperature in (GlobalTemperature(), InstanceTemperature(5)):
-        term = CTKD(temperature)
-        term.at(1.0)
+        loss = CTKD(temperature)
+        loss.at(1.0)
         s = (gap * torch.eye(5)[:rows]).requires_grad_()
-        value = apply(term, s, gap * torch.eye(5).flip(0)[:rows])
-        gradients = torch.autograd.grad(value, [s, *term.parameters()])
+        value = apply(loss, s, gap * torch.eye(5).flip(0)[:rows])
+        gradients = torch.autograd.grad(value, [s, *loss.parameters()])
         assert value.isfinite()
         assert all(g.isfinite().all() for g in gradients)
 

@@ -73,7 +73,7 @@ def relation(x: Tensor, y: Tensor, heads: int) -> list[list[list[float]]]:
 def test_minilm_by_hand(relations: tuple[str, ...]) -> None:
     torch.manual_seed(0)
     made = distiller(of_timm(12), of_timm(24, heads=4), relations=relations, relation_heads=3)
-    term: Any = made.objective.terms["minilm"].term
+    loss: Any = made.objective.losses["minilm"].loss
     s, t = torch.randn(2, 5, 3 * 12), torch.randn(2, 5, 3 * 24)
     total = 0.0
     for b in range(2):
@@ -88,9 +88,9 @@ def test_minilm_by_hand(relations: tuple[str, ...]) -> None:
                         total += p * math.log(p / q)
     empty = torch.zeros(2, 1)
     ours, theirs = Outputs(empty, {"attention": s}), Outputs(empty, {"attention": t})
-    value = term(ours, theirs, Batch(empty, empty))
+    value = loss(ours, theirs, Batch(empty, empty))
     assert value.item() == pytest.approx(total / (2 * 3 * 5), rel=1e-4)
-    assert term(ours, ours, Batch(empty, empty)).abs() < 1e-6
+    assert loss(ours, ours, Batch(empty, empty)).abs() < 1e-6
 
 
 def true_maps(module: nn.Module, x: Tensor) -> Tensor:
@@ -118,10 +118,10 @@ def test_with_as_many_relation_heads_these_are_the_networks_attention_maps(make:
     network = Classifier(module, SPEC, taps=["attention"])
     with torch.no_grad():
         outputs = network(images())
-        term = MiniLM(relation_heads=2)
-        term.prepare(side(network, outputs), side(network, outputs))
-        (((qkv, _)),) = term._read(outputs, outputs)
-        maps = term._log_relation(qkv, "qk").exp()
+        loss = MiniLM(relation_heads=2)
+        loss.prepare(side(network, outputs), side(network, outputs))
+        (((qkv, _)),) = loss._read(outputs, outputs)
+        maps = loss._log_relation(qkv, "qk").exp()
         expected = true_maps(module, SPEC.normalize(images()))
     assert maps.std() > 0.05
     torch.testing.assert_close(maps, expected, rtol=1e-4, atol=1e-5)
@@ -157,13 +157,13 @@ def test_it_trains_the_student_and_nothing_else(student: Any, teacher: Any) -> N
 def test_it_is_finite_at_extremes() -> None:
     torch.manual_seed(0)
     made = distiller(of_timm(16), of_timm(24, heads=3))
-    term: Any = made.objective.terms["minilm"].term
+    loss: Any = made.objective.losses["minilm"].loss
     empty = torch.zeros(2, 1)
     for scale in (0.0, 1e-20, 500.0):
         for rows in (1, 2):
             s = (scale * torch.randn(rows, 5, 48)).requires_grad_()
             t = -scale * torch.randn(rows, 5, 72)
-            value = term(
+            value = loss(
                 Outputs(empty, {"attention": s}),
                 Outputs(empty, {"attention": t}),
                 Batch(empty, empty),

@@ -17,9 +17,9 @@ def logits(seed: int, rows: int = 6, classes: int = 5) -> Tensor:
     return 3 * torch.randn(rows, classes, generator=generator, dtype=torch.float64)
 
 
-def apply(term: torch.nn.Module, s: Tensor, t: Tensor, label: Tensor) -> Tensor:
+def apply(loss: torch.nn.Module, s: Tensor, t: Tensor, label: Tensor) -> Tensor:
     x = torch.zeros(len(s), 1)
-    value: Tensor = term(Outputs(s), Outputs(t), Batch(x, x, label))
+    value: Tensor = loss(Outputs(s), Outputs(t), Batch(x, x, label))
     return value
 
 

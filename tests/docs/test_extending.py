@@ -46,9 +46,9 @@ def part(target: str) -> Any:
     raise AssertionError(target)
 
 
-def test_synthesis_term() -> None:
+def test_synthesis_loss() -> None:
     logits = torch.randn(6, 4, requires_grad=True)
-    value = part("Margin")["margin"]["term"](Synthesis(torch.rand(6, 1, 16, 16), Outputs(logits)))
+    value = part("Margin")["margin"]["loss"](Synthesis(torch.rand(6, 1, 16, 16), Outputs(logits)))
     value.backward()
     assert value.shape == ()
     assert value < 0
@@ -56,18 +56,18 @@ def test_synthesis_term() -> None:
     assert logits.grad.isfinite().all()
 
 
-def test_transfer_term() -> None:
-    term = part("Hint")["hint"]["term"]
+def test_transfer_loss() -> None:
+    loss = part("Hint")["hint"]["loss"]
     stages = {"stage1": "a", "stage2": "b"}
-    term.resolve(stages, stages)
-    assert term.student_taps == term.teacher_taps == ("stage2",)
+    loss.resolve(stages, stages)
+    assert loss.student_taps == loss.teacher_taps == ("stage2",)
     s = Outputs(torch.zeros(6, 4), {"stage2": torch.randn(6, 8, 4, 4, requires_grad=True)})
     t = Outputs(torch.zeros(6, 4), {"stage2": torch.randn(6, 16, 4, 4)})
-    term.prepare(Side(s), Side(t))
+    loss.prepare(Side(s), Side(t))
     x = torch.zeros(6, 1)
-    term(s, t, Batch(x, x)).backward()
+    loss(s, t, Batch(x, x)).backward()
     assert s.features["stage2"].grad is not None
-    assert [p.grad is not None for p in term.parameters()] == [True]
+    assert [p.grad is not None for p in loss.parameters()] == [True]
 
 
 def test_generator() -> None:

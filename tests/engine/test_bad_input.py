@@ -143,7 +143,7 @@ def test_unreadable_data(kind: str, refused: Refused, teacher: Path, tmp_path: P
         (["optimizer.lr=-1"], "learning rate"),
         (["schedule.warmup=3"], "warmup is a fraction"),
         (["generator.output=tan"], "tan"),
-        (["distiller.terms={}"], "at least one term"),
+        (["distiller.losses={}"], "at least one loss"),
         (["source.student_steps=0"], "at least 1"),
         (
             ["synthesis=null"],
@@ -182,11 +182,11 @@ def test_the_methods_named_are_those_that_work_without_batchnorm() -> None:
     working = set()
     for name in groups()["method"]:
         config = compose([f"method={name}"])
-        terms = [
-            resolve_name(t.term._target_)
-            for t in (config.synthesis or {}).get("terms", {}).values()
+        losses = [
+            resolve_name(t.loss._target_)
+            for t in (config.synthesis or {}).get("losses", {}).values()
         ]
-        if config.data_free and not any(term.needs_statistics for term in terms):
+        if config.data_free and not any(loss.needs_statistics for loss in losses):
             working.add(name)
     assert working == set(WITHOUT_BATCHNORM.split(", "))
 
@@ -215,9 +215,9 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint(
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["method=dfq", "distiller.terms.kd.weight=-1e39"], "student/kd became -inf at step 0"),
-        (["method=dfq", "distiller.terms.kd.weight=1e39"], "student/kd became inf at step 0"),
-        (["synthesis.terms.bn.weight=1e39"], "source/bn became inf at step 0"),
+        (["method=dfq", "distiller.losses.kd.weight=-1e39"], "student/kd became -inf at step 0"),
+        (["method=dfq", "distiller.losses.kd.weight=1e39"], "student/kd became inf at step 0"),
+        (["synthesis.losses.bn.weight=1e39"], "source/bn became inf at step 0"),
         (["method=kd", "optimizer.lr=1e38", "schedule.warmup=0.0"], "at step 1"),
         # the loss of the one step is finite, and what the step makes of the weights is not
         (["method=kd", "optimizer.lr=1e39", "schedule.warmup=0.0", "steps=1"], "after step 1"),

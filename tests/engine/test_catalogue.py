@@ -1,4 +1,4 @@
-"""The lists of methods and terms are what the configuration files say."""
+"""The lists of methods and losses are what the configuration files say."""
 
 import re
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import train
-from engine.catalogue import comment, methods, page, terms
+from engine.catalogue import comment, losses, methods, page
 from engine.config import ROOT
 
 DOCS = ROOT.parent / "docs"
@@ -18,35 +18,35 @@ def test_the_page_is_current() -> None:
 
 
 def test_everything_is_listed() -> None:
-    assert [t.name for t in terms()] == sorted(p.stem for p in (ROOT / "term").glob("*.yaml"))
+    assert [t.name for t in losses()] == sorted(p.stem for p in (ROOT / "loss").glob("*.yaml"))
     assert [m[0] for m in methods()] == sorted(p.stem for p in (ROOT / "method").glob("*.yaml"))
     assert {name for name, data, _ in methods() if data == "real"} >= {"kd", "scratch"}
     assert {name for name, data, _ in methods() if data == "none"} >= {"adi", "reverie"}
 
 
 def test_every_file_says_where_it_is_from() -> None:
-    for group in ("method", "term"):
+    for group in ("method", "loss"):
         for path in (ROOT / group).glob("*.yaml"):
             assert len(comment(path)) > 8, path
-    for term in terms():
-        assert len(term.summary) > 8, term.name
+    for loss in losses():
+        assert len(loss.summary) > 8, loss.name
 
 
-def test_help_lists_every_term(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_lists_every_loss(capsys: pytest.CaptureFixture[str]) -> None:
     train.main(["--help"])
     text = capsys.readouterr().out
-    for term in terms():
-        assert re.search(rf"^  {term.name} .*{re.escape(term.paper)}", text, re.MULTILINE)
+    for loss in losses():
+        assert re.search(rf"^  {loss.name} .*{re.escape(loss.paper)}", text, re.MULTILINE)
 
 
 def test_weight_schedule_and_taps_are_read_from_the_file(tmp_path: Path) -> None:
-    (tmp_path / "term").mkdir()
-    (tmp_path / "term" / "mine.yaml").write_text(
-        "# @package distiller.terms\n# A paper\n# of two lines\n"
+    (tmp_path / "loss").mkdir()
+    (tmp_path / "loss" / "mine.yaml").write_text(
+        "# @package distiller.losses\n# A paper\n# of two lines\n"
         "mine:\n  weight: 2.5e+2\n  schedule: {_target_: core.schedules.until, end: 0.5}\n"
         "  taps: [stage1, {student: a, teacher: b}]\n"
-        "  term: {_target_: distillers.attention.AttentionTransfer}\n"
+        "  loss: {_target_: distillers.attention.AttentionTransfer}\n"
     )
-    [term] = terms(tmp_path)
-    assert (term.name, term.paper) == ("mine", "A paper of two lines")
-    assert (term.weight, term.taps) == ("250, until(end=0.5)", "stage1, a: b")
+    [loss] = losses(tmp_path)
+    assert (loss.name, loss.paper) == ("mine", "A paper of two lines")
+    assert (loss.weight, loss.taps) == ("250, until(end=0.5)", "stage1, a: b")

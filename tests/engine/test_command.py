@@ -20,8 +20,8 @@ from engine.teacher import teacher_config
         ),
         ("experiment=cifar10_maze", "experiment=cifar10_maze method=maze data=cifar10"),
         (
-            "term=[at] distiller.terms.at.weight=500 method=kd data.size=16",
-            "method=kd data=digits term=[at] distiller.terms.at.weight=500 data.size=16",
+            "loss=[at] distiller.losses.at.weight=500 method=kd data.size=16",
+            "method=kd data=digits loss=[at] distiller.losses.at.weight=500 data.size=16",
         ),
         (
             "student=torchvision student.model.name=resnet18 data.size=32",
@@ -48,8 +48,8 @@ def test_whatever_can_be_said() -> None:
         r"data.dataset.classes=['1','it\'s',yes,'true','a b','c\\','é',null_]",
         "teacher.mean=[0.1,2,1e-7]",
         "method=kd",
-        "~distiller.terms.kd",
-        "+distiller.terms.x={weight:2,term:{_target_:distillers.response.LogitL1}}",
+        "~distiller.losses.kd",
+        "+distiller.losses.x={weight:2,loss:{_target_:distillers.response.LogitL1}}",
         "optimizer={_target_:torch.optim.Adam,_partial_:true,lr:1e-5,betas:[0.5,0.9]}",
         "synthesis=null",
         "clip=1.5",

@@ -32,6 +32,8 @@ DOCUMENTED = [
 ]
 # What is written, and what the report has to say about it.
 MISTAKES = [
+    ("term=at", "term", "it is called loss now"),
+    ("distiller.terms.kd.weight=2", "distiller.terms", "called distiller.losses.kd.weight now"),
     ("sede=1", "sede", "did you mean 'seed'?"),
     ("metod=dafl", "metod", "did you mean method?"),
     ("checkpoint=t.pt", "checkpoint", "did you mean 'checkpoints'?"),
@@ -66,16 +68,16 @@ MISTAKES = [
     ("optimizer=adam", "optimizer", "_target_"),
     ("optimizer.lr_rate=1", "optimizer.lr_rate", "no 'lr_rate'"),
     ("schedule=null", "schedule", "_target_"),
-    ("distiller.terms.kd.wieght=2", "distiller.terms.kd.wieght", "did you mean 'weight'?"),
-    ("distiller.terms.kd.weight=a", "distiller.terms.kd.weight='a'", "a number"),
-    ("distiller.terms.kd.term.temprature=2", "term.temprature", "did you mean 'temperature'?"),
-    ("distiller.terms.kd=null", "distiller.terms.kd", "group of keys"),
-    ("distiller.terms.kd=4", "distiller.terms.kd", "group of keys"),
-    ("distiller.terms=4", "distiller.terms", "group of keys"),
+    ("distiller.losses.kd.wieght=2", "distiller.losses.kd.wieght", "did you mean 'weight'?"),
+    ("distiller.losses.kd.weight=a", "distiller.losses.kd.weight='a'", "a number"),
+    ("distiller.losses.kd.loss.temprature=2", "loss.temprature", "did you mean 'temperature'?"),
+    ("distiller.losses.kd=null", "distiller.losses.kd", "group of keys"),
+    ("distiller.losses.kd=4", "distiller.losses.kd", "group of keys"),
+    ("distiller.losses=4", "distiller.losses", "group of keys"),
     ("data.dataset=x", "data.dataset", "builds a part"),
     ("distiller=[]", "distiller", "group of keys"),
     ("distiller=null", "distiller", "group of keys"),
-    ("synthesis.terms.onehott.weight=1", "onehott", "did you mean 'onehot'?"),
+    ("synthesis.losses.onehott.weight=1", "onehott", "did you mean 'onehot'?"),
     ("data.training.lr=fast", "data.training.lr='fast'", "a number"),
     ("data.training.epochs=4", "data.training.epochs", ""),
     ("data.root.x=4", "data.root.x", ""),
@@ -91,7 +93,7 @@ MISTAKES = [
     ("run_dir=${nowhere}", "nowhere", "quote ${ that is text: '\\${'"),
     ("teacher.checkpoint=", "teacher.checkpoint", "empty"),
     ("optimizer.lr=nan", "optimizer.lr=nan", "finite"),
-    ("distiller.terms.kd.weight=inf", "distiller.terms.kd.weight=inf", "finite"),
+    ("distiller.losses.kd.weight=inf", "distiller.losses.kd.weight=inf", "finite"),
     ("source.optimizer.betas=[0.9]", "betas=[0.9]", "a list of 2: a number, a number"),
     ("source.optimizer._partial_=3", "_partial_=3", "true or false"),
     ("source.views=[3]", "source.views=[3]", ""),
@@ -136,12 +138,12 @@ def test_all_at_once(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mon
     monkeypatch.setattr(train, "Runtime", None)
     monkeypatch.setattr(train, "run", None)
     written = ["sede=1", "steps=many", "seed=1,2", "data=digit", "optimizer.lr=a", "source.x=1"]
-    assert train.main([*written, "synthesis.terms.bn.term.y=1", "clip"]) == 1
+    assert train.main([*written, "synthesis.losses.bn.loss.y=1", "clip"]) == 1
     text = capsys.readouterr().err
     for name in ("sede:", "steps='", "'seed=1,2'", "data=digit:", "optimizer.lr=", "source.x:"):
         assert sum(name in line for line in text.splitlines()) == 1, name
     assert "'clip'" in text
-    assert "synthesis.terms.bn.term.y" in text
+    assert "synthesis.losses.bn.loss.y" in text
     assert "Traceback" not in text
     assert not list(Path.cwd().iterdir())
 
@@ -227,37 +229,37 @@ def test_documented_groups() -> None:
 
 def test_keys_of_parts_are_set_by_path() -> None:
     """Those that a file names, those that only a signature names, and through a reference."""
-    changes = ["source.clip=2.0", "source.generator.channels=8", "~synthesis.terms.balance"]
+    changes = ["source.clip=2.0", "source.generator.channels=8", "~synthesis.losses.balance"]
     config = compose([*changes, "optimizer.weight_decay=0.1", "+optimizer.amsgrad=true"])
     assert config.source.clip == 2.0
     assert config.generator.channels == 8
     assert config.optimizer.amsgrad is True
-    assert "balance" not in config.synthesis.terms
+    assert "balance" not in config.synthesis.losses
 
 
-def test_terms_join_a_methods_own() -> None:
-    config = compose(["method=dfq", "term=[kd,l1]", "distiller.terms.l1.weight=2"])
-    assert set(config.distiller.terms) == {"kd", "l1"}
-    assert config.distiller.terms.l1.weight == 2
-    assert compose(["term=null"]) == compose(["term=[]"]) == compose([])
-    assert "l1" in compose(["method=dfq", "term=l1"]).distiller.terms
-    with pytest.raises(ConfigError, match="term=l3: no 'l3'") as caught:
-        compose(["term=[l3,l1]"])
+def test_losses_join_a_methods_own() -> None:
+    config = compose(["method=dfq", "loss=[kd,l1]", "distiller.losses.l1.weight=2"])
+    assert set(config.distiller.losses) == {"kd", "l1"}
+    assert config.distiller.losses.l1.weight == 2
+    assert compose(["loss=null"]) == compose(["loss=[]"]) == compose([])
+    assert "l1" in compose(["method=dfq", "loss=l1"]).distiller.losses
+    with pytest.raises(ConfigError, match="loss=l3: no 'l3'") as caught:
+        compose(["loss=[l3,l1]"])
     assert len(caught.value.mistakes) == 1
-    with pytest.raises(ConfigError, match=r"~distiller.terms.kd takes away what term=kd adds"):
-        compose(["method=kd", "~distiller.terms.kd", "term=[at,kd]"])
+    with pytest.raises(ConfigError, match=r"~distiller.losses.kd takes away what loss=kd adds"):
+        compose(["method=kd", "~distiller.losses.kd", "loss=[at,kd]"])
 
 
-def test_an_entrys_taps_are_its_terms() -> None:
-    config = compose(["method=zskt", "distiller.terms.attention.taps=[stage2]"])
-    entry = config.distiller.terms.attention
-    assert entry.term.taps == ["stage2"]
+def test_an_entrys_taps_are_its_losses() -> None:
+    config = compose(["method=zskt", "distiller.losses.attention.taps=[stage2]"])
+    entry = config.distiller.losses.attention
+    assert entry.loss.taps == ["stage2"]
     assert "taps" not in entry
-    schedule = "distiller.terms.kd.schedule={_target_: core.schedules.until, end: 0.5}"
-    assert compose(["method=dfq", schedule]).distiller.terms.kd.schedule.end == 0.5
+    schedule = "distiller.losses.kd.schedule={_target_: core.schedules.until, end: 0.5}"
+    assert compose(["method=dfq", schedule]).distiller.losses.kd.schedule.end == 0.5
     for written, line in (
-        ("distiller.terms.kd.taps=[stage1]", "distiller.terms.kd.term.taps: no 'taps'"),
-        ("distiller.terms.kd.schedule=0.5", "distiller.terms.kd.schedule builds a part"),
+        ("distiller.losses.kd.taps=[stage1]", "distiller.losses.kd.loss.taps: no 'taps'"),
+        ("distiller.losses.kd.schedule=0.5", "distiller.losses.kd.schedule builds a part"),
         ("distiller.labels=mine", "distiller.labels='mine'"),
     ):
         with pytest.raises(ConfigError) as caught:

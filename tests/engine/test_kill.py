@@ -17,7 +17,7 @@ KINDS = {
     "reverie": ["method=reverie", "ema=0.99"],
     "fast_dfkd": ["method=fast_dfkd", "source.warmup_rounds=1", *ROUNDS],
     "deep_inversion": INVERSION,
-    "kd": ["method=kd", "term=crd"],
+    "kd": ["method=kd", "loss=crd"],
     "maze": ["method=maze"],
     "scratch": ["method=scratch", "student=vit_digits", "~student.model.width"],
 }

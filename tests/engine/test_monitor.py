@@ -83,7 +83,7 @@ def test_progress_prints_lines_where_there_is_no_terminal(
     assert capsys.readouterr().out == ""
 
 
-def test_terms_of_one_name_on_both_sides_stay_apart() -> None:
+def test_losses_of_one_name_on_both_sides_stay_apart() -> None:
     values = {"student/kd": 1.0, "student/l1": 2.0, "source/l1": 3.0, "source/bn": 4.0}
     assert brief(values) == {"kd": 1.0, "student/l1": 2.0, "source/l1": 3.0, "bn": 4.0}
 

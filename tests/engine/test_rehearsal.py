@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 from core.runtime import Runtime
 from data.spec import Batch
-from distillers.base import TransferTerm
+from distillers.base import TransferLoss
 from engine.config import compose, plain
 from engine.parts import blank_teacher, build_dataset, build_parts
 from engine.rehearsal import rehearse
 from engine.teacher import rehearse_blank
 from engine.train import run
-from generators.base import Synthesis, SynthesisTerm
+from generators.base import Synthesis, SynthesisLoss
 from models.classifier import Classifier, Outputs
 from models.digits import DigitsCNN
 from models.pretrained import freeze
@@ -58,7 +58,7 @@ class Untrainable(nn.Module):
         return x.flatten(1)[:, : self.classes]
 
 
-class Wrong(TransferTerm):
+class Wrong(TransferLoss):
     needs_teacher = False
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
@@ -70,7 +70,7 @@ class Each(Wrong):
         return student.logits.square().sum(1)
 
 
-class Silent(SynthesisTerm):
+class Silent(SynthesisLoss):
     def forward(self, synthesis: Synthesis) -> Tensor:
         return synthesis.nothing  # type: ignore[attr-defined, no-any-return]
 
@@ -91,11 +91,14 @@ def blank(*arguments: str) -> bool:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["method=kd", "term=at", "distiller.terms.at.taps=[pooled]"], r"^loss at: .*taps pooled"),
-        (["method=kd", f"distiller.terms.kd.term={{_target_: {HERE}.Wrong}}"], r"^loss kd: mat1"),
-        (["method=kd", f"distiller.terms.kd.term={{_target_: {HERE}.Each}}"], r"kd: gives \(16,\)"),
+        (["method=kd", "loss=at", "distiller.losses.at.taps=[pooled]"], r"^loss at: .*taps pooled"),
+        (["method=kd", f"distiller.losses.kd.loss={{_target_: {HERE}.Wrong}}"], r"^loss kd: mat1"),
         (
-            ["method=dafl", f"synthesis.terms.onehot.term={{_target_: {HERE}.Silent}}"],
+            ["method=kd", f"distiller.losses.kd.loss={{_target_: {HERE}.Each}}"],
+            r"kd: gives \(16,\)",
+        ),
+        (
+            ["method=dafl", f"synthesis.losses.onehot.loss={{_target_: {HERE}.Silent}}"],
             r"^loss onehot: AttributeError: 'Synthesis' object has no attribute 'nothing'",
         ),
         (
@@ -122,7 +125,7 @@ def test_an_old_run_outlives_a_mistake_in_a_new_one(tmp_path: Path) -> None:
     common = [*TINY, "method=scratch", "steps=2", "evaluations=1", "checkpoints=1"]
     common += ["overwrite=true", f"run_dir={tmp_path / 'run'}"]
     run(compose(common), Runtime("cpu"))
-    wrong = f"distiller.terms.cross_entropy.term={{_target_: {HERE}.Wrong}}"
+    wrong = f"distiller.losses.cross_entropy.loss={{_target_: {HERE}.Wrong}}"
     with pytest.raises(ValueError, match=r"^loss cross_entropy"):
         run(compose([*common, wrong]), Runtime("cpu"))
     assert (tmp_path / "run" / "result.json").exists()

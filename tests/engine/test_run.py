@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 import train
 from core.runtime import Runtime, Stopped
@@ -97,6 +98,17 @@ def test_another_configuration_is_refused_by_its_keys(tmp_path: Path) -> None:
         ValueError, match=r"teacher\.model\.width, .*source\._target_, .*choices\.method, "
     ):
         begun(tmp_path / "run", "method=deep_inversion", "teacher.model.width=9")
+    assert contents(tmp_path) == before
+
+
+def test_a_run_of_an_earlier_version_is_refused(tmp_path: Path) -> None:
+    begun(tmp_path / "run")
+    config = OmegaConf.load(tmp_path / "run" / "config.yaml")
+    config.distiller.terms = config.distiller.pop("losses")
+    OmegaConf.save(config, tmp_path / "run" / "config.yaml")
+    before = contents(tmp_path)
+    with pytest.raises(ValueError, match="earlier version, which commit 394706e591 was the last"):
+        begun(tmp_path / "run")
     assert contents(tmp_path) == before
 
 

@@ -115,7 +115,7 @@ def test_the_initial_weights_depend_on_the_seed_alone(tiny: list[str], tmp_path:
 def test_what_joins_unequal_features_is_said(
     tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    student(tmp_path / "run", [*tiny, *SHORT, "method=kd", "term=fitnet"])
+    student(tmp_path / "run", [*tiny, *SHORT, "method=kd", "loss=fitnet"])
     assert "\nadapter: fitnet: student 4x4x4 to teacher 8x4x4" in capsys.readouterr().out
 
 

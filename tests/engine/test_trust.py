@@ -14,8 +14,8 @@ from engine.trust import read_found
 PARTS = [
     "models.digits.DigitsCNN",
     "data.files.npz",
-    "generators.terms.OneHot",
-    "distillers.base.TransferTerm",
+    "generators.losses.OneHot",
+    "distillers.base.TransferLoss",
     "torch.optim.SGD",
     "kornia.augmentation.RandomHorizontalFlip",
 ]

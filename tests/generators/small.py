@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from core.objective import Objective, Weighted
 from core.runtime import Runtime
 from data.spec import InputSpec
-from generators.base import SynthesisTerm
+from generators.base import SynthesisLoss
 from generators.generative import GenerativeSource
+from generators.losses import Activation, Adversarial, BatchNormStatistics, OneHot
 from generators.networks import ImageGenerator
 from generators.rounds import RoundSource
-from generators.terms import Activation, Adversarial, BatchNormStatistics, OneHot
 from generators.variables import Pixels
 from generators.views import Jitter
 from models.classifier import Classifier
@@ -59,15 +59,15 @@ def student(**kwargs: Any) -> Classifier:
     return classifier(seed=1, width=4, **kwargs).train()
 
 
-def objective(**terms: SynthesisTerm) -> Objective:
-    """The named terms at weight 1; all that a teacher with BatchNorm allows if none is named."""
-    terms = terms or {
+def objective(**losses: SynthesisLoss) -> Objective:
+    """The named losses at weight 1; all that a teacher with BatchNorm allows if none is named."""
+    losses = losses or {
         "one_hot": OneHot(),
         "activation": Activation(),
         "adversarial": Adversarial(),
         "statistics": BatchNormStatistics(),
     }
-    return Objective({name: Weighted(term, 1.0) for name, term in terms.items()})
+    return Objective({name: Weighted(loss, 1.0) for name, loss in losses.items()})
 
 
 def generative(runtime: Runtime | None = None, **kwargs: Any) -> GenerativeSource:

@@ -24,7 +24,7 @@ VAE = (
     "source.replay={_target_: generators.replay.VAE, decoder: '${generator}', fraction: 0.3, "
     "updates: 2, optimizer: {_target_: torch.optim.Adam, _partial_: true}}"
 )
-ROUNDS = ["source.student_steps=3", "~synthesis.terms.bn"]
+ROUNDS = ["source.student_steps=3", "~synthesis.losses.bn"]
 
 
 @pytest.mark.parametrize(

@@ -16,17 +16,17 @@ from tests.test_contracts import learn, make, same, snapshot
 
 CLASSES = ["generator.conditional=true"]
 CONTRASTS = [
-    "+synthesis.terms.alike={weight:0.5,"
-    "term:{_target_:generators.contrast.InstanceContrast,memory:32,negatives:8}}",
-    "+synthesis.terms.classes={weight:0.5,term:{_target_:generators.contrast.SupervisedContrast}}",
+    "+synthesis.losses.alike={weight:0.5,"
+    "loss:{_target_:generators.contrast.InstanceContrast,memory:32,negatives:8}}",
+    "+synthesis.losses.classes={weight:0.5,loss:{_target_:generators.contrast.SupervisedContrast}}",
     "source.local_views=[{_target_:generators.views.Jitter,pixels:2,flip:false}]",
 ]
-# Reverie's terms with MAD's classes and twin, CMI's and CPSC's contrast, and MAZE's experience.
+# Reverie's losses with MAD's classes and twin, CMI's and CPSC's contrast, and MAZE's experience.
 BESIDE = [
     *CLASSES,
     *CONTRASTS,
     "generator.conditioning=add",
-    "+synthesis.terms.norm={weight:1.0,term:{_target_:generators.latent.LatentNorm}}",
+    "+synthesis.losses.norm={weight:1.0,loss:{_target_:generators.latent.LatentNorm}}",
     "source.replay={_target_:generators.replay.EMAGenerator,decay:0.9,fraction:0.25}",
     "source.experience={_target_:generators.experience.Experience,batches:1}",
     "source.views=[{_target_:generators.views.Jitter,pixels:1,flip:false}]",
@@ -37,7 +37,7 @@ BESIDE = [
 META = [
     *CLASSES,
     *CONTRASTS,
-    "+synthesis.terms.balance={weight:5.0,term:{_target_:generators.terms.InformationEntropy}}",
+    "+synthesis.losses.balance={weight:5.0,loss:{_target_:generators.losses.InformationEntropy}}",
     "source.policy=reservoir",
     "source.student_steps=2",
     "source.warmup_rounds=1",
@@ -46,7 +46,7 @@ META = [
 EXCHANGE = [
     *CLASSES,
     *CONTRASTS,
-    "+synthesis.terms.target={weight:0.1,term:{_target_:generators.dirichlet.SoftTarget}}",
+    "+synthesis.losses.target={weight:0.1,loss:{_target_:generators.dirichlet.SoftTarget}}",
     "source.targets={_target_:generators.dirichlet.DirichletTargets}",
     "source.policy=reservoir",
     "source.exchange.capacity=16",
@@ -98,7 +98,7 @@ def test_a_stop_within_a_round_leaves_what_it_trained_as_it_was(recipe: str) -> 
     assert same(undisturbed.state_dict(), stopped.state_dict())
 
 
-def test_every_term_is_computed_and_the_student_is_left_alone(made: Callable[[], Parts]) -> None:
+def test_every_loss_is_computed_and_the_student_is_left_alone(made: Callable[[], Parts]) -> None:
     parts = made()
     before = snapshot(parts.student)
     for _ in range(4):
@@ -108,10 +108,10 @@ def test_every_term_is_computed_and_the_student_is_left_alone(made: Callable[[],
     trained = {k: v for k, v in before.items() if "running" not in k and "tracked" not in k}
     after = snapshot(parts.student)
     assert all(torch.equal(value, after[k]) for k, value in trained.items())
-    terms = parts.source.report()
-    wanted = set(parts.source.observe.objective.terms)  # type: ignore[attr-defined]
-    assert wanted <= set(terms)
-    assert all(terms[name] for name in wanted - {"norm"}), "a term that was left out counts as 0"
+    losses = parts.source.report()
+    wanted = set(parts.source.observe.objective.losses)  # type: ignore[attr-defined]
+    assert wanted <= set(losses)
+    assert all(losses[name] for name in wanted - {"norm"}), "a loss that was left out counts as 0"
 
 
 def test_the_pieces_are_all_at_work() -> None:

@@ -1,4 +1,4 @@
-"""The contrastive term against a direct computation, and its memory."""
+"""The contrastive loss against a direct computation, and its memory."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from core.functional import supervised_contrast
 from core.runtime import Runtime
 from generators.base import Synthesis
 from generators.contrast import InstanceContrast, SupervisedContrast
-from generators.terms import Activation, Adversarial, BatchNormStatistics, OneHot
+from generators.losses import Activation, Adversarial, BatchNormStatistics, OneHot
 from generators.views import Jitter
 from models.classifier import Classifier, Outputs
 from models.digits import DigitsCNN
@@ -30,7 +30,7 @@ from tests.generators.small import (
 )
 
 
-def term(**kwargs: Any) -> InstanceContrast:
+def loss(**kwargs: Any) -> InstanceContrast:
     torch.manual_seed(0)
     settings = {"memory": 12, "negatives": 7, "width": 5, "temperature": 0.3}
     return InstanceContrast(teacher(), Runtime(device="cpu"), **settings | kwargs)
@@ -46,7 +46,7 @@ def synthesis(features: Tensor, local: Tensor) -> Synthesis:
 
 
 def test_it_is_the_contrastive_loss_computed_one_by_one() -> None:
-    contrast = term()
+    contrast = loss()
     torch.manual_seed(1)
     before, x = torch.randn(2, 9, 6), torch.randn(2, 4, 6, requires_grad=True)  # global, local
     drawn = torch.rand(9, generator=Runtime(device="cpu").noise("negatives", 0)).argsort()[:7]
@@ -80,7 +80,7 @@ def test_it_is_the_contrastive_loss_computed_one_by_one() -> None:
 
 
 def test_maps_and_tokens_are_averaged_over_places() -> None:
-    contrast = term(taps=["conv1", "pooled"])
+    contrast = loss(taps=["conv1", "pooled"])
     t = teacher().frozen(["conv1", "pooled"])
     x, local = torch.rand(2, 3, *SPEC.shape)
     contrast.commit(Synthesis(x, t(x), local=t(local)))
@@ -99,7 +99,7 @@ def test_by_default_the_stages_are_compared() -> None:
 
 
 def test_the_memory_holds_the_latest_features() -> None:
-    contrast = term(memory=5)
+    contrast = loss(memory=5)
     rows = torch.arange(8.0)[:, None].expand(8, 6)
     for part in (rows[:3], rows[3:6], rows[6:]):
         contrast.commit(synthesis(part, part + 100))
@@ -111,7 +111,7 @@ def test_the_memory_holds_the_latest_features() -> None:
 
 
 def test_the_projection_is_trained_saved_and_no_part_of_teacher_or_student() -> None:
-    contrast = term()
+    contrast = loss()
     source = inversion(
         objective=objective(one_hot=OneHot(), contrast=contrast), local_views=[Jitter(2)]
     )
@@ -128,13 +128,13 @@ def test_the_projection_is_trained_saved_and_no_part_of_teacher_or_student() -> 
 
 def test_a_second_view_is_needed() -> None:
     with pytest.raises(ValueError, match=r"name source\.local_views"):
-        inversion(objective=objective(contrast=term()))
+        inversion(objective=objective(contrast=loss()))
 
 
 @pytest.mark.parametrize("wrong", [{"temperature": 0}, {"memory": 0}, {"negatives": 0}])
 def test_settings_that_do_not_fit(wrong: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="above 0"):
-        term(**wrong)
+        loss(**wrong)
 
 
 def test_classes_are_contrasted_in_both_networks_views() -> None:
@@ -176,7 +176,7 @@ def test_supervised_settings_that_do_not_fit(wrong: dict[str, int]) -> None:
 
 def test_it_remembers_the_inputs_that_a_round_keeps_and_not_its_last() -> None:
     """FastDFKD's moving statistics, beside it, remember the last ones, as its authors' do."""
-    contrast, moving = term(memory=8), BatchNormStatistics(momentum=0.5)
+    contrast, moving = loss(memory=8), BatchNormStatistics(momentum=0.5)
     source = inversion(
         objective=objective(contrast=contrast, moving=moving),
         optimizer=functools.partial(torch.optim.SGD, lr=1e-3),  # the views decide which is best
@@ -201,7 +201,7 @@ def test_of_a_round_only_what_a_memory_reads_is_kept() -> None:
     """With needs of others beside it: statistics, the student and another tap."""
     source = inversion(
         objective=objective(
-            contrast=term(),
+            contrast=loss(),
             bn=BatchNormStatistics(),
             adversarial=Adversarial(),
             act=Activation("conv1"),

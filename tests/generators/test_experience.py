@@ -97,7 +97,7 @@ def test_the_source_hands_out_fresh_batches_and_then_known_ones() -> None:
 
 
 def steps(parts: Any, count: int) -> list[dict[str, torch.Tensor]]:
-    terms = []
+    found = []
     for _ in range(count):
         batch = parts.source.next()
         losses = parts.distiller(batch)
@@ -105,8 +105,8 @@ def steps(parts: Any, count: int) -> list[dict[str, torch.Tensor]]:
         parts.optimizer.step()
         parts.optimizer.zero_grad()
         parts.source.learned(batch, losses)
-        terms.append(losses.terms)
-    return terms
+        found.append(losses.values)
+    return found
 
 
 def test_a_replayed_batch_costs_no_query() -> None:

@@ -10,8 +10,8 @@ import torch
 
 from core.runtime import Runtime
 from data.augment import RandomAffine
-from generators.base import Synthesis, SynthesisTerm
-from generators.terms import Adversarial, BatchNormStatistics, InformationEntropy, OneHot
+from generators.base import Synthesis, SynthesisLoss
+from generators.losses import Adversarial, BatchNormStatistics, InformationEntropy, OneHot
 from tests.generators.small import (
     CLASSES,
     SPEC,
@@ -86,7 +86,7 @@ def test_hooks_fire_in_synthesis_only() -> None:
     assert t(torch.rand(2, *SPEC.shape)).statistics == []
 
 
-def test_adversarial_term_sees_the_student_of_now() -> None:
+def test_adversarial_loss_sees_the_student_of_now() -> None:
     """Failure 1: zero where the student is the teacher, and only there."""
     t = teacher()
     s = copy.deepcopy(t).train().requires_grad_(True)
@@ -166,10 +166,10 @@ def test_conditional_batches_carry_their_classes() -> None:
     assert set(label.tolist()) == set(range(CLASSES))
 
 
-def test_a_term_can_ask_for_classes() -> None:
-    term = OneHot()
-    term.needs_label = True
-    assert generative(objective=objective(one_hot=term)).next().label is not None
+def test_a_loss_can_ask_for_classes() -> None:
+    loss = OneHot()
+    loss.needs_label = True
+    assert generative(objective=objective(one_hot=loss)).next().label is not None
 
 
 def test_schedule_scales_the_learning_rate() -> None:
@@ -202,7 +202,7 @@ def test_reuse_hands_on_the_images_of_the_update() -> None:
     assert source.counts()["images_synthesized"] == 3 * 6
 
 
-class Memory(SynthesisTerm):
+class Memory(SynthesisLoss):
     """Holds on to what it was shown, and to what it was told to remember."""
 
     def __init__(self) -> None:
@@ -262,7 +262,7 @@ def test_soft_targets_are_drawn_for_the_classes() -> None:
     assert generative(objective=objective(memory=memory)).next().label is None
 
 
-def test_terms_see_the_latent_and_remember_each_update_once() -> None:
+def test_losses_see_the_latent_and_remember_each_update_once() -> None:
     memory = Memory()
     source = generative(objective=objective(memory=memory), generator_steps=2)
     still = copy.deepcopy(source.generator)

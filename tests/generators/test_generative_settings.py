@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from core.runtime import Runtime
+from generators.losses import Adversarial, OneHot
 from generators.observer import check_statistics
-from generators.terms import Adversarial, OneHot
 from tests.generators.small import generative, objective, teacher
 
 
@@ -64,7 +64,7 @@ def test_bf16_runs() -> None:
     assert batch.student_input.dtype == torch.float32
     for value in source.report().values():
         assert torch.as_tensor(value).isfinite()
-    assert all(v.dtype == torch.float32 for k, v in source.terms.items())
+    assert all(v.dtype == torch.float32 for k, v in source.losses.items())
 
 
 def test_hooks_fire_in_compiled_networks() -> None:
@@ -73,5 +73,5 @@ def test_hooks_fire_in_compiled_networks() -> None:
     for _ in range(4):
         a, b = plain.next(), compiled.next()
         torch.testing.assert_close(a.student_input, b.student_input)
-    torch.testing.assert_close(plain.terms, compiled.terms)
+    torch.testing.assert_close(plain.losses, compiled.losses)
     assert compiled.observe.teacher.module._compiled_call_impl is not None

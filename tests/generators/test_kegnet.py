@@ -1,4 +1,4 @@
-"""Terms on the latent, the ensemble that shares a batch, and the training of a term's decoder."""
+"""Losses on the latent, the ensemble that shares a batch, and the training of a loss's decoder."""
 
 import functools
 import io
@@ -13,8 +13,8 @@ from core.runtime import Runtime
 from data.spec import InputSpec
 from generators.base import Synthesis
 from generators.latent import LatentDiversity, LatentNorm, LatentReconstruction
+from generators.losses import OneHot
 from generators.networks import GeneratorEnsemble, ImageGenerator
-from generators.terms import OneHot
 from models.classifier import Outputs
 from tests.generators.small import CLASSES, SPEC, generative, objective, snapshot
 
@@ -53,9 +53,9 @@ def test_diversity_is_what_it_says_of_all_pairs() -> None:
 def test_diversity_drives_inputs_apart() -> None:
     spec = InputSpec((2, 3, 4), (0.0, 1.0), (0.5, 0.2), (0.5, 0.1))
     x, z = random(4, 2, 3, 4).requires_grad_(), random(4, 3, seed=1).requires_grad_()
-    term = LatentDiversity(spec)
-    assert torch.autograd.gradcheck(lambda x: term(synthesis(x, z)), x)
-    term(synthesis(x, z)).backward()
+    loss = LatentDiversity(spec)
+    assert torch.autograd.gradcheck(lambda x: loss(synthesis(x, z)), x)
+    loss(synthesis(x, z)).backward()
     assert z.grad is None
     with torch.no_grad():
         further = x - 0.1 * x.grad.sign()
@@ -66,18 +66,18 @@ def test_diversity_drives_inputs_apart() -> None:
 
 
 def test_reconstruction_is_the_decoders_error() -> None:
-    term = LatentReconstruction(SPEC, latent_size=5, layers=3, units=11).double()
+    loss = LatentReconstruction(SPEC, latent_size=5, layers=3, units=11).double()
     x, z = random(8, *SPEC.shape).requires_grad_(), random(8, 5, seed=1).requires_grad_()
-    assert [m.out_features for m in term.decoder if isinstance(m, torch.nn.Linear)] == 3 * [11] + [
+    assert [m.out_features for m in loss.decoder if isinstance(m, torch.nn.Linear)] == 3 * [11] + [
         5
     ]
-    loss = term(synthesis(x, z))
-    recovered = term.decoder(SPEC.normalize(x).flatten(1))
-    torch.testing.assert_close(loss, ((recovered - z) ** 2).mean())
-    loss.backward()
+    value = loss(synthesis(x, z))
+    recovered = loss.decoder(SPEC.normalize(x).flatten(1))
+    torch.testing.assert_close(value, ((recovered - z) ** 2).mean())
+    value.backward()
     assert x.grad.abs().sum() > 0
     assert z.grad is None
-    assert all(p.grad is not None for p in term.parameters())
+    assert all(p.grad is not None for p in loss.parameters())
 
 
 def test_a_latent_of_another_size_is_named() -> None:
@@ -88,10 +88,10 @@ def test_a_latent_of_another_size_is_named() -> None:
 
 def test_norm_is_free_within_the_radius() -> None:
     z = torch.tensor([[3.0, 4.0], [0.5, 0.5], [0.0, 0.0]], dtype=torch.float64).requires_grad_()
-    term = LatentNorm(radius=2.0)
-    loss = term(synthesis(torch.zeros(3, *SPEC.shape), z))
-    assert loss.item() == pytest.approx((5 / math.sqrt(2) - 2) ** 2 / 3)
-    loss.backward()
+    loss = LatentNorm(radius=2.0)
+    value = loss(synthesis(torch.zeros(3, *SPEC.shape), z))
+    assert value.item() == pytest.approx((5 / math.sqrt(2) - 2) ** 2 / 3)
+    value.backward()
     assert z.grad.isfinite().all()
     assert z.grad[0].abs().min() > 0
     assert not z.grad[1:].any()
@@ -106,9 +106,9 @@ def test_norm_draws_long_embeddings_back() -> None:
             SPEC, CLASSES, latent_size=5, channels=8, conditional=True, conditioning="add"
         )
         torch.nn.init.constant_(generator.embedding.weight, 4.0)
-        terms = {"oh": Weighted(OneHot()), "norm": Weighted(LatentNorm(), weight)}
+        losses = {"oh": Weighted(OneHot()), "norm": Weighted(LatentNorm(), weight)}
         adam = functools.partial(torch.optim.Adam, lr=0.05)
-        source = generative(generator=generator, objective=Objective(terms), optimizer=adam)
+        source = generative(generator=generator, objective=Objective(losses), optimizer=adam)
         for _ in range(80):
             source.next()
         lengths[weight] = generator.embedding.weight.norm(dim=1).mean().item()
@@ -116,7 +116,7 @@ def test_norm_draws_long_embeddings_back() -> None:
 
 
 @pytest.mark.parametrize("make", TERMS)
-def test_a_term_without_a_latent_says_so(make) -> None:
+def test_a_loss_without_a_latent_says_so(make) -> None:
     with pytest.raises(ValueError, match="source with a generator"):
         make()(synthesis(torch.rand(4, *SPEC.shape), None))
 
@@ -172,11 +172,11 @@ def test_members_start_apart_and_need_be_some() -> None:
 
 
 def kegnet(runtime: Runtime | None = None, **kwargs: object):
-    terms = objective(
+    losses = objective(
         one_hot=OneHot(), decoder=LatentReconstruction(SPEC, 5, units=16), div=LatentDiversity(SPEC)
     )
     torch.manual_seed(6)
-    settings = {"generator": ensemble(), "objective": terms, "student_steps": 1, **kwargs}
+    settings = {"generator": ensemble(), "objective": losses, "student_steps": 1, **kwargs}
     return generative(runtime, **settings)
 
 
@@ -188,9 +188,9 @@ def test_a_source_trains_the_decoder_and_resumes_with_it() -> None:
     for _ in range(60):
         source.next()
         first = first if first is not None else source.report()["decoder"].item()
-    decoder = source.observe.objective.terms["decoder"].term.decoder
+    decoder = source.observe.objective.losses["decoder"].loss.decoder
     assert all(
-        not torch.equal(start[f"terms.decoder.term.decoder.{k}"], p)
+        not torch.equal(start[f"losses.decoder.loss.decoder.{k}"], p)
         for k, p in decoder.named_parameters()
     )
     assert source.report()["decoder"].item() < 0.9 * first
@@ -204,7 +204,7 @@ def test_a_source_trains_the_decoder_and_resumes_with_it() -> None:
     assert source.report() == restored.report()
 
 
-def test_a_terms_gradients_are_averaged_over_ranks_and_clipped() -> None:
+def test_a_losses_gradients_are_averaged_over_ranks_and_clipped() -> None:
     runtime = Runtime(device="cpu")
     averaged: list[Tensor] = []
     runtime.average = lambda tensors: averaged.extend(tensors)  # type: ignore[method-assign]

@@ -18,8 +18,8 @@ from data.dataset import DataFreeError, Dataset
 from data.photographs import photographs
 from generators.base import Synthesis
 from generators.generative import GenerativeSource
+from generators.losses import OneHot
 from generators.mosaic import Entropy, OutOfDomain, OutOfDomainReplay, PatchDiscrimination
-from generators.terms import OneHot
 from models.classifier import Outputs
 from tests.generators.small import CLASSES, SPEC, generative, objective, same, snapshot
 
@@ -53,11 +53,11 @@ def random_images(count: int = 6) -> Tensor:
 
 @pytest.mark.parametrize("halvings", [1, 2, 3])
 def test_the_generators_gradient_is_that_of_the_binary_cross_entropy(halvings: int) -> None:
-    term = patches(halvings=halvings)
+    loss = patches(halvings=halvings)
     images = random_images().requires_grad_()
-    value = term(synthesis(images))
+    value = loss(synthesis(images))
     (gradient,) = torch.autograd.grad(value, images)
-    twin = copy.deepcopy(term.discriminator)
+    twin = copy.deepcopy(loss.discriminator)
     logits = twin((images - SPEC.mean[0]) / SPEC.std[0])
     assert logits.shape == (6, 1, 8 >> halvings, 8 >> halvings)
     total = torch.zeros(())
@@ -79,24 +79,24 @@ def test_a_patch_is_all_that_one_answer_depends_on() -> None:
 
 
 def test_the_generators_step_leaves_the_discriminator_alone_and_the_other_way_round() -> None:
-    term = patches()
-    before = snapshot(term.discriminator)
+    loss = patches()
+    before = snapshot(loss.discriminator)
     images = random_images().requires_grad_()
-    term(synthesis(images)).backward()
-    assert all(p.grad is None and not p.requires_grad for p in term.parameters())
-    assert same(before, snapshot(term.discriminator))
+    loss(synthesis(images)).backward()
+    assert all(p.grad is None and not p.requires_grad for p in loss.parameters())
+    assert same(before, snapshot(loss.discriminator))
     images.grad = None
     with torch.no_grad():
-        term.commit(synthesis(images))
+        loss.commit(synthesis(images))
     assert images.grad is None
-    assert all(not p.requires_grad and p.grad is None for p in term.parameters())
-    moved = snapshot(term.discriminator)
+    assert all(not p.requires_grad and p.grad is None for p in loss.parameters())
+    moved = snapshot(loss.discriminator)
     assert all(not torch.equal(before[name], moved[name]) for name in before)
 
 
 def test_the_discriminators_step_is_one_of_adam_on_real_and_made() -> None:
-    term = patches()
-    twin = copy.deepcopy(term.discriminator).requires_grad_(True)
+    loss = patches()
+    twin = copy.deepcopy(loss.discriminator).requires_grad_(True)
     optimizer = ADAM(twin.parameters())
     images = random_images()
     noise = RUNTIME.noise("out of domain", 0)
@@ -105,35 +105,35 @@ def test_the_discriminators_step_is_one_of_adam_on_real_and_made() -> None:
     a, b = (twin((x - SPEC.mean[0]) / SPEC.std[0]) for x in (real, images))
     ((bce(a, torch.ones_like(a)) + bce(b, torch.zeros_like(b))) / 2).backward()
     optimizer.step()
-    term.commit(synthesis(images))
-    for p, q in zip(term.discriminator.parameters(), twin.parameters(), strict=True):
+    loss.commit(synthesis(images))
+    for p, q in zip(loss.discriminator.parameters(), twin.parameters(), strict=True):
         torch.testing.assert_close(p, q.detach().requires_grad_(False))
 
 
 def test_it_learns_to_tell_patches_apart() -> None:
-    term = patches()
+    loss = patches()
     flat = torch.full((20, *SPEC.shape), 0.5)
-    before = term(synthesis(flat)).item()
+    before = loss(synthesis(flat)).item()
     for _ in range(100):
-        term.commit(synthesis(flat))
-    assert term(synthesis(flat)).item() > before + 0.2
+        loss.commit(synthesis(flat))
+    assert loss(synthesis(flat)).item() > before + 0.2
 
 
 def mosaic(runtime: Runtime = RUNTIME, weight: float = 1.0) -> GenerativeSource:
-    terms = {"one_hot": Weighted(OneHot()), "patches": Weighted(patches(runtime), weight)}
+    losses = {"one_hot": Weighted(OneHot()), "patches": Weighted(patches(runtime), weight)}
     replay = OutOfDomainReplay(domain(), fraction=0.5)
-    return generative(runtime, objective=Objective(terms), replay=replay)
+    return generative(runtime, objective=Objective(losses), replay=replay)
 
 
 def test_the_source_trains_the_generator_and_not_the_discriminator() -> None:
     source, without = mosaic(), mosaic(weight=0.0)
-    term = source.observe.objective.terms["patches"].term
-    owned = {id(p) for p in term.parameters()}
+    loss = source.observe.objective.losses["patches"].loss
+    owned = {id(p) for p in loss.parameters()}
     assert owned
     assert not owned & {id(p) for p in source.parameters}
     for s in (source, without):
         s.next()
-    assert term.updates == source.updates == 1
+    assert loss.updates == source.updates == 1
     assert not same(snapshot(source.generator), snapshot(without.generator))
 
 
@@ -160,16 +160,16 @@ def test_a_resumed_source_goes_on_to_the_same_bits() -> None:
     second.load_state_dict(copy.deepcopy(first.state_dict()))
     for _ in range(4):
         assert torch.equal(first.next().student_input, second.next().student_input)
-    one, two = (s.observe.objective.terms["patches"].term for s in (first, second))
+    one, two = (s.observe.objective.losses["patches"].loss for s in (first, second))
     assert same(snapshot(one.discriminator), snapshot(two.discriminator))
     assert one.optimizer.state_dict()["state"][0]["step"] == 4
     assert first.counts() == second.counts()
 
 
 def test_the_discriminators_learning_rate_follows_its_schedule() -> None:
-    term = patches(schedule=cosine())
-    term.at(0.5)
-    assert term.optimizer.param_groups[0]["lr"] == pytest.approx(5e-3)
+    loss = patches(schedule=cosine())
+    loss.at(0.5)
+    assert loss.optimizer.param_groups[0]["lr"] == pytest.approx(5e-3)
 
 
 def test_the_teachers_own_data_stays_closed() -> None:

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from core.runtime import Runtime
 from data.spec import InputSpec
+from generators.losses import OneHot
 from generators.networks import ImageGenerator
 from generators.replay import VAE, EMAGenerator, Replay
-from generators.terms import OneHot
 from tests.generators.small import (
     CLASSES,
     classifier,
@@ -104,10 +104,10 @@ def test_a_twin_without_memory_is_the_generator() -> None:
 
 
 def test_labels_are_left_out_where_a_part_has_none() -> None:
-    """An unconditional twin knows no classes, whatever a term of the generator's asks for."""
-    term = OneHot()
-    term.needs_label = True
-    source = generative(objective=objective(one_hot=term), replay=twin())
+    """An unconditional twin knows no classes, whatever a loss of the generator's asks for."""
+    loss = OneHot()
+    loss.needs_label = True
+    source = generative(objective=objective(one_hot=loss), replay=twin())
     assert source.next().label is None
 
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from core.runtime import Runtime, Stopped
+from generators.losses import L2, Adversarial, BatchNormStatistics, OneHot, TotalVariation
 from generators.rounds import draw_classes
-from generators.terms import L2, Adversarial, BatchNormStatistics, OneHot, TotalVariation
 from generators.views import Jitter
 from tests.generators.small import (
     CLASSES,
@@ -223,4 +223,4 @@ def test_bf16_runs() -> None:
     """Failure 7."""
     source = inversion(Runtime(device="cpu", precision="bf16"))
     assert source.next().student_input.isfinite().all()
-    assert all(v.isfinite() and v.dtype == torch.float32 for v in source.terms.values())
+    assert all(v.isfinite() and v.dtype == torch.float32 for v in source.losses.values())

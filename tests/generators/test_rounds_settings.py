@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from generators.terms import OneHot
+from generators.losses import OneHot
 from tests.generators.small import inversion, objective
 
 

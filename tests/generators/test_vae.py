@@ -36,7 +36,7 @@ def test_the_autoencoder_learns_to_reconstruct(conditional: bool) -> None:
     losses = []
     for step in range(250):
         part.learn(images, None, torch.Generator().manual_seed(step))
-        losses.append(part.terms["replay"].item())
+        losses.append(part.losses["replay"].item())
     assert losses[-1] < 0.5 * losses[0]
     with torch.no_grad():
         mean, _ = part.encoder(images)
@@ -70,7 +70,7 @@ def test_the_autoencoder_keeps_the_teachers_logits() -> None:
         gaussian = torch.distributions.Normal(mean, log_variance.exp().sqrt())
         standard = torch.distributions.Normal(0.0, 1.0)
         prior = torch.distributions.kl_divergence(gaussian, standard).sum(1).mean()
-    torch.testing.assert_close(part.terms["replay"], pixels + logits + 0.1 * prior)
+    torch.testing.assert_close(part.losses["replay"], pixels + logits + 0.1 * prior)
     assert part.teacher_queries == 2 * 9
 
 

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from core.runtime import Runtime
 from generators.base import Synthesis
+from generators.losses import Adversarial, BatchNormStatistics, OneHot
 from generators.networks import ImageGenerator
 from generators.rounds import draw_classes
-from generators.terms import Adversarial, BatchNormStatistics, OneHot
 from generators.variables import Generated, MetaGenerated, NoisyLayer, one_hot
 from models.classifier import Outputs, Statistics
 from tests.generators.small import CLASSES, SPEC, inversion, objective, same, snapshot, teacher
@@ -211,40 +211,40 @@ def test_a_round_lowers_the_objective(kind: str) -> None:
 
 
 def test_statistics_remember_earlier_rounds_by_an_ema() -> None:
-    term = BatchNormStatistics(momentum=0.75)
-    source = inversion(objective=objective(bn=term), iterations=3, student_steps=1)
+    loss = BatchNormStatistics(momentum=0.75)
+    source = inversion(objective=objective(bn=loss), iterations=3, student_steps=1)
     seen: list[Tensor] = []
-    commit = term.commit
+    commit = loss.commit
 
     def recorded(synthesis: Any) -> None:
         seen.append(synthesis.teacher.statistics[1].mean.clone())
         commit(synthesis)
 
-    term.commit = recorded
+    loss.commit = recorded
     for _ in range(3):
         source.next()
     expected = seen[0]
     for mean in seen[1:]:
         expected = 0.75 * expected + 0.25 * mean
-    torch.testing.assert_close(term.earlier[1][0], expected)
+    torch.testing.assert_close(loss.earlier[1][0], expected)
     fresh = BatchNormStatistics(momentum=0.75)
-    fresh.load_state_dict(term.state_dict())
+    fresh.load_state_dict(loss.state_dict())
     torch.testing.assert_close(fresh.earlier[1][0], expected)
     with pytest.raises(ValueError, match=r"momentum must lie in \[0, 1\)"):
         BatchNormStatistics(momentum=1.0)
 
 
 def test_the_statistics_of_a_checkpoint_go_to_the_device_once() -> None:
-    term, x = BatchNormStatistics(momentum=0.5), torch.ones(3)
-    term.load_state_dict({"_extra_state": [x, x]})
+    loss, x = BatchNormStatistics(momentum=0.5), torch.ones(3)
+    loss.load_state_dict({"_extra_state": [x, x]})
     there = [Statistics(*[x.to("meta")] * 4)]
-    term(Synthesis(x, Outputs(x, statistics=there)))
-    assert [y.device.type for y in term.earlier[0]] == ["meta", "meta"]
+    loss(Synthesis(x, Outputs(x, statistics=there)))
+    assert [y.device.type for y in loss.earlier[0]] == ["meta", "meta"]
 
 
 def test_the_moving_statistics_are_what_is_drawn_to_the_running_ones() -> None:
-    term = BatchNormStatistics(momentum=0.5)
-    source = inversion(objective=objective(bn=term, adv=Adversarial()), iterations=1)
+    loss = BatchNormStatistics(momentum=0.5)
+    source = inversion(objective=objective(bn=loss, adv=Adversarial()), iterations=1)
     source.next()
     images = torch.rand(8, *SPEC.shape, generator=noise())
     view = teacher().frozen(statistics=True)
@@ -252,7 +252,7 @@ def test_the_moving_statistics_are_what_is_drawn_to_the_running_ones() -> None:
     by_hand = sum(
         (0.5 * s.mean + 0.5 * m - s.running_mean).norm()
         + (0.5 * s.variance + 0.5 * v - s.running_variance).norm()
-        for s, (m, v) in zip(outputs.statistics, term.earlier, strict=True)
+        for s, (m, v) in zip(outputs.statistics, loss.earlier, strict=True)
     )
     losses = source.observe(images, None)
-    torch.testing.assert_close(losses.terms["bn"], by_hand)
+    torch.testing.assert_close(losses.values["bn"], by_hand)

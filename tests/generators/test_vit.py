@@ -22,8 +22,8 @@ from tests.test_contracts import learn, make, same, snapshot
 
 VIT = ["teacher=vit_digits", "~teacher.model.width", "teacher.model.embed_dim=16"]
 VIT += ["teacher.model.num_heads=2"]
-PATCHES = ["~synthesis.terms.bn", "+synthesis.terms.patches={weight:0.1,"]
-PATCHES[1] += "term:{_target_:generators.patches.PatchSimilarity}}"
+PATCHES = ["~synthesis.losses.bn", "+synthesis.losses.patches={weight:0.1,"]
+PATCHES[1] += "loss:{_target_:generators.patches.PatchSimilarity}}"
 
 
 @pytest.mark.parametrize(
@@ -31,7 +31,7 @@ PATCHES[1] += "term:{_target_:generators.patches.PatchSimilarity}}"
     [
         ("psaq_vit", [], RoundSource),
         ("reverie", PATCHES, GenerativeSource),
-        ("reverie", ["~synthesis.terms.bn"], GenerativeSource),
+        ("reverie", ["~synthesis.losses.bn"], GenerativeSource),
         ("dfad", [], GenerativeSource),
     ],
 )
@@ -68,13 +68,13 @@ def torchvision_vit() -> Classifier:
 
 def test_a_vit_of_torchvision_is_inverted_by_its_patches() -> None:
     vit = torchvision_vit()
-    term = PatchSimilarity(vit)
-    assert len(term.taps) == 4
+    loss = PatchSimilarity(vit)
+    assert len(loss.taps) == 4
     source = inversion(
         teacher=vit,
         student=torchvision_vit(),
         variable=Pixels(vit.spec),
-        objective=objective(patches=term),
+        objective=objective(patches=loss),
         optimizer=functools.partial(torch.optim.Adam, lr=0.1),
         iterations=20,
     )

@@ -52,7 +52,7 @@ def test_torchvision_keys_are_torchvisions() -> None:
     ],
 )
 def test_torchvision_pooled_enters_the_last_linear_layer(name: str, kwargs: dict[str, int]) -> None:
-    """Behind dropout, or alone in a container: the head that terms such as SRRL read."""
+    """Behind dropout, or alone in a container: the head that losses such as SRRL read."""
     classifier = Classifier(torchvision_model(name, 3, 7, **kwargs), SPEC, taps=["pooled"])
     with torch.no_grad():
         outputs = classifier.eval()(torch.rand(2, 3, 32, 32))

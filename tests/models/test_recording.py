@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from core.objective import Objective, Weighted
 from data.spec import InputSpec
+from generators.losses import BatchNormStatistics
 from generators.observer import unread_statistics
-from generators.terms import BatchNormStatistics
 from models.check import check_network
 from models.classifier import Classifier
 
