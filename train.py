@@ -2,7 +2,7 @@
 
 python train.py                                   the main job, on embedded digits
 python train.py method=dafl data=mnist seed=1     another method on other data
-python train.py --help                            groups, choices and examples
+python train.py --help                            the groups; --help GROUP lists its choices
 """
 
 from __future__ import annotations
@@ -16,41 +16,21 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from core.runtime import Runtime, Stopped
-from engine.catalogue import losses
-from engine.config import ROOT, compose, groups
+from engine.config import compose
 from engine.console import explain, unbroken
 from engine.result import table
 from engine.run import RunDirectory
 from engine.train import run
-
-EXAMPLES = """
-Examples:
-  python train.py
-  python train.py method=dafl data=mnist teacher=lenet5 student=lenet5_half seed=1
-  python train.py data=cifar10 teacher=resnet20 teacher.checkpoint=resnet20.safetensors \\
-      teacher.mean=[0.485,0.456,0.406] teacher.std=[0.229,0.224,0.225]
-  python train.py data=npz data.path=pathmnist.npz teacher=resnet18 student=resnet8x4
-  python train.py student=wrn student.model.depth=22 student.model.width=2
-  python train.py method=kd batch_size=64 optimizer.lr=0.05
-  python train.py method=kd data=cifar100 loss=[at,rkd] distiller.losses.at.weight=500
-  torchrun --nproc-per-node=2 train.py device=cpu
-
-Flags:
-  --help    this text
-  --show    print the composed configuration and stop
-
-The same command continues a run that was interrupted. `python -X dev train.py` shows tracebacks.
-"""
+from engine.usage import usage
 
 
 def main(arguments: list[str]) -> int:
     """The exit code: 0, 1 for a mistake of the user's, 70 for one of ours, 130 when stopped."""
-    if "--help" in arguments or "-h" in arguments:
-        with unbroken():
-            print(usage())
-        return 0
     with unbroken():
         try:
+            if {"--help", "-h"} & set(arguments):
+                print(usage([a for a in arguments if a not in ("--help", "-h")]))
+                return 0
             config = compose([a for a in arguments if a != "--show"])
             if "--show" in arguments:
                 print(OmegaConf.to_yaml(config))
@@ -93,20 +73,6 @@ def handle_signals(runtime: Runtime) -> None:
 
     signal.signal(signal.SIGINT, stop)
     signal.signal(signal.SIGTERM, stop)
-
-
-def usage() -> str:
-    """The groups with their choices, the keys of every run, and examples."""
-    lines = [__doc__ or "", "Groups (group=choice):"]
-    for group, choices in groups().items():
-        lines.append(f"  {group:<11} {' '.join(choices)}")
-    lines += ["", "Transfer losses (loss=NAME or loss=[NAME,NAME]): weight; taps; paper"]
-    for t in losses():
-        lines.append(f"  {t.name:<11} {'; '.join(x for x in (t.weight, t.taps, t.paper) if x)}")
-    lines += ["", "Keys (key=value; --show prints those of the groups too):"]
-    text = (ROOT / "train.yaml").read_text().splitlines()
-    lines += [f"  {line}" for line in text[text.index("seed: 0") :]]
-    return "\n".join(lines) + "\n" + EXAMPLES
 
 
 if __name__ == "__main__":

@@ -1,11 +1,7 @@
 """The lists of methods and losses are what the configuration files say."""
 
-import re
 from pathlib import Path
 
-import pytest
-
-import train
 from engine.catalogue import comment, losses, methods, page
 from engine.config import ROOT
 
@@ -30,13 +26,6 @@ def test_every_file_says_where_it_is_from() -> None:
             assert len(comment(path)) > 8, path
     for loss in losses():
         assert len(loss.summary) > 8, loss.name
-
-
-def test_help_lists_every_loss(capsys: pytest.CaptureFixture[str]) -> None:
-    train.main(["--help"])
-    text = capsys.readouterr().out
-    for loss in losses():
-        assert re.search(rf"^  {loss.name} .*{re.escape(loss.paper)}", text, re.MULTILINE)
 
 
 def test_weight_schedule_and_taps_are_read_from_the_file(tmp_path: Path) -> None:

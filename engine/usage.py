@@ -1,0 +1,81 @@
+"""What `train.py --help` prints: the groups in short, or one group with a line on each choice."""
+
+from __future__ import annotations
+
+import difflib
+import textwrap
+from collections.abc import Sequence
+
+from engine.catalogue import comment, losses
+from engine.config import ROOT, groups
+
+WIDTH = 100
+HEAD = """Train a student, from a teacher alone or from data.
+
+  python train.py                                   the main job, on embedded digits
+  python train.py method=dafl data=mnist seed=1     another method on other data
+  python train.py method=kd loss=[at,rkd]           transfer losses beside the method's own
+  python train.py data=none teacher=NAME teacher.checkpoint=FILE student=NAME budget=10m
+                                                    a teacher and no data at all
+  torchrun --nproc-per-node=2 train.py              several processes
+
+The same command continues a run that was interrupted.
+
+Groups (group=choice; --help GROUP has a line on each choice):"""
+TAIL = """
+Keys are set as key=value, such as steps=2000 or distiller.losses.kd.weight=2.
+
+  --help GROUP   one group: {groups}
+  --help keys    the keys that every run has
+  --show         print the composed configuration and stop
+
+`python -X dev train.py` shows tracebacks."""
+
+
+def usage(topics: Sequence[str] = ()) -> str:
+    """The text.
+
+    Args:
+        topics: groups, or "keys"; none for the overview.
+
+    Raises:
+        ValueError: for a topic that does not exist.
+    """
+    known = [*groups(), "keys"]
+    for topic in topics:
+        if topic not in known:
+            near = difflib.get_close_matches(topic, known, 1)
+            meant = f"did you mean --help {near[0]}?" if near else f"there is: {', '.join(known)}"
+            raise ValueError(f"--help {topic}: no such group; {meant}")
+    if not topics:
+        return overview()
+    return "\n\n".join(keys() if topic == "keys" else group(topic) for topic in topics)
+
+
+def overview() -> str:
+    lines = [HEAD]
+    for name, choices in groups().items():
+        listed = textwrap.wrap(" ".join(choices), WIDTH - 14, max_lines=2, placeholder=" ...")
+        lines += [f"  {name if i == 0 else '':<11} {line}" for i, line in enumerate(listed)]
+    return "\n".join([*lines, TAIL.format(groups=", ".join(groups()))])
+
+
+def group(name: str) -> str:
+    """A line on each choice: what its file says at the top."""
+    folder = "model" if name in ("teacher", "student") else name
+    says = {path.stem: comment(path) for path in (ROOT / folder).glob("*.yaml")}
+    if name == "loss":
+        says = {loss.name: f"weight {loss.weight}; {loss.paper}" for loss in losses()}
+    width = max(map(len, says))
+    lines = [f"{name}=NAME" + (f" or {name}=[NAME,NAME]" if name == "loss" else "")]
+    for choice, text in sorted(says.items()):
+        short = textwrap.shorten(text, WIDTH - width - 4, placeholder=" ...")
+        lines.append(f"  {choice:<{width}}  {short}")
+    return "\n".join(lines)
+
+
+def keys() -> str:
+    """Those of configs/train.yaml, with their defaults and comments."""
+    text = (ROOT / "train.yaml").read_text().splitlines()
+    start = next(i for i, line in enumerate(text) if line.startswith("distiller:"))
+    return "\n".join(["Keys of every run (--show prints those of the parts too):", *text[start:]])
