@@ -149,10 +149,10 @@ def test_labels_come_from_the_batch_then_from_the_teacher() -> None:
     distiller = make(objective_of(ce=CrossEntropy(), kd=KD()), teacher)
     batch = make_batch()
     predicted = teacher(batch.teacher_input).logits.argmax(1)
-    unlabelled = distiller(batch).losses["ce"]
+    unlabelled = distiller(batch).values["ce"]
     assert batch.label is None  # the caller's batch is not written to
-    assert torch.equal(unlabelled, distiller(make_batch(predicted)).losses["ce"])
-    assert not torch.equal(unlabelled, distiller(make_batch((predicted + 1) % 4)).losses["ce"])
+    assert torch.equal(unlabelled, distiller(make_batch(predicted)).values["ce"])
+    assert not torch.equal(unlabelled, distiller(make_batch((predicted + 1) % 4)).values["ce"])
 
 
 def test_labels_that_nobody_knows_are_an_error() -> None:
@@ -216,9 +216,9 @@ def test_known_answers_are_not_asked_for_again() -> None:
     assert distiller.teacher_queries == 6
     logits = distiller.student(batch.student_input).logits
     kd = KD()(Outputs(logits), Outputs(other), batch)
-    torch.testing.assert_close(known.losses["kd"], kd.detach())
+    torch.testing.assert_close(known.values["kd"], kd.detach())
     ce = torch.nn.functional.cross_entropy(logits, other.argmax(1))
-    torch.testing.assert_close(known.losses["ce"], ce.detach())
+    torch.testing.assert_close(known.values["ce"], ce.detach())
 
 
 def test_answers_do_not_suffice_where_features_are_read() -> None:
