@@ -29,7 +29,7 @@ from data.dataset import Dataset
 from data.spec import InputSpec
 from engine.config import compose, plain
 from engine.loop import Training
-from engine.monitor import Clock, Meter
+from engine.monitor import Clock, LossMeter
 from engine.parts import Parts, build_network, build_parts
 from engine.probe import Inputs
 from models.classifier import Classifier
@@ -130,7 +130,7 @@ def cycle(training: Training, steps: int) -> Clock:
             batch = training.parts.source.next()
         with clock.part("learn"):
             training._learn(training.parts.distiller, batch, i)
-    training.meter = Meter()  # of which a run keeps no more than log_every steps
+    training.meter = LossMeter()  # of which a run keeps no more than log_every steps
     return clock
 
 

@@ -32,7 +32,7 @@ def keys(file: Path) -> list[str]:
         return [name.removesuffix(SUFFIX) for name in archive.namelist()]
 
 
-def read(file: Path, key: str) -> NDArray[Any]:
+def read_arrays(file: Path, key: str) -> NDArray[Any]:
     """One array; no byte of the others is read.
 
     Raises:

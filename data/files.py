@@ -60,7 +60,7 @@ def npz(
         )
     labels = None
     if "test_labels" in keys:
-        labels = check_labels(f"{file}: test_labels", archive.read(file, "test_labels"))
+        labels = check_labels(f"{file}: test_labels", archive.read_arrays(file, "test_labels"))
     if classes is None and "classes" in keys:
         classes = _names(file)
     elif classes is None and labels is not None:
@@ -74,8 +74,8 @@ def npz(
 
 def _npz_split(file: Path, which: str, keys: Sequence[str]) -> Arrays:
     labelled = f"{which}_labels" in keys
-    labels = archive.read(file, f"{which}_labels") if labelled else None
-    return archive.read(file, f"{which}_images"), labels
+    labels = archive.read_arrays(file, f"{which}_labels") if labelled else None
+    return archive.read_arrays(file, f"{which}_images"), labels
 
 
 def _of_teacher(data: str, expected: Callable[[], Expected] | None) -> tuple[str, ...]:
@@ -101,7 +101,7 @@ def _numbers(file: Path, labels: NDArray[np.integer]) -> list[str]:
 
 
 def _names(file: Path) -> list[str]:
-    names = archive.read(file, "classes")
+    names = archive.read_arrays(file, "classes")
     if names.ndim != 1 or names.dtype.kind != "U":
         raise ValueError(
             f"{file}: classes is {names.dtype} of shape {names.shape}; "

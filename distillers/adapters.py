@@ -50,10 +50,10 @@ class Adapter(nn.Module):
 
     def describe(self) -> str:
         """A line for the log."""
-        return describe(*self.shapes, by=str(self.projection))
+        return describe_adapter(*self.shapes, by=str(self.projection))
 
 
-def describe(student: Sequence[int], teacher: Sequence[int], by: str) -> str:
+def describe_adapter(student: Sequence[int], teacher: Sequence[int], by: str) -> str:
     """What joins two features of these shapes, without the batch."""
     a, b = ("x".join(map(str, shape)) for shape in (student, teacher))
     return f"student {a} to teacher {b} by {by}"
@@ -73,4 +73,4 @@ def adaptations(loss: TransferLoss, student: Outputs, teacher: Outputs) -> list[
     if not loss.teacher_taps or not any(True for _ in loss.parameters()):
         return []
     pairs = [(s.shape[1:], t.shape[1:]) for s, t in loss.pairs(student, teacher)]
-    return [describe(s, t, by="the loss's own layers") for s, t in pairs if s != t]
+    return [describe_adapter(s, t, by="the loss's own layers") for s, t in pairs if s != t]

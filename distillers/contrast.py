@@ -20,7 +20,7 @@ class SupervisedContrast(TransferLoss):
     (:func:`supervised_contrast`) draws views of one class together, by ``batch.label``. Each
     network has a projection head of its own, since their features differ in size; both are
     trained beside the student. In the authors' code it is the generator that minimises this, on
-    features as they are: see :class:`generators.contrast.SupervisedContrast`.
+    features as they are: see :class:`generators.contrast.ClassContrast`.
 
     Args:
         taps: features [B, D]; of maps and tokens the average is taken.

@@ -132,7 +132,7 @@ class Timing:
         return steps
 
 
-def measure(training: Training, seconds: float) -> Timing:
+def time_steps(training: Training, seconds: float) -> Timing:
     """Time a few real steps: synthesis, the student's step, schedules, clipping, EMA and meters.
 
     Args:

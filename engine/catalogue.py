@@ -85,7 +85,7 @@ def comment(path: Path) -> str:
     return " ".join(lines)
 
 
-def page() -> str:
+def methods_page() -> str:
     """The whole of docs/methods.md."""
     rows = [f"| `{name}` | {data} | {_cell(text)} |\n" for name, data, text in methods()]
     listed = [
@@ -114,4 +114,4 @@ def _words(schedule: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    print(page(), end="")
+    print(methods_page(), end="")

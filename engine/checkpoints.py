@@ -92,7 +92,7 @@ class Checkpoints:
     def _read(self, folder: Path) -> dict[str, Any]:
         ranks, path, there = self.runtime.world_size, self._file(folder), files(folder)
         try:
-            state = read(path if path in there else there[0])
+            state = read_checkpoint(path if path in there else there[0])
             if "step" not in state or "distiller" not in state:
                 raise ValueError(f"{path} is damaged (not the state of a run)")
         except ValueError as error:
@@ -144,7 +144,7 @@ def files(folder: Path) -> list[Path]:
     return [path for _, path in sorted((int(m[1]), path) for m, path in found)]
 
 
-def read(path: Path) -> dict[str, Any]:
+def read_checkpoint(path: Path) -> dict[str, Any]:
     """The state in one file, once its checksums are verified (torch.load looks at none).
 
     torch.save writes a zip archive, which has a CRC-32 of each of its entries. Reading them takes

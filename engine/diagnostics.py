@@ -117,7 +117,7 @@ class Reference:
         zeros = functools.partial(torch.zeros, dtype=torch.float64, device=runtime.device)
         self._total, self._products = zeros(width), zeros(width, width)
         # Evenly spaced, since a split may be sorted by class.
-        self._chosen = spread(torch.arange(rows), min(rows, LOOK))
+        self._chosen = pick_evenly(torch.arange(rows), min(rows, LOOK))
         self._sample = zeros(len(self._chosen), width)
         self._seen = 0
         self._summary: tuple[Gaussian, Tensor] | None = None
@@ -235,9 +235,9 @@ class Inspector:
             return {}
         real, sample = self.reference.summary()
         found = {"frechet_distance": frechet_distance(Gaussian.of(made), real)}
-        usual = nearest_neighbour(spread(sample, count))
+        usual = nearest_neighbour(pick_evenly(sample, count))
         if usual > ALIKE * float(sample.abs().max()):
-            found["diversity"] = nearest_neighbour(spread(made, count)) / usual
+            found["diversity"] = nearest_neighbour(pick_evenly(made, count)) / usual
         return found
 
     def _features(self, outputs: Outputs) -> Tensor:
@@ -251,7 +251,7 @@ class Inspector:
         return self.runtime.sum(everyone).flatten(0, 1)
 
 
-def spread(x: Tensor, count: int) -> Tensor:
+def pick_evenly(x: Tensor, count: int) -> Tensor:
     """``count`` evenly spaced rows."""
     return x[torch.arange(count, device=x.device) * len(x) // count]
 

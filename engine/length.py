@@ -7,7 +7,7 @@ from typing import Any
 
 from core.runtime import Runtime
 from data.dataset import Dataset
-from engine.budget import BRIEF, LEAST, MOST, SHARE, UNKNOWN, Timing, measure, parse_budget
+from engine.budget import BRIEF, LEAST, MOST, SHARE, UNKNOWN, Timing, parse_budget, time_steps
 from engine.expected import expected
 from engine.loop import Training
 from engine.parts import build_parts, offered
@@ -66,7 +66,7 @@ class Length:
         if box := trial["teacher"]["black_box"]:  # timing costs nothing of a budget of queries
             trial["teacher"]["black_box"] = {k: v for k, v in box.items() if k != "budget"}
         parts = build_parts(trial, dataset, teacher, runtime)
-        timing = measure(Training(trial, parts, teacher, inputs, None, runtime), share)
+        timing = time_steps(Training(trial, parts, teacher, inputs, None, runtime), share)
         self.seconds = time.perf_counter() - began
         if self.budget is not None:
             [left] = runtime.first([self.budget - self.seconds])

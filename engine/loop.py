@@ -15,7 +15,7 @@ from data.spec import Batch
 from engine.budget import parse_budget, verdict
 from engine.diagnostics import LOOK, Inspector, announce
 from engine.evaluate import Evaluator
-from engine.monitor import Board, Clock, Meter, Progress, brief, check_finite
+from engine.monitor import Board, Clock, LossMeter, Progress, brief, check_finite
 from engine.parts import Parts
 from engine.probe import Inputs
 from engine.result import finish, picture, summarize
@@ -50,7 +50,7 @@ class Training:
         if directory is not None:
             self.directory = directory
         self.steps: int = config["steps"]
-        self.clock, self.meter = Clock(runtime), Meter()
+        self.clock, self.meter = Clock(runtime), LossMeter()
         self.inspect = None
         if teacher is not None and config["data_free"]:
             rows = len(inputs.split) if inputs.real else 0

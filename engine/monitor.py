@@ -60,7 +60,7 @@ class Clock:
         self.seconds[name] = self.seconds.get(name, 0.0) + seconds
 
 
-class Meter:
+class LossMeter:
     """Collects scalars on the device and brings them over in one transfer."""
 
     def __init__(self) -> None:

@@ -49,7 +49,7 @@ def usage(topics: Sequence[str] = ()) -> str:
             raise ValueError(f"--help {topic}: no such group; {meant}")
     if not topics:
         return overview()
-    return "\n\n".join(keys() if topic == "keys" else group(topic) for topic in topics)
+    return "\n\n".join(common_keys() if topic == "keys" else group(topic) for topic in topics)
 
 
 def overview() -> str:
@@ -74,7 +74,7 @@ def group(name: str) -> str:
     return "\n".join(lines)
 
 
-def keys() -> str:
+def common_keys() -> str:
     """Those of configs/train.yaml, with their defaults and comments."""
     text = (ROOT / "train.yaml").read_text().splitlines()
     start = next(i for i, line in enumerate(text) if line.startswith("distiller:"))

@@ -117,7 +117,7 @@ class InstanceContrast(SynthesisLoss):
         return F.normalize(self.head(features), dim=1)
 
 
-class SupervisedContrast(SynthesisLoss):
+class ClassContrast(SynthesisLoss):
     """L_SCL of CPSC-DFKD (Shao et al., Pattern Recognition 2023), for what makes the inputs.
 
     Teacher and student see two views of an input, and :func:`supervised_contrast` draws views of

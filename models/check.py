@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from models.classifier import Classifier, Outputs
-from models.logits import candidates, describe, logits_of, named_logits
+from models.logits import candidates, in_words, logits_of, named_logits
 
 
 def materialize(module: nn.Module, shape: tuple[int, ...], num_classes: int) -> nn.Module:
@@ -66,7 +66,7 @@ def check_network(classifier: Classifier, num_classes: int, training: bool = Fal
         output, answer = _answer(trial.eval(), x, num_classes)
         if named_logits(output) is None and len(candidates(output, num_classes)) > 1:
             raise ValueError(
-                f"{name} returns {describe(output)}, of which more than one could be its logits: "
+                f"{name} returns {in_words(output)}, of which more than one could be its logits: "
                 "return them alone, or under the name logits"
             )
         if not training:
@@ -76,7 +76,7 @@ def check_network(classifier: Classifier, num_classes: int, training: bool = Fal
             return ""
         if named_logits(output) is None and len(candidates(output, num_classes)) > 1:
             _check_first(classifier.apart(), x, answer.logits, num_classes)
-    return f"{name} returns {describe(output)} in training: its logits are read, nothing else"
+    return f"{name} returns {in_words(output)} in training: its logits are read, nothing else"
 
 
 def _copy(classifier: Classifier) -> Classifier:
@@ -157,7 +157,7 @@ def _check_first(trial: Classifier, x: Tensor, expected: Tensor, num_classes: in
     found = candidates(output, num_classes)
     if not torch.allclose(found[0].to(expected), expected, rtol=1e-3, atol=1e-5):
         raise ValueError(
-            f"{trial.name} returns {describe(output)} in training, the first of which is not what "
+            f"{trial.name} returns {in_words(output)} in training, the first of which is not what "
             "it returns in eval mode: return the logits first, or under the name logits"
         )
 

@@ -38,7 +38,7 @@ def logits_of(output: Any, classes: int = 0, name: str = "the network") -> Tenso
         found = next(iter(candidates(output, classes)), None)
     if found is None:
         raise ValueError(
-            f"{name} returns {describe(output)}, in which no logits [B, {classes or 'C'}] are "
+            f"{name} returns {in_words(output)}, in which no logits [B, {classes or 'C'}] are "
             "found: return them alone, first in a tuple, or under the name logits"
         )
     return found
@@ -64,7 +64,7 @@ def _like(x: Tensor, classes: int) -> bool:
     return x.is_floating_point() and x.shape[1] == (classes or x.shape[1])
 
 
-def describe(output: Any) -> str:
+def in_words(output: Any) -> str:
     """What a network returned, in a few words: its type, and the shapes of the tensors in it."""
     kind = type(output).__name__
     if isinstance(output, Tensor):

@@ -54,7 +54,7 @@ def export(source: Path, out: Path, overrides: Sequence[str] = ()) -> str:
     run, file = _locate(source)
     student = _student(run, file, overrides)
     images, where = probes(run, student.spec)
-    content = kind.write(capture(student), describe(student, run, file))
+    content = kind.write(capture(student), metadata_of(student, run, file))
     try:
         difference, largest = compare(student, kind.read(content), images)
     except ValueError:
@@ -148,7 +148,7 @@ def _seen(run: Path) -> Tensor | None:
         return None
 
 
-def describe(student: Classifier, run: Path | None, file: Path) -> dict[str, str]:
+def metadata_of(student: Classifier, run: Path | None, file: Path) -> dict[str, str]:
     """The metadata, each value as JSON."""
     provenance: dict[str, Any] = {
         "student": load_weights(file)[1].get("architecture"),

@@ -30,14 +30,14 @@ from torch import Tensor
 from core.files import PARTIAL, write_whole
 from core.runtime import Runtime
 from data.dataset import Dataset
-from engine.checkpoints import Checkpoints, files, read
+from engine.checkpoints import Checkpoints, files, read_checkpoint
 from engine.parts import build_dataset
 from engine.trust import read_found
 
 Arrays = dict[str, NDArray[Any]]
 
 
-def export(run: Path, out: Path, trusted: Sequence[str] = ()) -> str:
+def export_bank(run: Path, out: Path, trusted: Sequence[str] = ()) -> str:
     """Write ``out``, whole or not at all, and return what to tell the user.
 
     An .npz file holds ``train_images`` uint8 [N, H, W] or [N, H, W, C] (0 and 255 are the ends of
@@ -90,7 +90,7 @@ def main(arguments: list[str]) -> int:
     )
     given = parser.parse_args(arguments)
     try:
-        print(export(given.run.expanduser(), given.out.expanduser(), _modules(given.trust)))
+        print(export_bank(given.run.expanduser(), given.out.expanduser(), _modules(given.trust)))
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -122,7 +122,7 @@ def _read(run: Path, trusted: Sequence[str]) -> tuple[dict[str, Any], dict[str, 
             f"{run} has no checkpoint to read the bank from: run it with checkpoints=1 or more, "
             "and overwrite=true if it is finished"
         )
-    sources = [read(file)["source"] for file in files(saved[-1])]
+    sources = [read_checkpoint(file)["source"] for file in files(saved[-1])]
     sources = [source.get("experience") or source for source in sources]  # MAZE's bank is in there
     if any("bank" not in source for source in sources):
         raise ValueError(

@@ -81,7 +81,7 @@ def quality(features: Tensor, labels: Tensor, population: int) -> Quality:
     )
 
 
-def measure(run: Path, paths: Sequence[str] = (), inputs: int = 5000) -> dict[str, Quality]:
+def quality_of_run(run: Path, paths: Sequence[str] = (), inputs: int = 5000) -> dict[str, Quality]:
     """The quality of layers of a finished run's network, on its training data.
 
     Args:
@@ -118,7 +118,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--inputs", type=int, default=5000, help="of the training data, at most")
     given = parser.parse_args(arguments)
     try:
-        found = measure(given.run, given.paths, given.inputs)
+        found = quality_of_run(given.run, given.paths, given.inputs)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from engine.catalogue import comment, losses, methods, page
+from engine.catalogue import comment, losses, methods, methods_page
 from engine.config import ROOT
 
 DOCS = ROOT.parent / "docs"
@@ -10,7 +10,7 @@ DOCS = ROOT.parent / "docs"
 
 def test_the_page_is_current() -> None:
     text = (DOCS / "methods.md").read_text()
-    assert text == page(), "run: python -m engine.catalogue > docs/methods.md"
+    assert text == methods_page(), "run: python -m engine.catalogue > docs/methods.md"
 
 
 def test_everything_is_listed() -> None:

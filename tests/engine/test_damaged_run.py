@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import train
-from engine.checkpoints import read
+from engine.checkpoints import read_checkpoint
 from engine.run import RunDirectory
 from models.pretrained import load_weights
 from tests.engine.runs import contents, differing
@@ -69,7 +69,7 @@ def test_no_flipped_bit_of_a_checkpoint_is_used(directory: RunDirectory) -> None
         changed[place] ^= 1 << draw.randrange(8)
         file.write_bytes(changed)
         try:
-            assert not differing(read(file), saved | {"ranks": 1})
+            assert not differing(read_checkpoint(file), saved | {"ranks": 1})
         except ValueError as error:
             refused += str(file) in str(error)
     assert refused > 100

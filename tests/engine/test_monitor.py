@@ -12,7 +12,7 @@ import torch
 import train
 from core.runtime import Runtime
 from engine.evaluate import Evaluator
-from engine.monitor import Board, Clock, Meter, Progress, brief
+from engine.monitor import Board, Clock, LossMeter, Progress, brief
 from tests.engine.runs import contents, events, lines
 
 SCHEMA = {  # of the design, in its order
@@ -27,7 +27,7 @@ SCHEMA = {  # of the design, in its order
 
 
 def test_the_meter_gives_means_in_one_transfer(monkeypatch: pytest.MonkeyPatch) -> None:
-    meter = Meter()
+    meter = LossMeter()
     assert meter.flush() == {}
     transfers = []
     to_list = torch.Tensor.tolist
@@ -44,7 +44,7 @@ def test_the_meter_gives_means_in_one_transfer(monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
 def test_the_meter_names_what_is_not_finite(value: str) -> None:
-    meter = Meter()
+    meter = LossMeter()
     for step in range(5, 9):
         bad = float(value) if step >= 7 else 0.0
         meter.add(step, {"good": torch.tensor(1.0), "bad": torch.tensor(bad)})

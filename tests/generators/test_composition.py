@@ -18,7 +18,7 @@ CLASSES = ["generator.conditional=true"]
 CONTRASTS = [
     "+synthesis.losses.alike={weight:0.5,"
     "loss:{_target_:generators.contrast.InstanceContrast,memory:32,negatives:8}}",
-    "+synthesis.losses.classes={weight:0.5,loss:{_target_:generators.contrast.SupervisedContrast}}",
+    "+synthesis.losses.classes={weight:0.5,loss:{_target_:generators.contrast.ClassContrast}}",
     "source.local_views=[{_target_:generators.views.Jitter,pixels:2,flip:false}]",
 ]
 # Reverie's losses with MAD's classes and twin, CMI's and CPSC's contrast, and MAZE's experience.

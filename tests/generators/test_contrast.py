@@ -12,7 +12,7 @@ from torch import Tensor
 from core.functional import supervised_contrast
 from core.runtime import Runtime
 from generators.base import Synthesis
-from generators.contrast import InstanceContrast, SupervisedContrast
+from generators.contrast import ClassContrast, InstanceContrast
 from generators.losses import Activation, Adversarial, BatchNormStatistics, OneHot
 from generators.views import Jitter
 from models.classifier import Classifier, Outputs
@@ -140,7 +140,7 @@ def test_settings_that_do_not_fit(wrong: dict[str, int]) -> None:
 def test_classes_are_contrasted_in_both_networks_views() -> None:
     torch.manual_seed(0)
     s, t = student(), teacher()
-    contrast = SupervisedContrast(t, s, temperature=0.3, width=5)
+    contrast = ClassContrast(t, s, temperature=0.3, width=5)
     x = torch.rand(6, *SPEC.shape)
     seen, known = t.frozen(["pooled"])(x), s.frozen(["pooled"])(x)
     a = contrast.teacher_head(seen.features["pooled"])
@@ -155,7 +155,7 @@ def test_classes_are_contrasted_in_both_networks_views() -> None:
 def test_it_trains_the_heads_and_the_generator_alone() -> None:
     s, t = student(), teacher()
     torch.manual_seed(0)
-    contrast = SupervisedContrast(t, s, width=5)
+    contrast = ClassContrast(t, s, width=5)
     source = generative(teacher=t, student=s, objective=objective(c=contrast), conditional=True)
     held, heads, made = snapshot(s), snapshot(contrast), snapshot(source.generator)
     source.next()
@@ -171,7 +171,7 @@ def test_it_trains_the_heads_and_the_generator_alone() -> None:
 @pytest.mark.parametrize("wrong", [{"temperature": 0}, {"width": 0}])
 def test_supervised_settings_that_do_not_fit(wrong: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="above 0"):
-        SupervisedContrast(teacher(), student(), **wrong)
+        ClassContrast(teacher(), student(), **wrong)
 
 
 def test_it_remembers_the_inputs_that_a_round_keeps_and_not_its_last() -> None:

@@ -12,7 +12,7 @@ import torch
 from core.runtime import Runtime
 from engine.config import compose
 from engine.train import run
-from tools.quality import main, measure, quality
+from tools.quality import main, quality, quality_of_run
 
 
 def test_by_naive_loops() -> None:
@@ -77,7 +77,7 @@ def test_for_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = compose(["method=scratch", place, "device=cpu", "steps=4", "batch_size=16"])
     config.student.model.width = 4
     run(config, Runtime("cpu"))
-    found = measure(tmp_path / "run", inputs=100)
+    found = quality_of_run(tmp_path / "run", inputs=100)
     assert list(found) == ["stage1", "stage2"]
     assert found["stage1"].total != found["stage2"].total
     assert main([str(tmp_path / "run"), "stage1.0", "--inputs", "50"]) == 0
