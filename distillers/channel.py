@@ -67,7 +67,7 @@ class CATKD(TransferLoss):
 
     The authors' settings for CIFAR-100 go by pair: where the architectures differ they normalise,
     with a weight of 15 to 40 at size 2 and 600 at size 4; where they are alike they do not, with a
-    weight of .7 to 15.
+    weight of 0.7 to 15.
 
     Args:
         taps: the map [B, C, H, W], or tokens, whose average each network's last linear layer reads.

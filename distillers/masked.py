@@ -24,7 +24,7 @@ class MGD(TransferLoss):
     channels and places.
 
     The paper writes of masked pixels. The authors' code for classification, which the weight of
-    7e-5 and the ratio of .15 come from, masks whole channels of each input; for
+    7e-5 and the ratio of 0.15 come from, masks whole channels of each input; for
     segmentation its ratio is .75. Of two maps the larger is average-pooled to the smaller, where
     the authors need one size; their r has a bias.
 

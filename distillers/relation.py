@@ -109,7 +109,7 @@ class RKD(TransferLoss):
 class CorrelationCongruence(TransferLoss):
     """Σ_taps mean_i Σ_d |δ_i,d|·|δ_i+1,d|, δ = f_s − f_t, over neighbours i in the batch.
 
-    CC (Peng et al., ICCV 2019) as the field computes it, and as its usual weight of .02 belongs
+    CC (Peng et al., ICCV 2019) as the field computes it, and as its usual weight of 0.02 belongs
     to: the paper compares kernel matrices of the batch instead. Where the widths differ, a linear
     layer brings the student's embedding to the teacher's; the field's code trains a layer on both
     sides, which can both shrink to nothing. A batch of one input has no neighbours and no loss.

@@ -232,7 +232,7 @@ class Progress:
     Args:
         steps: of the whole run.
         start: the first step of this process.
-        every: seconds between updates; by default .2 on a terminal and 15 elsewhere.
+        every: seconds between updates; by default 0.2 on a terminal and 15 elsewhere.
     """
 
     def __init__(self, steps: int, start: int = 0, every: float | None = None) -> None:

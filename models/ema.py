@@ -19,7 +19,7 @@ class EMA(Generic[Module]):
 
     In update n, counted from 0, d = min(decay, (1 + n) / (10 + n)), so that a short training's
     average holds what it learned rather than the weights that it began with: after 400 updates at
-    a constant .999 these would still be two thirds of it.
+    a constant 0.999 these would still be two thirds of it.
 
     Args:
         module: what is averaged; trained in place elsewhere.
