@@ -24,7 +24,7 @@ from generators.base import SynthesisLoss
 from generators.networks import GeneratorNetwork
 from generators.variables import Variable
 
-ROOMS = ("core", "data", "distillers", "engine", "generators", "models")
+PACKAGES = ("core", "data", "distillers", "engine", "generators", "models")
 LIBRARIES = ("torch.optim", "kornia.augmentation")
 BASES = (Dataset, TransferLoss, SynthesisLoss, GeneratorNetwork, Variable)
 LARGEST = 1_000_000  # bytes of a configuration; ours have some thousands
@@ -62,7 +62,7 @@ def read_found(path: Path, trusted: Sequence[str] = (), part: str = "") -> dict[
     if refused:
         names = ", ".join(shorten(name) for name in list(refused)[:5])
         modules = dict.fromkeys(name.partition(".")[0] for name in refused if _is_name(name))
-        never = {*ROOMS, "torch", "kornia", *sys.stdlib_module_names}
+        never = {*PACKAGES, "torch", "kornia", *sys.stdlib_module_names}
         yours = ",".join(m for m in modules if m not in never)
         raise ValueError(
             f"{path} names {names}: no part of this project, so it is not built or imported"
@@ -100,7 +100,7 @@ def _is_safe(name: Any, trusted: Sequence[str]) -> bool:
     if not _is_name(name):
         return False
     root = name.partition(".")[0]
-    known = root in ROOMS or name.startswith(tuple(f"{library}." for library in LIBRARIES))
+    known = root in PACKAGES or name.startswith(tuple(f"{library}." for library in LIBRARIES))
     if not known and root not in trusted:
         return False
     try:
@@ -124,10 +124,10 @@ def _is_safe(name: Any, trusted: Sequence[str]) -> bool:
 
 
 def _is_ours(module: str) -> bool:
-    """Whether a module's code lies in a room of this project, whatever it is called."""
+    """Whether a module's code lies in this project, whatever it is called."""
     file = getattr(sys.modules.get(module), "__file__", None)
-    rooms = [ROOT.parent / room for room in ROOMS]
-    return file is not None and any(Path(file).resolve().is_relative_to(r) for r in rooms)
+    folders = [ROOT.parent / package for package in PACKAGES]
+    return file is not None and any(Path(file).resolve().is_relative_to(f) for f in folders)
 
 
 @functools.cache
