@@ -1,11 +1,13 @@
 """Shared by all tests: where the reference data lies, which is absent on a user's machine."""
 
+import os
 from pathlib import Path
 
 import pytest
 import torch
 
 torch.set_num_threads(1)  # networks as small as the tests' are fastest so
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # in the processes that tests start
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
