@@ -275,20 +275,6 @@ def test_every_method_composes_with_all_data(method: str, data: str) -> None:
     assert config.choices.data == data
 
 
-def test_help_names_every_group_and_choice(capsys: pytest.CaptureFixture[str]) -> None:
-    assert train.main(["--help"]) == 0
-    text = capsys.readouterr().out
-    for group, choices in groups().items():
-        line = next(line for line in text.splitlines() if line.split()[:1] == [group])
-        assert line.split()[1:] == choices
-    assert set(groups()) >= {"method", "data", "teacher", "student", "generator"}
-    for key in ("seed: 0", "device: auto", "overwrite: false", "Examples:"):
-        assert key in text
-    for example in [line.split("train.py")[1] for line in text.splitlines() if "=" in line
-                    and "train.py" in line and "\\" not in line]:  # fmt: skip
-        compose(example.split("  ")[0].split())
-
-
 def test_show_prints_the_composed_configuration(capsys: pytest.CaptureFixture[str]) -> None:
     assert train.main(["--show", "method=kd", "seed=5"]) == 0
     text = capsys.readouterr().out
