@@ -115,14 +115,14 @@ class Probe:
         recipe = self._recipe(config, method, overrides)
         settings = plain(recipe)
         what = {k: settings[k] for k in ("source", "synthesis", "generator", "steps", "batch_size")}
-        key = [self.weights, self.teacher.spec.to_dict(), what]
+        key = [self.weights, self.teacher.spec.to_dict(), what, config.probe.size]
         name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
         path = self.folder / f"{method}-{name}.safetensors"
         kept = _kept(path)
         if not self.runtime.any(kept is None):  # or all ranks make them
             assert kept is not None
             return kept
-        images = self._synthesize(method, settings)
+        images = self._synthesize(method, settings, config.probe.size)
         if self.runtime.main:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_whole(path, save({"inputs": images}))
@@ -138,14 +138,14 @@ class Probe:
             recipe[key] = config[key]
         return recipe
 
-    def _synthesize(self, method: str, settings: Mapping[str, Any]) -> Tensor:
+    def _synthesize(self, method: str, settings: Mapping[str, Any], size: int) -> Tensor:
         """Distinct inputs of the source's last batches; every process makes the same."""
         alone = copy.copy(self.runtime)
         alone.seed, alone.rank, alone.world_size = SEED, 0, 1
         parts = build_parts(dict(settings), self.dataset, self.teacher, alone)
         if self.runtime.main:
             print(
-                f"measuring: {method} synthesizes {settings['batch_size']} inputs (probe.size) "
+                f"measuring: {method} synthesizes {size} inputs (probe.size) "
                 f"from the teacher, once; kept in {self.folder}, they take nothing of a budget",
                 flush=True,
             )
@@ -154,13 +154,13 @@ class Probe:
                 raise Stopped
             parts.source.next()
         found = torch.empty(0, *self.teacher.spec.shape, dtype=torch.uint8)
-        for _ in range(DRAWS):
+        for _ in range(DRAWS * max(1, size // settings["batch_size"])):
             drawn = self._quantize(parts.source.next().teacher_input)
             found = torch.cat([found, drawn]).unique(dim=0)
-            if len(found) >= settings["batch_size"]:
+            if len(found) >= size:
                 break
         return found[torch.randperm(len(found), generator=torch.Generator().manual_seed(SEED))][
-            : settings["batch_size"]
+            :size
         ].contiguous()
 
     def _quantize(self, images: Tensor) -> Tensor:
