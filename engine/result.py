@@ -155,10 +155,10 @@ def _rates(node: Any, path: str) -> dict[str, Any]:
 
 
 def picture(images: Tensor, spec: InputSpec, count: int = 64) -> Tensor:
-    """A grid [3, H, W] in [0, 1] of the first images, at most 1200 pixels high and wide unless one is larger.
+    """A grid [3, H, W] in [0, 1] of the first images, at most 1200 pixels wide and high.
 
     Small images are enlarged by a whole factor, so that their pixels stay visible as they are; of
-    large ones there are fewer. Channels after the third are left out.
+    large ones there are fewer, at least one. Channels after the third are left out.
     """
     low, high = spec.range
     x = (images[:count].detach().float().cpu() - low) / (high - low)
