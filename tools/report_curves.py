@@ -1,0 +1,121 @@
+"""Curves as SVG that is part of a page: a thin line for each seed, a thick one for their mean."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+Point = tuple[float, float]
+WIDTH, HEIGHT = 360, 220
+LEFT, RIGHT, TOP, BOTTOM = 46, 10, 10, 34  # margins
+MOST = 300  # points of a line, which is as many as can be seen
+COLOURS = 8  # of the page's style: .c0 to .c7; then the same again, dashed
+
+
+@dataclass
+class Line:
+    """The curves of a group.
+
+    Args:
+        index: of the group, for its colour.
+        name: of the group.
+        seeds: for each run, its points by their step.
+    """
+
+    index: int
+    name: str
+    seeds: list[dict[int, Point]]
+
+
+def chart(title: str, lines: Sequence[Line], x_name: str, percent: bool = False) -> str:
+    """An SVG element; empty where there are not two points to join."""
+    points = [p for line in lines for seed in line.seeds for p in seed.values()]
+    xs, ys = [x for x, _ in points], [y for _, y in points]
+    if not points or min(xs) == max(xs):
+        return ""
+    low, high = _limits(ys)
+    x_ticks, y_ticks = _ticks(min(xs), max(xs)), _ticks(low, high)
+
+    def place(point: Point) -> Point:
+        x = (point[0] - min(xs)) / (max(xs) - min(xs))
+        y = (point[1] - low) / (high - low)
+        return (
+            LEFT + x * (WIDTH - LEFT - RIGHT),
+            HEIGHT - BOTTOM - y * (HEIGHT - TOP - BOTTOM),
+        )
+
+    def text(x: float, y: float, anchor: str, words: str) -> str:
+        return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{words}</text>'
+
+    grid = []
+    for y in y_ticks:
+        at = place((min(xs), y))[1]
+        grid.append(f'<path class="grid" d="M{LEFT} {at:.1f}H{WIDTH - RIGHT}"/>')
+        grid.append(text(LEFT - 5, at + 4, "end", _percent(y) if percent else f"{y:g}"))
+    for x in x_ticks:
+        grid.append(text(place((x, low))[0], HEIGHT - BOTTOM + 15, "middle", _short(x)))
+    grid.append(text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 4, "middle", html.escape(x_name)))
+    drawn = "".join(_drawn(line, place) for line in lines)
+    return (
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{html.escape(title)}">'
+        f"{''.join(grid)}{drawn}</svg>"
+    )
+
+
+def _drawn(line: Line, place: Callable[[Point], Point]) -> str:
+    """Thin lines for seeds, if there are several, and a thick one for the mean."""
+    kind = f"c{line.index % COLOURS}" + (" dashed" if line.index // COLOURS % 2 else "")
+    thin = line.seeds if len(line.seeds) > 1 else []
+    curves = [("thin", list(seed.values())) for seed in thin] + [("mean", mean(line.seeds))]
+    return "".join(
+        f'<polyline class="{kind} {weight}" points="'
+        + " ".join(f"{x:.1f},{y:.1f}" for x, y in map(place, thinned(curve)))
+        + f'"><title>{html.escape(line.name)}</title></polyline>'
+        for weight, curve in curves
+        if curve
+    )
+
+
+def mean(seeds: Sequence[dict[int, Point]]) -> list[Point]:
+    """At each step that all seeds have, the mean of their points."""
+    shared = [step for step in seeds[0] if all(step in seed for seed in seeds)] if seeds else []
+    return [_middle([seed[step] for seed in seeds]) for step in shared]
+
+
+def thinned(curve: Sequence[Point]) -> list[Point]:
+    """At most 300 points, each the mean of those that lie beside one another."""
+    size = math.ceil(len(curve) / MOST) or 1
+    return [_middle(curve[i : i + size]) for i in range(0, len(curve), size)]
+
+
+def _middle(points: Sequence[Point]) -> Point:
+    return (sum(x for x, _ in points) / len(points), sum(y for _, y in points) / len(points))
+
+
+def _limits(values: Sequence[float]) -> tuple[float, float]:
+    low, high = min(values), max(values)
+    if high - low <= 1e-9 * max(abs(low), abs(high), 1e-9):  # a flat line has room on both sides
+        return low - (abs(low) * 0.1 or 1), high + (abs(high) * 0.1 or 1)
+    return low, high
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """Round values, four or five of them, of which the range is full."""
+    rough = (high - low) / 4
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= rough * 0.999)
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    return [float(f"{i * step:.10g}") for i in range(first, last + 1)]
+
+
+def _short(value: float) -> str:
+    for size, sign in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= size:
+            return f"{value / size:g}{sign}"
+    return f"{value:g}"
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.4g} %"
