@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import html
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from tools.report.markup import clean
+
 Point = tuple[float, float]
 WIDTH, HEIGHT = 360, 220
-LEFT, RIGHT, TOP, BOTTOM = 46, 10, 10, 34  # margins
+LEFT, RIGHT, TOP, BOTTOM = 54, 12, 10, 34  # margins
 MOST = 300  # points of a line, which is as many as can be seen
 COLOURS = 8  # of the page's style: .c0 to .c7; then the same again, dashed
 
@@ -35,8 +36,9 @@ def chart(title: str, lines: Sequence[Line], x_name: str, percent: bool = False)
     xs, ys = [x for x, _ in points], [y for _, y in points]
     if not points or min(xs) == max(xs):
         return ""
-    low, high = _limits(ys)
-    x_ticks, y_ticks = _ticks(min(xs), max(xs)), _ticks(low, high)
+    x_ticks = [x for x in _ticks(min(xs), max(xs)) if min(xs) <= x <= max(xs)]
+    y_ticks = _ticks(*_limits(ys))
+    low, high = y_ticks[0], y_ticks[-1]
 
     def place(point: Point) -> Point:
         x = (point[0] - min(xs)) / (max(xs) - min(xs))
@@ -56,10 +58,10 @@ def chart(title: str, lines: Sequence[Line], x_name: str, percent: bool = False)
         grid.append(text(LEFT - 5, at + 4, "end", _percent(y) if percent else f"{y:g}"))
     for x in x_ticks:
         grid.append(text(place((x, low))[0], HEIGHT - BOTTOM + 15, "middle", _short(x)))
-    grid.append(text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 4, "middle", html.escape(x_name)))
+    grid.append(text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 4, "middle", clean(x_name)))
     drawn = "".join(_drawn(line, place) for line in lines)
     return (
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{html.escape(title)}">'
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{clean(title)}">'
         f"{''.join(grid)}{drawn}</svg>"
     )
 
@@ -72,7 +74,7 @@ def _drawn(line: Line, place: Callable[[Point], Point]) -> str:
     return "".join(
         f'<polyline class="{kind} {weight}" points="'
         + " ".join(f"{x:.1f},{y:.1f}" for x, y in map(place, thinned(curve)))
-        + f'"><title>{html.escape(line.name)}</title></polyline>'
+        + f'"><title>{clean(line.name)}</title></polyline>'
         for weight, curve in curves
         if curve
     )
@@ -102,11 +104,11 @@ def _limits(values: Sequence[float]) -> tuple[float, float]:
 
 
 def _ticks(low: float, high: float) -> list[float]:
-    """Round values, four or five of them, of which the range is full."""
+    """Round values a few steps apart, from the last one below the range to the first above."""
     rough = (high - low) / 4
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= rough * 0.999)
-    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [float(f"{i * step:.10g}") for i in range(first, last + 1)]
 
 

@@ -1,30 +1,92 @@
-"""One HTML page that compares runs: what was asked, curves, pictures, figures and costs.
-
-python -m tools.report runs/*
-python -m tools.report runs/dafl-* runs/dfq-* --out losses.html
-
-RUNS are run directories, or folders that hold some. Runs that differ in their seed alone make one
-group, with the mean and the sample standard deviation over the seeds. The page needs no other file
-and no network; nothing that stands in a run directory is run.
-"""
+"""Run directories read as data, and grouped by what was asked of them."""
 
 from __future__ import annotations
 
-import argparse
 import json
-import sys
+import statistics
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from core.files import write_whole
 from engine.ownership import CONFIG, METRICS, PICTURE, RESULT, VERSIONS, laid_out, mapping
 from engine.run import NOT_IDENTITY
-from tools.report_page import MARK, page
-from tools.report_runs import Group, Run
 
 LARGEST_PICTURE = 8 << 20  # bytes; ours have a few hundred thousand at most
 EARLIER = {"test/": "eval/", "student/": "loss/student/", "source/": "loss/source/"}  # of tags
+
+
+@dataclass
+class Run:
+    """What a run directory holds, as data.
+
+    Args:
+        path: of the directory.
+        settings: of its configuration, by dotted keys; lists are values.
+        result: the content of result.json; empty while the run is unfinished.
+        series: by tag, the (step, value) pairs of metrics.jsonl.
+        picture: inputs.png, or None.
+        versions: of what it ran with.
+    """
+
+    path: Path
+    settings: dict[str, Any]
+    result: dict[str, Any] = field(default_factory=dict)
+    series: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
+    picture: bytes | None = None
+    versions: dict[str, Any] = field(default_factory=dict)
+
+    def figure(self, *keys: str) -> float | None:
+        """A finite number of the result, or None where there is none."""
+        node: Any = self.result
+        for key in keys:
+            node = node.get(key) if isinstance(node, dict) else None
+        return number(node)
+
+    def words(self, *keys: str) -> str:
+        """A text of the result; empty where there is none."""
+        node: Any = self.result
+        for key in keys:
+            node = node.get(key) if isinstance(node, dict) else None
+        return node if isinstance(node, str) else ""
+
+    @property
+    def last(self) -> int:
+        """The last step that something was written of."""
+        return max((points[-1][0] for points in self.series.values()), default=0)
+
+
+@dataclass
+class Group:
+    """Runs that differ in their seed alone."""
+
+    name: str
+    settings: dict[str, Any]
+    runs: list[Run]
+
+    def figures(self, *keys: str) -> list[float]:
+        """One for each run that has it."""
+        return [x for run in self.runs if (x := run.figure(*keys)) is not None]
+
+    def words(self, *keys: str) -> list[str]:
+        """The different texts of its runs."""
+        return list(dict.fromkeys(x for run in self.runs if (x := run.words(*keys))))
+
+    @property
+    def finished(self) -> int:
+        return sum(bool(run.result) for run in self.runs)
+
+
+def number(value: Any) -> float | None:
+    """Of a file that anybody may have written."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    return float(value) if abs(value) < 1e300 else None
+
+
+def mean_and_deviation(values: list[float]) -> tuple[float, float | None]:
+    """The sample standard deviation, which a single value has not."""
+    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
 
 
 def find(paths: Sequence[Path]) -> tuple[list[Path], list[str]]:
@@ -87,10 +149,10 @@ def _series(path: Path) -> dict[str, list[tuple[int, float]]]:
         except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
             continue
         for tag, value in values.items():
-            if isinstance(value, (int, float)) and abs(value) < 1e300:
+            if (x := number(value)) is not None:
                 kind, slash, name = tag.partition("/")
                 found.setdefault(EARLIER.get(kind + slash, kind + slash) + name, []).append(
-                    (step, float(value))
+                    (step, x)
                 )
     return found
 
@@ -107,10 +169,10 @@ def grouped(runs: Sequence[Run]) -> list[Group]:
     groups: dict[str, Group] = {}
     for run in runs:
         asked = _asked(run.settings)
-        key = json.dumps(asked, sort_keys=True, default=str)
+        key = repr(sorted(asked.items()))
         groups.setdefault(key, Group("", asked, [])).runs.append(run)
     for group in groups.values():
-        group.runs.sort(key=lambda run: str(run.settings.get("seed")))
+        group.runs.sort(key=lambda run: number(run.settings.get("seed")) or 0)
     found = list(groups.values())
     for group, name in zip(found, _names([group.settings for group in found]), strict=True):
         group.name = name
@@ -131,48 +193,18 @@ def _names(settings: Sequence[dict[str, Any]]) -> list[str]:
     names = list(methods)
     for i, own in enumerate(settings):
         others = [s for s, m in zip(settings, methods, strict=True) if m == methods[i] and s != own]
-        keys = sorted(own, key=lambda key: not key.startswith("choices."))
+        keys = sorted(own, key=rank)
         for key in keys[: len(keys) if others else 0]:
             apart = [s for s in others if s.get(key) != own[key]]
             if apart and len(names[i]) < 60:
-                names[i] += f", {key.removeprefix('choices.')}={own[key]}"
+                names[i] += f", {key.removeprefix('choices.')}={own[key]!s:.40}"
                 others = [s for s in others if s not in apart]
     twice = {name for name in names if names.count(name) > 1}
     return [f"{name} ({i + 1})" if name in twice else name for i, name in enumerate(names)]
 
 
-def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.report",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("runs", nargs="+", type=Path, help="run directories", metavar="RUNS")
-    parser.add_argument("--out", type=Path, default=Path("report.html"), help="the page")
-    given = parser.parse_args(arguments)
-    try:
-        _check_free(given.out)
-        paths, mistakes = find(given.runs)
-        for mistake in mistakes:
-            print(f"error: {mistake}", file=sys.stderr)
-        if not paths:
-            return 1
-        groups = grouped([read(path) for path in paths])
-        write_whole(given.out, page(groups))
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(f"{len(paths)} runs in {len(groups)} groups: {given.out}")
-    return 1 if mistakes else 0
-
-
-def _check_free(out: Path) -> None:
-    """A report gives way to the next one, and nothing else does."""
-    if out.is_dir() or not out.parent.is_dir():
-        raise ValueError(f"{out} is no name for a file here: give another to --out")
-    if out.is_symlink() or (out.exists() and not out.read_bytes().startswith(MARK.encode())):
-        raise ValueError(f"{out} is no report of this program, and stays: give another to --out")
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+def rank(key: str) -> int:
+    """How early a setting tells runs apart: what one varies on purpose comes first."""
+    if key.startswith("choices."):
+        return 0
+    return 1 if key.rpartition(".")[2] in ("lr", "weight", "steps") else 2
