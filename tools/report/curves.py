@@ -73,11 +73,16 @@ def _drawn(line: Line, place: Callable[[Point], Point]) -> str:
     curves = [("thin", list(seed.values())) for seed in thin] + [("mean", mean(line.seeds))]
     return "".join(
         f'<polyline class="{kind} {weight}" points="'
-        + " ".join(f"{x:.1f},{y:.1f}" for x, y in map(place, thinned(curve)))
+        + " ".join(f"{x:.1f},{y:.1f}" for x, y in map(place, _visible(thinned(curve))))
         + f'"><title>{clean(line.name)}</title></polyline>'
         for weight, curve in curves
         if curve
     )
+
+
+def _visible(curve: list[Point]) -> list[Point]:
+    """A single point twice, which is drawn as a dot."""
+    return curve * 2 if len(curve) == 1 else curve
 
 
 def mean(seeds: Sequence[dict[int, Point]]) -> list[Point]:

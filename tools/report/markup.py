@@ -62,7 +62,7 @@ code { font-size: 12.5px; }
 figure { margin: 0; min-width: 0; } figcaption { font-size: 13px; overflow-wrap: anywhere; }
 svg { display: block; width: 100%; height: auto; }
 svg text { font-size: 11px; fill: var(--quiet); } .grid { stroke: var(--rule); fill: none; }
-polyline { fill: none; stroke-width: 2; stroke-linejoin: round; }
+polyline { fill: none; stroke-width: 2; stroke-linejoin: round; stroke-linecap: round; }
 .thin { stroke-width: 1; opacity: 0.45; } .dashed { stroke-dasharray: 5 3; }
 img { width: 100%; max-width: 530px; height: auto; image-rendering: pixelated; display: block; }
 .by-time { display: none; } #by-time:checked ~ .charts .by-time,

@@ -218,7 +218,7 @@ def _pictures(groups: Sequence[Group]) -> str:
 
 
 def _costs(groups: Sequence[Group]) -> str:
-    named = [f"<b class=part{n}></b>{part}" for n, part in enumerate([*PARTS, "other"])]
+    named = [f"<b class=part{n}></b>&nbsp;{part}" for n, part in enumerate([*PARTS, "other"])]
     head = ["group", "whole", *named, "share of each part", "peak memory"]
     head += ["real training inputs read", "precision"]
     rows = []
@@ -233,7 +233,9 @@ def _costs(groups: Sequence[Group]) -> str:
         read = extent(group.figures("cost", "real_training_inputs_read"))
         precision = ", ".join(map(clean, group.words("cost", "precision"))) or NONE
         rows.append([_key(i, group), *times, _bar([*parts, other]), peak, read, precision])
-    note = "Means over the seeds; memory is the most of any. Timing fits a run to its budget."
+    note = (
+        "Means over the seeds, and the most memory of any. Timing comes before a run, for its plan."
+    )
     return table(head, rows) + f"<p class=quiet>{note}</p>"
 
 

@@ -207,4 +207,4 @@ def rank(key: str) -> int:
     """How early a setting tells runs apart: what one varies on purpose comes first."""
     if key.startswith("choices."):
         return 0
-    return 1 if key.rpartition(".")[2] in ("lr", "weight", "steps") else 2
+    return 1 if key in ("steps", "batch_size") or key.endswith((".lr", ".weight")) else 2
