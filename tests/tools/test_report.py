@@ -101,6 +101,17 @@ def test_seeds_are_one_group_with_mean_and_deviation(tmp_path: Path) -> None:
     assert not any(row[0] in ("seed", "run_dir") for row in found.rows)
 
 
+def test_of_many_differences_those_made_on_purpose_are_shown(tmp_path: Path) -> None:
+    for name, more in (("a", 0), ("b", 20)):
+        parts = {f"key{i}": name for i in range(more)} | {"weight": more}
+        write(tmp_path / "runs" / name, config(source=parts), result())
+    text = page(tmp_path, tmp_path / "runs").text
+    shown, _, folded = text.partition("20 more settings in which they differ")
+    assert "source.weight020" in shown
+    assert "source.key" not in shown
+    assert "source.key7-b" in folded
+
+
 def test_what_a_budget_made_of_the_steps_does_not_part_seeds(tmp_path: Path) -> None:
     runs = [
         write(tmp_path / str(seed), config(seed=seed, steps=20 + seed, budget="1m"))
@@ -143,6 +154,7 @@ def test_an_unfinished_run_is_shown_with_what_it_has(tmp_path: Path) -> None:
     write(tmp_path / "runs" / "done", config(seed=1), result())
     going = write(tmp_path / "runs" / "going", config())
     (going / "inputs.png").unlink()
+    (going / "result.json").write_text('{"status": "as it was before"}')
     with open(going / "metrics.jsonl", "a") as file:
         file.write('{"step": 15, "loss/student/kd": 0.25}\n{"step": 20, "loss/stu')
     found = page(tmp_path, tmp_path / "runs")
@@ -195,7 +207,8 @@ def test_what_is_no_run_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert errors[1].startswith(f"error: {tmp_path / 'none'} does not exist")
     assert main([str(empty), str(run), "--out", str(out)]) == 1
     assert out.exists()
-    assert find([run, tmp_path, run])[0] == [run]
+    (tmp_path / "same").symlink_to(run)
+    assert find([run, tmp_path, tmp_path / "same"])[0] == [run]
 
 
 def test_nothing_in_a_run_is_run_or_looked_up(
@@ -228,7 +241,9 @@ def test_damaged_files_are_no_obstacle(tmp_path: Path, damage: dict[str, str]) -
     run = write(tmp_path / "run", config(), result())
     for name, content in damage.items():
         (run / name).write_text(content, encoding="latin-1")
-    assert "1 run in 1 group" in page(tmp_path, run).text
+    found = page(tmp_path, run)
+    assert "1 run in 1 group" in found.text
+    assert any(tag == "img" for tag, _ in found.elements) == ("inputs.png" not in damage)
 
 
 def test_tags_of_earlier_runs(tmp_path: Path) -> None:
