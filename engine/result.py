@@ -146,7 +146,7 @@ def _rates(node: Any, path: str) -> dict[str, Any]:
     """Each number below a node that is called ``lr`` or ``weight``."""
     if not isinstance(node, dict):
         return {}
-    found = {}
+    found: dict[str, Any] = {}
     for key, value in node.items():
         below = f"{path}.{key}"
         number = key in ("lr", "weight") and isinstance(value, (int, float))

@@ -33,15 +33,17 @@ class Line:
 def chart(title: str, lines: Sequence[Line], x_name: str, percent: bool = False) -> str:
     """An SVG element; empty where there are not two points to join."""
     points = [p for line in lines for seed in line.seeds for p in seed.values()]
-    xs, ys = [x for x, _ in points], [y for _, y in points]
-    if not points or min(xs) == max(xs):
+    if not points:
         return ""
-    x_ticks = [x for x in _ticks(min(xs), max(xs)) if min(xs) <= x <= max(xs)]
-    y_ticks = _ticks(*_limits(ys))
+    left, right = min(x for x, _ in points), max(x for x, _ in points)
+    if left == right:
+        return ""
+    x_ticks = [x for x in _ticks(left, right) if left <= x <= right]
+    y_ticks = _ticks(*_limits([y for _, y in points]))
     low, high = y_ticks[0], y_ticks[-1]
 
     def place(point: Point) -> Point:
-        x = (point[0] - min(xs)) / (max(xs) - min(xs))
+        x = (point[0] - left) / (right - left)
         y = (point[1] - low) / (high - low)
         return (
             LEFT + x * (WIDTH - LEFT - RIGHT),
@@ -53,7 +55,7 @@ def chart(title: str, lines: Sequence[Line], x_name: str, percent: bool = False)
 
     grid = []
     for y in y_ticks:
-        at = place((min(xs), y))[1]
+        at = place((left, y))[1]
         grid.append(f'<path class="grid" d="M{LEFT} {at:.1f}H{WIDTH - RIGHT}"/>')
         grid.append(text(LEFT - 5, at + 4, "end", _percent(y) if percent else f"{y:g}"))
     for x in x_ticks:
