@@ -10,7 +10,7 @@ from tools.report.markup import clean
 
 Point = tuple[float, float]
 WIDTH, HEIGHT = 360, 220
-LEFT, RIGHT, TOP, BOTTOM = 54, 12, 10, 34  # margins
+LEFT, RIGHT, TOP, BOTTOM = 54, 18, 10, 34  # margins
 MOST = 300  # points of a line, which is as many as can be seen
 COLOURS = 8  # of the page's style: .c0 to .c7; then the same again, dashed
 
@@ -70,7 +70,7 @@ def chart(title: str, lines: Sequence[Line], x_name: str, percent: bool = False)
 
 def _drawn(line: Line, place: Callable[[Point], Point]) -> str:
     """Thin lines for seeds, if there are several, and a thick one for the mean."""
-    kind = f"c{line.index % COLOURS}" + (" dashed" if line.index // COLOURS % 2 else "")
+    kind = f"c{line.index % COLOURS}" + (" dashed" if line.index >= COLOURS else "")
     thin = line.seeds if len(line.seeds) > 1 else []
     curves = [("thin", list(seed.values())) for seed in thin] + [("mean", mean(line.seeds))]
     return "".join(

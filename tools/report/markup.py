@@ -56,6 +56,8 @@ summary { cursor: pointer; padding: 6px 0; }
 code { font-size: 12.5px; }
 .name b, thead b { display: inline-block; width: 10px; height: 10px; border-radius: 3px;
   margin-right: 6px; }
+.gap { background-image: linear-gradient(90deg, transparent 35%, var(--back) 35% 65%,
+  transparent 65%); }
 .legend { list-style: none; padding: 0; display: flex; flex-wrap: wrap; gap: 2px 18px; }
 .charts, .pictures { display: grid; gap: 16px;
   grid-template-columns: repeat(auto-fill, minmax(min(100%, 330px), 1fr)); }
@@ -87,8 +89,8 @@ def clean(value: Any) -> str:
 
 
 def wrapped(value: Any) -> str:
-    """The same, where lines may break after a dot, a comma, a slash or an underscore."""
-    return re.sub(r"([.,/_])", r"\1<wbr>", clean(value))
+    """The same, where lines may break after ``.,/_``, but not within a number."""
+    return re.sub(r"([.,/_])(?!\d)", r"\1<wbr>", clean(value))
 
 
 def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:

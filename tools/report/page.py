@@ -263,4 +263,5 @@ def _runs(groups: Sequence[Group]) -> str:
 
 def _key(index: int, group: Group) -> str:
     """A group's name beside its colour."""
-    return f"<span class=name><b class=k{index % COLOURS}></b>{wrapped(group.name)}</span>"
+    kind = f"k{index % COLOURS}" + (" gap" if index >= COLOURS else "")  # whose line is dashed
+    return f'<span class=name><b class="{kind}"></b>{wrapped(group.name)}</span>'
