@@ -143,10 +143,11 @@ class Training:
 
     def _log(self, step: int) -> None:
         """Bring the metrics over, check that they are finite, and write them."""
-        values = self.meter.flush()
-        self.losses = brief(values)
-        if not (self.runtime.main and values):
+        losses = self.meter.flush()
+        self.losses = brief(losses)
+        if not (self.runtime.main and losses):
             return
+        values = {f"loss/{name}": value for name, value in losses.items()}
         seconds = self.clock.settle()
         values["lr/student"] = self.parts.optimizer.param_groups[0]["lr"]
         for name, value in self.parts.source.report().items():
@@ -155,9 +156,10 @@ class Training:
         busy = seconds["synthesis"] + seconds["distillation"]
         images = step * self.config["batch_size"] * self.runtime.world_size
         speed = (images - self.logged[0]) / max(busy - self.logged[1], 1e-9)
-        values["speed/images_per_second"] = speed
+        values["system/images_per_second"] = speed
         self.logged = (images, busy)
-        values["memory/peak_bytes"] = float(self.runtime.peak_memory())
+        values["system/peak_memory_bytes"] = float(self.runtime.peak_memory())
+        values["system/seconds"] = self._wall()
         self.board.scalars(values, step)
 
     def _evaluate(self, step: int) -> None:
@@ -168,7 +170,7 @@ class Training:
         self.look()
         if not self.runtime.main:
             return
-        self.board.scalars({f"test/{k}": v for k, v in self.metrics.items()}, step)
+        self.board.scalars({f"eval/{k}": v for k, v in self.metrics.items()}, step)
         if self.found:
             announce(self.found, before, step)
             self.board.texts({f"warning/{k}": v for k, v in self.found["warnings"].items()}, step)

@@ -156,6 +156,9 @@ def _silence(args: threading.ExceptHookArgs) -> None:
 class Board:
     """TensorBoard events in the run directory, continued after a kill without a repeated step.
 
+    TensorBoard shows groups in the order of their names, so that what one looks at first has the
+    first: eval, loss, lr, synthesized, system.
+
     The same scalars stand in metrics.jsonl, for programs. A checkpoint records how long the files
     were; a resume cuts them back to that length. Files that other programs write to the folder stay
     as they are.
@@ -213,13 +216,14 @@ class Board:
         )
 
     @_written
-    def summarize(self, settings: dict[str, Any], metrics: dict[str, float]) -> None:
-        """hparams with the final metrics, in this run's own folder, so that runs compare."""
-        for summary in hparams(settings, metrics):
+    def summarize(self, settings: dict[str, Any]) -> None:
+        """Settings for the page HPARAMS; its metrics are the last values of the scalars.
+
+        Of the three summaries, the first would list the settings that are shown, and TensorBoard
+        would take one run's list for all runs. Without it, each run's settings are shown.
+        """
+        for summary in hparams(settings, {})[1:]:
             self.writer.file_writer.add_summary(summary)  # type: ignore
-        for name, value in metrics.items():
-            self.writer.add_scalar(name, value)
-        self.lines.add({"step": settings["steps"], **metrics})
 
     @_written
     def close(self) -> None:

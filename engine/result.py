@@ -24,6 +24,8 @@ from engine.run import SCHEMA, RunDirectory
 from models.checkpoint import save_network
 from models.classifier import Classifier
 
+TILE, LARGEST = 64, 1200  # pixels: the least for one of small images, the most for a whole grid
+SWEPT = ("seed", "steps", "batch_size", "precision", "ema", "clip")
 TIMED = ("wall", "timing", "synthesis", "distillation", "evaluation")
 
 
@@ -122,10 +124,7 @@ def finish(
     save_network(path, student, {"architecture": config["choices"]["student"]})
     save_image(picture(images, student.spec), png := BytesIO(), format="png")
     write_whole(directory.path / PICTURE, png.getvalue())
-    final = {f"final/{k}": v for k, v in result["student"].items() if isinstance(v, float)}
-    final["final/wall_seconds"] = result["cost"]["wall_seconds"]
-    settings = {k: v for k, v in config.items() if isinstance(v, (str, int, float, bool))}
-    board.summarize(settings | config["choices"], final)
+    board.summarize(swept(config))
     board.close()
     if (earlier := directory.result()) is not None:
         return earlier
@@ -135,12 +134,43 @@ def finish(
     return result
 
 
+def swept(config: dict[str, Any]) -> dict[str, str | float]:
+    """What one varies between runs, by the keys that set it: choices, rates, weights of losses."""
+    found = config["choices"] | {key: config[key] for key in SWEPT}
+    for part in ("optimizer", "source", "distiller", "synthesis"):
+        found |= _rates(config.get(part), part)
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def _rates(node: Any, path: str) -> dict[str, Any]:
+    """Each number below a node that is called ``lr`` or ``weight``."""
+    if not isinstance(node, dict):
+        return {}
+    found: dict[str, Any] = {}
+    for key, value in node.items():
+        below = f"{path}.{key}"
+        number = key in ("lr", "weight") and isinstance(value, (int, float))
+        found |= {below: value} if number else _rates(value, below)
+    return found
+
+
 def picture(images: Tensor, spec: InputSpec, count: int = 64) -> Tensor:
-    """A grid [3, H, W] in [0, 1] of the first images; extra channels are left out."""
+    """A grid [3, H, W] in [0, 1] of the first images, at most 1200 pixels wide and high.
+
+    Small images are enlarged by a whole factor, so that their pixels stay visible as they are; of
+    large ones there are fewer, at least one. Channels after the third are left out.
+    """
     low, high = spec.range
     x = (images[:count].detach().float().cpu() - low) / (high - low)
-    x = x[:, :3] if x.shape[1] >= 3 else x[:, :1]
-    return make_grid(x.clamp(0, 1), nrow=max(1, round(len(x) ** 0.5)), padding=1, pad_value=0.5)
+    x = (x[:, :3] if x.shape[1] >= 3 else x[:, :1]).clamp(0, 1)
+    height, width = x.shape[2:]
+    most = LARGEST - 2  # the grid's own border is 2 pixels wide, and so is that of a tile
+    columns = max(1, min(round(len(x) ** 0.5), most // (width + 2)))
+    rows = max(1, min(-(-len(x) // columns), most // (height + 2)))
+    room = min((most // columns - 2) // width, (most // rows - 2) // height)
+    times = max(1, min(-(-TILE // min(height, width)), room))
+    x = x[: rows * columns].repeat_interleave(times, 2).repeat_interleave(times, 3)
+    return make_grid(x, nrow=columns, padding=2, pad_value=0.5)
 
 
 def table(result: dict[str, Any]) -> str:

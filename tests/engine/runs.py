@@ -33,7 +33,7 @@ TINY = [
     "checkpoints=6",
     "log_every=3",
 ]
-KINDS = ("student/", "source/", "lr/", "test/", "synthesized/")  # less speed, memory and time
+KINDS = ("eval/", "loss/", "lr/", "synthesized/")  # less "system/": speed, memory and time
 _processes = multiprocessing.get_context("forkserver")
 # beside the program, what it imports late
 _LATE = ["sklearn.datasets", "torch._dynamo", "PIL.PngImagePlugin"]

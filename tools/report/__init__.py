@@ -1,0 +1,1 @@
+"""A page that compares runs: python -m tools.report RUNS..."""
