@@ -131,9 +131,11 @@ class Probe:
 
     def _recipe(self, config: DictConfig, method: str, overrides: list[str]) -> DictConfig:
         """The method's configuration, for this run's networks."""
-        size = f"batch_size={config.probe.size}"
-        arguments = [f"method={method}", f"data={config.choices.data}", size, *overrides]
-        recipe = compose(arguments, complete=False)  # the networks are this run's
+        size = config.probe.size
+        chosen = [f"method={method}", f"data={config.choices.data}", f"batch_size={size}"]
+        recipe = compose([*chosen, *overrides], complete=False)  # the networks are this run's
+        if "synthesis_batch_size" in recipe.source:
+            recipe.source.synthesis_batch_size = size  # one round makes all
         for key in ("teacher", "student", "data"):
             recipe[key] = config[key]
         return recipe
