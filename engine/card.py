@@ -22,8 +22,8 @@ NAMES = 20  # classes that are listed
 # What benchmarks/agreement.py found, as docs/results/data-free.md has it.
 RANKS = (
     "It tells which of two students of one teacher is the better one: where accuracy was known, on "
-    "digits and MNIST, agreement on such inputs ranked 74 students as accuracy did (Spearman 0.89 and "
-    "0.84), and lay 20 to 24 points below it."
+    "digits and MNIST, agreement on such inputs ranked 74 students as accuracy did (Spearman 0.89 "
+    "and 0.84), and lay 20 to 24 points below it."
 )
 MEANINGS = {  # of the figures that engine.diagnostics finds
     "class_balance": "entropy of the classes that the teacher sees in them; 1 is even",
