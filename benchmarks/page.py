@@ -7,23 +7,23 @@ from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.columns import cells_of
-from benchmarks.records import Kept
+from benchmarks.records import COMMAND, Kept
 
-MADE = """Made by `python benchmarks/reproduce.py --table` from what `benchmarks/results/` keeps of each run;
-never edited. [Summary](../results.md)."""  # noqa: E501
+MADE = """Made by `python benchmarks/reproduce.py --table` from what `benchmarks/results/` keeps of
+each run; never edited. [Summary](../results.md)."""
 
-READING = """`python benchmarks/reproduce.py --list` prints the command of every row. Accuracy is that of the last
-step, on the whole test split. With several seeds: mean ± standard deviation, and the lowest. Time is
-the student's run, synthesis and evaluation included and the teacher's training not. A row marked †
-was run before its command, or a configuration file that it chooses, changed.
-"""  # noqa: E501
+READING = """`python benchmarks/reproduce.py --list` prints the command of every row. Accuracy is
+that of the last step, on the whole test split. With several seeds: mean ± standard deviation, and
+the lowest. Time is the student's run, synthesis and evaluation included and the teacher's training
+not. A row marked † was run before its command, or a configuration file that it chooses, changed.
+"""
 
 INPUTS = """
-Four columns describe the 512 or so inputs that the student was given last (with repeats where a bank
-is small). Class balance is the entropy of the teacher's classes, 1 for equal shares. Own agreement is
-how often student and teacher agree on these very inputs. Diversity is how far nearest neighbours are
-apart, 1 for as far as among test inputs. Distance is the Fréchet distance to the test inputs. The
-last two are measured in the teacher's own features.
+Four columns describe the 512 or so inputs that the student was given last (with repeats where a
+bank is small). Class balance is the entropy of the teacher's classes, 1 for equal shares. Own
+agreement is how often student and teacher agree on these very inputs. Diversity is how far nearest
+neighbours are apart, 1 for as far as among test inputs. Distance is the Fréchet distance to the
+test inputs. The last two are measured in the teacher's own features.
 """
 
 TITLES = {
@@ -83,11 +83,11 @@ def marked(run: Sequence[dict[str, Any]], kept: Kept) -> str:
     """What has changed since the marked rows ran, each change with its rows; empty without any."""
     by_change: dict[tuple[str, ...], list[str]] = {}
     for row in run:
-        if what := kept.changed(row):
-            by_change.setdefault(tuple(what), []).append(row["name"])
+        if kept.changed(row):
+            by_change.setdefault(tuple(kept.changed(row)), []).append(row["name"])
     said = []
     for what, names in by_change.items():
-        files = ", ".join(w if w.startswith("the ") else f"`{w}`" for w in what)
+        files = ", ".join(w if w == COMMAND else f"`{w}`" for w in what)
         all_of_them = "all rows" if len(names) == len(run) else ", ".join(f"`{n}`" for n in names)
         said.append(f"{files} ({all_of_them})")
     return f"† Changed since the run: {'; '.join(said)}.\n" if said else ""

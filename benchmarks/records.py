@@ -94,7 +94,7 @@ def record(
 
 
 def keep(table: dict[str, Any], lines: Sequence[Line], records: Path) -> None:
-    """Write lines into their table's file, in the table's order, in place of those that they follow.
+    """Write lines into their table's file, in the table's order, in place of earlier ones.
 
     An earlier line gives way to one of the same row and seed, and where the row's command or files
     were others when it ran, to one of any seed. One process at a time reads and writes.
@@ -110,9 +110,10 @@ def keep(table: dict[str, Any], lines: Sequence[Line], records: Path) -> None:
         file = records / f"{table['name']}.jsonl"
         for line in read_lines(file) if file.exists() else []:
             key = (line["row"], line["seed"])
-            if key not in new and line["row"] in rows:
-                if line["row"] not in again or not changed(rows[line["row"]], line):
-                    new[key] = line
+            if key in new or line["row"] not in rows:
+                continue
+            if line["row"] not in again or not changed(rows[line["row"]], line):
+                new[key] = line
         kept = sorted(new.values(), key=lambda line: (order.index(line["row"]), line["seed"]))
         write_whole(file, *(json.dumps(line) + "\n" for line in kept))
     finally:

@@ -11,8 +11,9 @@
 A row that is finished is not run again; one that was interrupted goes on. Where a run fails, those
 after it are still run, and those that failed are listed at the end. What a run leaves in its
 result.json goes into benchmarks/results/, a file a table and a line a row and seed, which is kept
-with the code: a row that was run again shows as a change there. With data=npz a row's data set is read from a file of yours, and
-is the same in all else: classes, normalisation and recipe are the row's.
+with the code: a row that was run again shows as a change there. With data=npz a row's data set is
+read from a file of yours, and is the same in all else: classes, normalisation and recipe are the
+row's.
 """
 
 from __future__ import annotations
@@ -67,11 +68,12 @@ def main() -> int:
             (ROOT / name).write_text(text)
         return 0
     failed = []
-    for table, row in ((table, row) for table in tables for row in table["rows"]):
+    of = {row["name"]: table for table in tables for row in table["rows"]}
+    for row in rows:
         named = any(meant(n, row["name"], known) for n in names)
         if named or not (names or row.get("optional")):
             try:
-                run(table, row, options.runs, extra, options.list)
+                run(of[row["name"]], row, options.runs, extra, options.list)
             except subprocess.CalledProcessError as error:
                 failed.append(f"{row['name']}: python {' '.join(error.cmd[1:])}")
     if failed:

@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from benchmarks.columns import accuracies, cells_of
-from benchmarks.page import MARK, rows
+from benchmarks.page import MARK, rows, section
 from benchmarks.records import Kept
 
 FINDINGS = Path(__file__).parent / "findings.yaml"
@@ -32,8 +32,8 @@ standard deviation over seeds.
 """
 
 LINKS = """
-- [Data-free methods](results/data-free.md): at equal time on MNIST and digits, from a ViT, on CIFAR-10
-- [Transfer losses](results/transfer.md): with few labels, beside a data-free method; what did not help
+- [Data-free methods](results/data-free.md): in equal time on MNIST and digits, from a ViT, CIFAR-10
+- [Transfer losses](results/transfer.md): with few labels, and beside a data-free method
 - [Ablation](results/ablation.md): what each part of Reverie does
 - [Cost](results/cost.md): time of a step, and what each loss adds
 """
@@ -137,9 +137,9 @@ class Figures:
 def findings(figures: Figures, readme: bool) -> Iterator[str]:
     """Those that can be told, as lines of a list."""
     for finding in yaml.safe_load(FINDINGS.read_text()):
-        if finding.get("readme") or not readme:
-            if told := figures.filled(finding["text"]):
-                yield textwrap.fill(f"- {told}", 100, subsequent_indent="  ") + "\n"
+        told = figures.filled(finding["text"])
+        if told and (finding.get("readme") or not readme):
+            yield textwrap.fill(f"- {told}", 100, subsequent_indent="  ") + "\n"
 
 
 def page(tables: Sequence[dict[str, Any]], kept: Kept) -> str:
@@ -147,9 +147,7 @@ def page(tables: Sequence[dict[str, Any]], kept: Kept) -> str:
     text = HEAD + "".join(findings(Figures(tables, kept), readme=False))
     for table in tables:
         if table["page"] == "results":
-            text += f"\n## {table['title']}\n\n{table['text']}" + rows(
-                table, kept, table["columns"]
-            )
+            text += section(table, kept)
         elif "summary" in table:
             short = table["summary"]
             text += f"\n## {table['title']}\n\n{short['text']}{PLOT.format(**table)}"
