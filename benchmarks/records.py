@@ -8,9 +8,10 @@ import functools
 import hashlib
 import json
 import os
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
+from subprocess import CalledProcessError
+from subprocess import run as call
 from typing import Any
 
 import yaml
@@ -128,13 +129,13 @@ def commit() -> str | None:
     """The code that is checked out, marked where a tracked file differs; none without git."""
 
     def git(*words: str) -> str:
-        done = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True)
+        done = call(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True)
         return done.stdout.strip()
 
     try:
         head = git("rev-parse", "--short=7", "HEAD")
         return head + "-dirty" * bool(git("status", "--porcelain", "-uno", "--", ".", *BESIDE))
-    except (OSError, subprocess.CalledProcessError):
+    except (OSError, CalledProcessError):
         return None
 
 
