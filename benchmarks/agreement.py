@@ -6,7 +6,7 @@
 Every student is measured as a run with data=none measures its own: on a :class:`engine.probe.Probe`
 of its teacher, made by two methods that did not train it. Two controls beside it: the inputs that
 the student was trained on, and uniform noise. What was found goes into benchmarks/results/, and
-`reproduce.py --table` makes a section and a plot of docs/results.md from it.
+`reproduce.py --table` makes a section and a plot of docs/results/data-free.md from it.
 """
 
 from __future__ import annotations

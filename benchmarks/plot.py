@@ -1,9 +1,10 @@
-"""Agreement on a probe set beside real accuracy: a section of docs/results.md, and its plot."""
+"""The plots of the results, and a section: agreement on a probe set beside real accuracy."""
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from io import StringIO
 from typing import Any
 
@@ -77,18 +78,9 @@ def by(students: Sequence[dict[str, Any]], key: str) -> dict[Any, list[dict[str,
 
 def svg(students: Sequence[dict[str, Any]]) -> str:
     """A panel a data set, a point a student; methods are named at the mean of their seeds."""
-    import matplotlib
-
-    matplotlib.use("svg")
-    from matplotlib import pyplot
-
     sets = by(students, "data")
-    style: Any = {"svg.fonttype": "none", "svg.hashsalt": "reverie", "font.size": 9}
-    with pyplot.rc_context(style):
-        figure, axes = pyplot.subplots(
-            1, len(sets), figsize=(5 * len(sets), 4.6), layout="constrained", squeeze=False
-        )
-        for axis, (data, of_data) in zip(axes[0], sets.items(), strict=True):
+    with _drawn(1, len(sets), figsize=(5 * len(sets), 4.6)) as (axes, out):
+        for axis, (data, of_data) in zip(axes, sets.items(), strict=True):
             for colour, (method, own) in enumerate(by(of_data, "method").items()):
                 x, y = [[100 * s[key] for s in own] for key in ("agreement", "accuracy")]
                 axis.scatter(x, y, s=16, color=f"C{colour % 10}")
@@ -106,6 +98,52 @@ def svg(students: Sequence[dict[str, Any]]) -> str:
                 ylabel="accuracy on the test set, %",
             )
             axis.grid(alpha=0.3)
-        figure.savefig(out := StringIO(), format="svg", metadata={"Date": None})
-        pyplot.close(figure)
     return out.getvalue()
+
+
+def methods(title: str, accuracies: Mapping[str, Sequence[float]]) -> str:
+    """A line a method, the best on top: every seed, their mean and standard deviation.
+
+    Args:
+        title: of the plot.
+        accuracies: of the seeds of each method, fractions.
+    """
+    best = sorted(accuracies, key=lambda name: statistics.mean(accuracies[name]))
+    with _drawn(1, 1, figsize=(7, 1.2 + 0.26 * len(best))) as ([axis], out):
+        for height, name in enumerate(best):
+            values = [100 * value for value in accuracies[name]]
+            spread = statistics.stdev(values) if len(values) > 1 else 0.0
+            axis.scatter(values, [height] * len(values), s=10, color="0.7", zorder=2)
+            mean = statistics.mean(values)
+            axis.errorbar(mean, height, xerr=spread, fmt="o", ms=4, capsize=2, color="C0")
+            axis.annotate(
+                f"{mean:.1f}",
+                (1, height),
+                xycoords=("axes fraction", "data"),
+                xytext=(4, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=8,
+            )
+        axis.set_yticks(range(len(best)), best)
+        axis.set(title=title, xlabel="accuracy on the test set, %: seeds, mean, standard deviation")
+        axis.set_ylim(-0.6, len(best) - 0.4)
+        axis.grid(alpha=0.3, axis="x")
+    return out.getvalue()
+
+
+@contextmanager
+def _drawn(*grid: int, figsize: tuple[float, float]) -> Iterator[tuple[list[Any], StringIO]]:
+    """The axes of a figure that is written as SVG at the end, with the same bytes each time."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    from matplotlib import pyplot
+
+    style: Any = {"svg.fonttype": "none", "svg.hashsalt": "reverie", "font.size": 9}
+    with pyplot.rc_context(style):
+        figure, axes = pyplot.subplots(*grid, figsize=figsize, layout="constrained", squeeze=False)
+        out = StringIO()
+        yield list(axes.flat), out
+        figure.savefig(out, format="svg", metadata={"Date": None})
+        pyplot.close(figure)

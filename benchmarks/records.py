@@ -1,43 +1,146 @@
-"""What benchmarks/results/ keeps of a row's runs, for as long as their settings hold."""
+"""What benchmarks/results/ keeps of the runs of each table: a line for each row and seed."""
 
 from __future__ import annotations
 
+import datetime
+import fcntl
+import functools
 import hashlib
 import json
+import os
+from collections.abc import Sequence
 from pathlib import Path
+from subprocess import CalledProcessError
+from subprocess import run as call
 from typing import Any
 
 import yaml
 
 from core.files import write_whole
 
-CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+ROOT = Path(__file__).resolve().parents[1]
+CONFIGS = ROOT / "configs"
 GROUP = {"teacher": "model", "student": "model"}
+BESIDE = [":!benchmarks/results", ":!docs", ":!README.md"]  # what recording a row changes
+COMMAND = "the command"
+
+Line = dict[str, Any]
 
 
-def recorded(row: dict[str, Any], records: Path) -> dict[str, Any]:
-    """The kept results of a row by seed; none where its command or a file that it chose was
-    another."""
-    file = records / f"{row['name']}.json"
-    kept = json.loads(file.read_text()) if file.exists() else {}
-    holds = kept.get("overrides") == row["overrides"] and all(
-        digest(name) == value for name, value in kept["settings"].items()
-    )
-    return kept["runs"] if holds else {}  # type: ignore[no-any-return]
+class Kept:
+    """The kept lines of every table, by row.
+
+    Args:
+        records: the folder, with a file TABLE.jsonl for each table that has run.
+    """
+
+    def __init__(self, records: Path) -> None:
+        self.records = records
+        self._rows: dict[str, list[Line]] = {}
+        self._changed: dict[str, list[str]] = {}
+        for file in sorted(records.glob("*.jsonl")):
+            for line in read_lines(file):
+                self._rows.setdefault(line["row"], []).append(line)
+
+    def lines(self, row: dict[str, Any]) -> list[Line]:
+        """The lines of a row's seeds, in their order."""
+        own = {line["seed"]: line for line in self._rows.get(row["name"], [])}
+        return [own[seed] for seed in row["seeds"] if seed in own]
+
+    def results(self, row: dict[str, Any]) -> list[dict[str, Any]]:
+        """What the row's runs left in ``result.json``, each with its ``versions``."""
+        return [{**line["result"], "versions": line["versions"]} for line in self.lines(row)]
+
+    def changed(self, row: dict[str, Any]) -> list[str]:
+        """What has changed since any of the row's seeds ran; empty where all are current."""
+        if row["name"] not in self._changed:
+            found = {what for line in self.lines(row) for what in changed(row, line)}
+            self._changed[row["name"]] = sorted(found)
+        return self._changed[row["name"]]
 
 
-def record(row: dict[str, Any], seed: int, run: Path, records: Path) -> None:
-    """Keep a finished run's result, with what computed it, the row's command and its settings."""
+def changed(row: dict[str, Any], line: Line) -> list[str]:
+    """The command, or files under configs/ that the run chose, where they say another thing now."""
+    files = [
+        f"configs/{name}.yaml" for name, value in line["settings"].items() if digest(name) != value
+    ]
+    return [COMMAND] * (line["overrides"] != row["overrides"]) + files
+
+
+def record(
+    table: dict[str, Any], row: dict[str, Any], seed: int, run: Path, records: Path, now: bool
+) -> None:
+    """Keep a finished run's result, with what computed it, the row's command and its settings.
+
+    Args:
+        now: whether it has just run, so that this code and the host's load are what it had. Of an
+            earlier one a line that holds the same result stays as it is.
+    """
     names = ("result.json", "versions.json")
     result, versions = (json.loads((run / name).read_text()) for name in names)
-    runs = recorded(row, records) | {str(seed): {**result, "versions": versions}}
-    kept = {
+    if not now and any(line["result"] == result for line in Kept(records).lines(row)):
+        return
+    line = {
+        "row": row["name"],
+        "seed": seed,
+        "commit": commit() if now else None,
+        "date": _day((run / "result.json").stat().st_mtime),
         "overrides": row["overrides"],
         "settings": {name: digest(name) for name in chosen(run)},
-        "runs": dict(sorted(runs.items())),
+        "versions": versions,
+        "host": {"cores": os.cpu_count(), "load": round(os.getloadavg()[0], 2) if now else None},
+        "result": result,
     }
-    records.mkdir(exist_ok=True)
-    write_whole(records / f"{row['name']}.json", json.dumps(kept, indent=1) + "\n")
+    keep(table, [line], records)
+
+
+def keep(table: dict[str, Any], lines: Sequence[Line], records: Path) -> None:
+    """Write lines into their table's file, in the table's order, in place of earlier ones.
+
+    An earlier line gives way to one of the same row and seed, and where the row's command or files
+    were others when it ran, to one of any seed. One process at a time reads and writes.
+    """
+    order = [row["name"] for row in table["rows"]]
+    rows = {row["name"]: row for row in table["rows"]}
+    new = {(line["row"], line["seed"]): line for line in lines}
+    again = {line["row"] for line in lines}
+    records.mkdir(parents=True, exist_ok=True)
+    folder = os.open(records, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)  # held until it is closed
+        file = records / f"{table['name']}.jsonl"
+        for line in read_lines(file) if file.exists() else []:
+            key = (line["row"], line["seed"])
+            if key in new or line["row"] not in rows:
+                continue
+            if line["row"] not in again or not changed(rows[line["row"]], line):
+                new[key] = line
+        kept = sorted(new.values(), key=lambda line: (order.index(line["row"]), line["seed"]))
+        write_whole(file, *(json.dumps(line) + "\n" for line in kept))
+    finally:
+        os.close(folder)
+
+
+def read_lines(file: Path) -> list[Line]:
+    return [json.loads(text) for text in file.read_text().splitlines()]
+
+
+def commit() -> str | None:
+    """The code that is checked out, marked where a tracked file differs; none without git."""
+
+    def git(*words: str) -> str:
+        done = call(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    try:
+        head = git("rev-parse", "--short=7", "HEAD")
+        return head + "-dirty" * bool(git("status", "--porcelain", "-uno", "--", ".", *BESIDE))
+    except (OSError, CalledProcessError):
+        return None
+
+
+def _day(seconds: float) -> str:
+    return datetime.datetime.fromtimestamp(seconds, datetime.UTC).date().isoformat()
 
 
 def chosen(run: Path) -> list[str]:
@@ -57,7 +160,12 @@ def digest(name: str) -> str:
     file = CONFIGS / f"{name}.yaml"
     if not file.exists():
         return ""
-    content = yaml.safe_load(file.read_text()) or {}
+    content = _content(file.read_text())
     bases = [base for base in content.get("defaults", []) if isinstance(base, str)]
     under = [digest(f"{file.parent.name}/{base}") for base in bases if base != "_self_"]
     return hashlib.sha256(json.dumps([content, under]).encode()).hexdigest()[:12]
+
+
+@functools.cache  # of the text: a page asks for a few files a thousand times
+def _content(text: str) -> Any:
+    return yaml.safe_load(text) or {}

@@ -1,17 +1,19 @@
-"""Run the rows of docs/results.md as `train.py` would, and make the page from what they leave.
+"""Run the rows of docs/results.md as `train.py` would, and make the pages from what they leave.
 
     python benchmarks/reproduce.py --list              rows and their commands
     python benchmarks/reproduce.py                     all but optional ones, into runs/results/
     python benchmarks/reproduce.py digits mnist-dafl -- data.root=datasets
     python benchmarks/reproduce.py cifar10-public-teacher -- data.path=F teacher.checkpoint=F
     python benchmarks/reproduce.py gpu-cifar10-wrn_40_2-wrn_16_1-nayer -- data=npz data.path=F
-    python benchmarks/reproduce.py --table             docs/results.md from benchmarks/results/
+    python benchmarks/reproduce.py --table             docs/results.md, docs/results/, and the
+                                                       README's figures, from benchmarks/results/
 
 A row that is finished is not run again; one that was interrupted goes on. Where a run fails, those
 after it are still run, and those that failed are listed at the end. What a run leaves in its
-result.json goes into benchmarks/results/, a file a row, which is kept with the code: a row that was
-run again shows as a change there. With data=npz a row's data set is read from a file of yours, and
-is the same in all else: classes, normalisation and recipe are the row's.
+result.json goes into benchmarks/results/, a file a table and a line a row and seed, which is kept
+with the code: a row that was run again shows as a change there. With data=npz a row's data set is
+read from a file of yours, and is the same in all else: classes, normalisation and recipe are the
+row's.
 """
 
 from __future__ import annotations
@@ -28,9 +30,9 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks import plot
-from benchmarks.page import agreement, page
-from benchmarks.records import record
+from benchmarks import cost, page, plot, summary
+from benchmarks.columns import accuracies
+from benchmarks.records import Kept, record
 from data.builtin import MOMENTS
 from engine.config import compose, plain
 
@@ -61,16 +63,17 @@ def main() -> int:
     if unknown := [n for n in names if not any(meant(n, k, known) for k in known)]:
         parser.error(f"no row {', '.join(unknown)}; there is: {', '.join(known)}")
     if options.table:
-        (ROOT / "docs" / "results.md").write_text(page(tables, RECORDS))
-        if students := agreement(RECORDS):
-            (ROOT / "docs" / "agreement.svg").write_text(plot.svg(students))
+        for name, text in written(tables, RECORDS).items():
+            (ROOT / name).parent.mkdir(exist_ok=True)
+            (ROOT / name).write_text(text)
         return 0
     failed = []
+    of = {row["name"]: table for table in tables for row in table["rows"]}
     for row in rows:
         named = any(meant(n, row["name"], known) for n in names)
         if named or not (names or row.get("optional")):
             try:
-                run(row, options.runs, extra, options.list)
+                run(of[row["name"]], row, options.runs, extra, options.list)
             except subprocess.CalledProcessError as error:
                 failed.append(f"{row['name']}: python {' '.join(error.cmd[1:])}")
     if failed:
@@ -78,7 +81,37 @@ def main() -> int:
     return int(bool(failed))
 
 
-def run(row: dict[str, Any], runs: Path, extra: list[str], dry: bool) -> None:
+def written(tables: list[dict[str, Any]], records: Path) -> dict[str, str]:
+    """Every file that is made from what is kept, by its path from the top of the repository."""
+    kept = Kept(records)
+    file = records / "agreement.json"
+    students = json.loads(file.read_text()) if file.exists() else []
+    files = {
+        "README.md": summary.readme(tables, kept, (ROOT / "README.md").read_text()),
+        "docs/results.md": summary.page(tables, kept),
+        "docs/results/cost.md": cost.page(records),
+    }
+    for name in page.TITLES:
+        more = plot.section(students) if name == "data-free" else ""
+        files[f"docs/results/{name}.md"] = page.page(name, tables, kept, more)
+    for table in (table for table in tables if "summary" in table):
+        files[f"docs/results/{table['name']}.svg"] = plotted(table, kept)
+    return files | ({"docs/results/agreement.svg": plot.svg(students)} if students else {})
+
+
+def plotted(table: dict[str, Any], kept: Kept) -> str:
+    """The plot of a table's methods, those marked that are marked in the table."""
+    found = {}
+    for row in table["rows"]:
+        if kept.lines(row) and not row.get("control"):
+            name = row["title"].strip("`") + page.MARK * bool(kept.changed(row))
+            found[name] = accuracies(kept.results(row))
+    return plot.methods(table["title"], found)
+
+
+def run(
+    table: dict[str, Any], row: dict[str, Any], runs: Path, extra: list[str], dry: bool
+) -> None:
     """Run a row's seeds, or with ``dry`` say how, and keep their results; a failed run ends it."""
     given = {override.split("=")[0] for override in extra if override != FROM_FILE}
     extra = placed(row, extra)
@@ -89,9 +122,11 @@ def run(row: dict[str, Any], runs: Path, extra: list[str], dry: bool) -> None:
         print("python", *command, flush=True)
         if dry:
             continue
+        place = runs / row["name"] / f"seed{seed}"
+        finished = (place / "result.json").exists()
         subprocess.run([sys.executable, *command], cwd=ROOT, check=True)
         if given <= ELSEWHERE:
-            record(row, seed, runs / row["name"] / f"seed{seed}", RECORDS)
+            record(table, row, seed, place, RECORDS, now=not finished)
         else:
             print(f"not kept in {RECORDS}: with {' '.join(extra)} it is another run")
 

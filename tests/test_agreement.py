@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import agreement, plot
+from benchmarks import agreement, plot, reproduce
 from core.runtime import Runtime
 from engine.config import compose
 from engine.train import run
@@ -36,6 +36,15 @@ def test_the_section_ranks_by_hand() -> None:
     assert cells == ["digits", "4", "2", "0.40", "-1.00, 1.00", "0.40", "-0.40", "-0.40", "1.00"]
     assert "+27.5% on digits" in plot.section(STUDENTS)
     assert plot.section([]) == ""
+
+
+def test_the_section_and_the_plot_stand_on_the_page_of_data_free_methods(tmp_path: Path) -> None:
+    tables = reproduce.read(reproduce.TABLES)
+    assert "docs/results/agreement.svg" not in reproduce.written(tables, tmp_path)
+    (tmp_path / "agreement.json").write_text(json.dumps(STUDENTS))
+    files = reproduce.written(tables, tmp_path)
+    assert files["docs/results/agreement.svg"] == plot.svg(STUDENTS)
+    assert plot.section(STUDENTS) in files["docs/results/data-free.md"]
 
 
 def test_the_plot_has_every_student_and_is_the_same_each_time() -> None:

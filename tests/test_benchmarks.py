@@ -1,4 +1,4 @@
-"""The rows of docs/results.md are commands that compose, and the page is made of what they left."""
+"""The rows of the results are commands that compose, and are run and kept as they say."""
 
 import json
 import re
@@ -10,11 +10,12 @@ import pytest
 
 import train
 from benchmarks import loss_time, reproduce
-from benchmarks.page import cells_of, device, page
-from benchmarks.records import record, recorded
+from benchmarks.cost import page
+from benchmarks.records import Kept, read_lines
 from benchmarks.reproduce import commands, read, written_out
 from core.build import build
 from engine.config import compose, groups, plain
+from engine.overrides import ALIASES, Setting, sort_overrides
 
 TABLES = read(reproduce.TABLES)
 ROWS = {row["name"]: row for table in TABLES for row in table["rows"]}
@@ -41,14 +42,45 @@ def left_in(run: Path, what: dict[str, Any]) -> Path:
     return run
 
 
-@pytest.mark.parametrize(
-    "name", {tuple(row["overrides"]): name for name, row in ROWS.items()}.values()
-)
-def test_every_row_composes(name: str) -> None:
-    row = ROWS[name]
-    texts = " ".join([name, row["title"], *row["overrides"]])
-    assert set(re.findall(r"(?<!\$){\w+}", texts)) <= {"{runs}", "{seed}"}
-    assert compose(row["overrides"]).seed == 0
+def test_every_row_composes() -> None:
+    """Every choice is one that there is, and every part of a row composes with some row.
+
+    A part is a choice of a group with the keys that the row sets in it, or the method with all
+    other keys. A choice on its own composes in test_config.py, test_contracts.py and the networks'
+    tests.
+    """
+    seen: set[tuple[str, ...]] = set()
+    known = groups()
+    for name, row in ROWS.items():
+        texts = " ".join([name, row["title"], *row["overrides"]])
+        assert set(re.findall(r"(?<!\$){\w+}", texts)) <= {"{runs}", "{seed}"}
+        mistakes: list[str] = []
+        chosen, settings = sort_overrides(row["overrides"], known, mistakes)
+        assert not mistakes, name
+        if new := parts_of(chosen, settings) - seen:
+            seen |= new
+            assert compose(row["overrides"]).seed == 0, name
+
+
+def parts_of(chosen: list[str], settings: list[Setting]) -> set[tuple[str, ...]]:
+    """The parts that set keys; one number is as good as another."""
+    owners = {group: f"{role}." for role, group in ALIASES.items()}
+    owners |= {group: f"{group}." for group in ("data", "generator")}
+    parts: dict[str, list[str]] = {}
+    choices = list(chosen)
+    for choice in chosen:
+        group, _, value = choice.partition("=")
+        if group == "loss":
+            choices += (names := re.findall(r"\w+", value))
+            parts |= {f"distiller.losses.{name}.": [name] for name in names}
+        else:
+            parts.setdefault(owners.get(group, "rest"), []).append(choice)
+    for s in settings:
+        value = type(s.value).__name__ if isinstance(s.value, (int, float)) else s.text
+        owner = next((part for part in parts if s.key.startswith(part)), "rest")
+        owner = owner if "." in s.key else s.key  # which every method has
+        parts.setdefault(owner, []).append(f"{s.mark}{s.key}={value}")
+    return {(part, *words) for part, words in parts.items() if set(words) - set(choices)}
 
 
 def test_a_row_for_several() -> None:
@@ -88,50 +120,18 @@ def test_every_pair_of_crds_tables_has_its_rows() -> None:
     """Of 13 pairs with six losses each; light students learn at a fifth of the rate."""
     rows = [row for name, row in ROWS.items() if name.startswith("cifar100-")]
     assert len({row["pair"] for row in rows}) * 6 == len(rows) == 13 * 6
+    seen: set[str] = set()
     for row in rows:
-        config = compose(row["overrides"])
         light = row["student"].startswith(("mobilenet", "shufflenet"))
+        assert ("optimizer.lr=0.01" in row["overrides"]) == light
+        if {row["loss"], row["student"]} <= seen:
+            continue
+        seen |= {row["loss"], row["student"]}
+        config = compose(row["overrides"])
         assert config.optimizer.lr == (0.01 if light else 0.05)
         assert set(config.distiller.losses) == {"cross_entropy", row["loss"]}
         assert config.distiller.losses.cross_entropy.weight == (0.1 if row["loss"] == "kd" else 1.0)
         assert f"{config.choices.teacher}-{config.choices.student}" == row["pair"]
-
-
-def test_columns_are_computed() -> None:
-    cells = cells_of({"published": 0.95}, [result(0.9, 10), result(0.8, 20)])
-    assert cells["student"] == "85.00% ± 7.07"
-    assert (cells["lowest"], cells["published"]) == ("80.00%", "95.00%")
-    assert (cells["time"], cells["memory"], cells["queries"]) == ("15 s", "1024 MiB", "2,000")
-    for table in TABLES:
-        assert set(table["columns"]) <= set(cells)
-
-
-def test_what_was_synthesized_has_columns() -> None:
-    """Their mean, over the runs whose teacher reveals what they take."""
-    found = [{"class_balance": 0.5, "agreement": 0.9}, {"class_balance": 1.0, "agreement": 0.8}]
-    results = [result(0.9) | {"synthesized": more} for more in found]
-    cells = cells_of({}, [*results, result(0.9)])
-    assert (cells["class balance"], cells["own agreement"]) == ("0.75", "0.85")
-    assert cells["distance"] == ""
-
-
-def test_a_run_without_a_teacher_has_empty_columns() -> None:
-    alone = result(0.9) | {"teacher": None}
-    cells = cells_of({}, [alone])
-    assert (cells["teacher"], cells["agreement"], cells["student"]) == ("", "", "90.00%")
-
-
-def test_the_page_holds_what_was_run_and_says_what_was_not(tmp_path: Path) -> None:
-    record(ROWS["digits"], 1, left_in(tmp_path / "run", result(0.9)), tmp_path / "results")
-    text = page(TABLES, tmp_path / "results")
-    [line] = [x for x in text.splitlines() if "the default command" in x]
-    assert "| 1 | 99.00% | 90.00% |" in line
-    counts = re.findall(
-        r"`([^`]+)`(?: \((\d+)\))?", " ".join(re.findall("Not run yet: (.*)", text))
-    )
-    assert sum(int(n or 1) for _, n in counts) == len(ROWS) - 1
-    assert ("mnist-2min-{method}", "19") in counts
-    assert "digits" not in dict(counts)
 
 
 def test_an_optional_row_is_run_where_it_is_named(
@@ -156,24 +156,8 @@ def test_a_run_of_other_settings_is_not_kept(
     assert not (tmp_path / "results").exists()
     monkeypatch.setattr(sys, "argv", [*arguments, "device=cpu"])
     assert reproduce.main() == 0
-    assert [p.name for p in (tmp_path / "results").iterdir()] == ["digits.json"]  # and no more
-
-
-def test_a_device_is_named_with_its_threads_where_they_matter() -> None:
-    on_gpu = result(0.9)
-    on_gpu["cost"]["device"] = "NVIDIA H100"
-    assert (device(result(0.9)), device(on_gpu)) == ("cpu, 2 threads", "NVIDIA H100")
-
-
-def test_the_kept_results_belong_to_rows() -> None:
-    kept = {
-        p.stem
-        for p in reproduce.RECORDS.glob("*.json")
-        if not re.search("_(time|step)_|^agreement$", p.stem)
-    }
-    assert kept <= set(ROWS), "a row was renamed or removed: its results go too"
-    stale = [name for name in kept if not recorded(ROWS[name], reproduce.RECORDS)]
-    assert not stale, "their settings have changed: run them again, or remove them"
+    assert [p.name for p in (tmp_path / "results").iterdir()] == ["main.jsonl"]  # and no more
+    assert Kept(tmp_path / "results").lines(ROWS["digits"])
 
 
 def test_a_row_of_seconds_has_a_budget(tmp_path: Path) -> None:
@@ -201,7 +185,8 @@ def test_a_row_that_fails_does_not_keep_the_others_from_running(
     monkeypatch.setattr(sys, "argv", ["reproduce.py", *names, "--runs", str(tmp_path)])
     assert reproduce.main() == 1
     assert asked == ["digits-few-kd-seed0", *(f"digits-few-skd-seed{n}" for n in range(3))]
-    assert [p.stem for p in (tmp_path / "results").iterdir()] == ["digits-few-skd"]
+    lines = read_lines(tmp_path / "results" / "few-labels.jsonl")
+    assert {line["row"] for line in lines} == {"digits-few-skd"}
     assert "digits-few-kd: python train.py method=kd" in capsys.readouterr().out
 
 
@@ -233,7 +218,8 @@ def test_what_a_loss_adds_is_measured_in_pairs(
     for loss in figures["losses"].values():
         assert 0 < loss["ratio"]["min"] <= loss["ratio"]["median"] <= loss["ratio"]["max"]
     (tmp_path / "loss_time_fp32.json").write_text(json.dumps(figures))
-    text = page(TABLES, tmp_path)
+    assert "Not run yet." in page(tmp_path / "nothing")
+    text = page(tmp_path)
     assert "Not run yet." not in text
     assert re.search(r"\| `ab` \| \d+ ms \| \d+ ms \| \d+\.\d\d \(", text)
 

@@ -1,6 +1,9 @@
-"""What is kept of a row, and when it holds no longer."""
+"""What is kept of a row, and what is said to have changed since."""
 
+import datetime
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,45 +12,141 @@ import pytest
 import yaml
 
 from benchmarks import records, reproduce
-from benchmarks.records import chosen, digest, record, recorded
+from benchmarks.records import COMMAND, Kept, chosen, digest, read_lines, record
 from core.runtime import Runtime
 from data.builtin import MOMENTS
 from engine.config import compose, plain
 from engine.parts import build_dataset
-from tests.test_benchmarks import left_in, result
+from tests.test_benchmarks import TABLES, left_in, result
+
+ROW: dict[str, Any] = {"name": "x", "overrides": ["method=dfq"], "seeds": [0, 1, 2]}
+TABLE = {"name": "some", "rows": [{**ROW, "name": "first"}, ROW]}
 
 
-def test_results_are_kept_until_the_command_changes(tmp_path: Path) -> None:
-    row = {"name": "x", "overrides": ["method=dfq"]}
-    for seed, accuracy in ((2, 0.7), (0, 0.8), (2, 0.9)):
-        record(row, seed, left_in(tmp_path / f"{seed}-{accuracy}", result(accuracy)), tmp_path)
-    kept = recorded(row, tmp_path)
-    assert {seed: r["student"]["accuracy"] for seed, r in kept.items()} == {"0": 0.8, "2": 0.9}
-    assert kept["2"]["versions"] == {"torch": "2.14.1", "threads": 2}
-    assert recorded({**row, "overrides": ["method=dafl"]}, tmp_path) == {}
+def put(row: dict[str, Any], seed: int, accuracy: float, folder: Path, now: bool = True) -> None:
+    """Keep a run of this accuracy in ``folder/results``."""
+    run = left_in(folder / f"run{len(list(folder.iterdir()))}", result(accuracy))
+    table = {"name": "some", "rows": [TABLE["rows"][0], row]}
+    record(table, row, seed, run, folder / "results", now)
 
 
-def test_results_are_kept_until_a_file_that_they_chose_changes(
+def accuracies(row: dict[str, Any], folder: Path) -> dict[int, float]:
+    lines = Kept(folder / "results").lines(row)
+    return {line["seed"]: line["result"]["student"]["accuracy"] for line in lines}
+
+
+def test_a_line_a_row_and_seed_in_the_tables_order(tmp_path: Path) -> None:
+    put(ROW, 2, 0.7, tmp_path)
+    put(ROW, 0, 0.8, tmp_path)
+    put(ROW, 2, 0.9, tmp_path)
+    record(TABLE, TABLE["rows"][0], 1, tmp_path / "run0", tmp_path / "results", now=True)  # type: ignore[arg-type]
+    assert accuracies(ROW, tmp_path) == {0: 0.8, 2: 0.9}
+    lines = read_lines(tmp_path / "results" / "some.jsonl")
+    assert [(x["row"], x["seed"]) for x in lines] == [("first", 1), ("x", 0), ("x", 2)]
+    assert Kept(tmp_path / "results").results(ROW)[1]["versions"] == {
+        "torch": "2.14.1",
+        "threads": 2,
+    }
+
+
+def test_a_line_says_what_computed_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(records, "commit", lambda: "1234567-dirty")
+    monkeypatch.setattr(records.os, "getloadavg", lambda: (1.254, 0.0, 0.0))
+    monkeypatch.setattr(records.os, "cpu_count", lambda: 6)
+    put(ROW, 0, 0.8, tmp_path)
+    put(ROW, 1, 0.9, tmp_path, now=False)
+    new, old = Kept(tmp_path / "results").lines(ROW)
+    assert (new["commit"], new["host"]) == ("1234567-dirty", {"cores": 6, "load": 1.25})
+    assert (old["commit"], old["host"]["load"]) == (None, None)  # of another day, and nobody knows
+    assert new["date"] == datetime.datetime.now(datetime.UTC).date().isoformat()
+    record(TABLE, ROW, 0, tmp_path / "run0", tmp_path / "results", now=False)
+    assert Kept(tmp_path / "results").lines(ROW)[0] == new  # the same run, which knew
+
+
+def test_the_commit_is_marked_where_the_tree_was_dirty(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(records, "ROOT", tmp_path)
+    assert records.commit() is None
+
+    def git(*words: str) -> None:
+        names = ("-c", "user.name=a", "-c", "user.email=a@b")
+        subprocess.run(["git", *names, *words], cwd=tmp_path, check=True)
+
+    (tmp_path / "benchmarks" / "results").mkdir(parents=True)
+    code, kept = tmp_path / "train.py", tmp_path / "benchmarks" / "results" / "some.jsonl"
+    for file in (code, kept):
+        file.write_text("1")
+    git("init", "-q")
+    git("add", "-A")
+    git("commit", "-qm", "all")
+    clean = records.commit()
+    kept.write_text("2")
+    assert records.commit() == clean
+    code.write_text("2")
+    assert records.commit() == f"{clean}-dirty"
+
+
+def test_two_processes_keep_both_their_lines(tmp_path: Path) -> None:
+    """Each reads and writes the file forty times; without the lock lines are lost."""
+    code = (
+        "import sys; from pathlib import Path; from benchmarks.records import keep\n"
+        "rows = [{'name': str(n), 'overrides': [], 'seeds': [0, 1]} for n in range(40)]\n"
+        "for row in rows:\n"
+        "    line = {'row': row['name'], 'seed': int(sys.argv[1])}\n"
+        "    line |= {'overrides': [], 'settings': {}}\n"
+        "    keep({'name': 'some', 'rows': rows}, [line], Path(sys.argv[2]))"
+    )
+    command = [sys.executable, "-c", code]
+    both = [
+        subprocess.Popen([*command, str(seed), str(tmp_path)], cwd=records.ROOT) for seed in (0, 1)
+    ]
+    assert [process.wait(60) for process in both] == [0, 0]
+    assert len(read_lines(tmp_path / "some.jsonl")) == 80
+
+
+def test_a_changed_command_is_named_and_its_lines_stay_until_the_row_runs_again(
+    tmp_path: Path,
+) -> None:
+    put(ROW, 0, 0.8, tmp_path)
+    put(ROW, 1, 0.7, tmp_path)
+    assert Kept(tmp_path / "results").changed(ROW) == []
+    other = {**ROW, "overrides": ["method=dafl"]}
+    assert Kept(tmp_path / "results").changed(other) == [COMMAND]
+    assert accuracies(other, tmp_path) == {0: 0.8, 1: 0.7}
+    put(other, 1, 0.9, tmp_path)
+    assert accuracies(other, tmp_path) == {1: 0.9}  # one mean is never of two commands
+
+
+def test_a_chosen_file_that_changed_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     configs = tmp_path / "configs"
     shutil.copytree(records.CONFIGS, configs)
     monkeypatch.setattr(records, "CONFIGS", configs)
-    row = {"name": "x", "overrides": []}
-    record(row, 0, left_in(tmp_path / "run", result(0.8)), tmp_path)
+    put(ROW, 0, 0.8, tmp_path)
     method, other = configs / "method" / "dfq.yaml", configs / "method" / "dafl.yaml"
     written = method.read_text()
-    for file, text, holds in (
-        (other, "steps: 1", True),
-        (method, "# a word\n" + written, True),
-        (method, written.replace("batch_size: ", "batch_size: 1"), False),
-        (method, written, True),
-        (configs / "loss" / "rkd.yaml", "a: 1", False),
+    for file, text, changed in (
+        (other, "steps: 1", []),
+        (method, "# a word\n" + written, []),
+        (method, written.replace("batch_size: ", "batch_size: 1"), ["configs/method/dfq.yaml"]),
+        (method, written, []),
+        (configs / "loss" / "rkd.yaml", "a: 1", ["configs/loss/rkd.yaml"]),
     ):
         file.write_text(text)
-        assert bool(recorded(row, tmp_path)) == holds
-    record(row, 1, left_in(tmp_path / "again", result(0.9)), tmp_path)
-    assert [*recorded(row, tmp_path)] == ["1"]  # the other was of other settings
+        assert Kept(tmp_path / "results").changed(ROW) == changed
+    put(ROW, 1, 0.9, tmp_path)
+    assert accuracies(ROW, tmp_path) == {1: 0.9}  # the other was of other settings
+
+
+def test_what_is_kept_belongs_to_rows() -> None:
+    """A row that is renamed or removed takes its lines along."""
+    for file in reproduce.RECORDS.glob("*.jsonl"):
+        [table] = [table for table in TABLES if table["name"] == file.stem]
+        order = [(row["name"], seed) for row in table["rows"] for seed in row["seeds"]]
+        lines = [(line["row"], line["seed"]) for line in read_lines(file)]
+        assert lines == sorted(set(lines), key=order.index)
 
 
 def test_a_file_changes_with_those_that_it_starts_from(
@@ -86,8 +185,9 @@ def test_data_from_a_file_is_where_a_row_runs_and_not_what_it_is(
 
     monkeypatch.setattr(reproduce.subprocess, "run", run)
     monkeypatch.setattr(reproduce, "RECORDS", tmp_path / "results")
-    reproduce.run(row, tmp_path / "runs", ["data=npz", f"data.path={file}"], dry=False)
-    assert recorded(row, tmp_path / "results")["0"]["student"]["accuracy"] == 0.9
+    table = {"name": "some", "rows": [row]}
+    reproduce.run(table, row, tmp_path / "runs", ["data=npz", f"data.path={file}"], dry=False)
+    assert accuracies(row, tmp_path) == {0: 0.9}
     own, here = compose(row["overrides"]), compose(commands[0][2:])
     assert here.choices == own.choices
     assert here.data.training == own.data.training
@@ -101,7 +201,8 @@ def test_other_data_is_another_run(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(reproduce.subprocess, "run", lambda *_, **__: None)
     monkeypatch.setattr(reproduce, "RECORDS", tmp_path / "results")
     for other in ("data=cifar100", "data.dataset={_target_: data.files.npz, path: x.npz}"):
-        reproduce.run(row, tmp_path / "runs", [other], dry=False)
+        table = {"name": "some", "rows": [row]}
+        reproduce.run(table, row, tmp_path / "runs", [other], dry=False)
     assert not (tmp_path / "results").exists()
 
 
@@ -118,4 +219,4 @@ def test_the_files_of_a_run_are_named(tmp_path: Path) -> None:
             "teacher": {"checkpoint": checkpoint},
         }
         (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
-        assert chosen(tmp_path) == ["method/kd", *recipe, "model/wrn", "loss/at", "loss/rkd"]
+        assert chosen(tmp_path) == ["loss/at", "loss/rkd", "method/kd", *recipe, "model/wrn"]

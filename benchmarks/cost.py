@@ -1,0 +1,98 @@
+"""The page docs/results/cost.md, from the figures that the scripts of time left."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from benchmarks.page import MADE
+
+HEAD = f"""# Cost
+
+{MADE}
+Each script writes a file in `benchmarks/results/`, with the device and the threads.
+"""
+
+STEPS = """
+## Time of a step
+
+`python benchmarks/step_time.py --json benchmarks/results/step_time_fp32.json`, and with
+`precision=bf16`: one cycle is a generator step and five student steps. Median, minimum and maximum.
+
+| cycle | generator step | student step | images/s | peak memory | where and what |
+| --- | --- | --- | --- | --- | --- |
+"""
+
+PLAIN = """
+## Beside a plain loop
+
+`python benchmarks/plain_step.py --json benchmarks/results/plain_step_fp32.json`: the same cycle and
+that of a plain loop, in turn. Ratio of the two, below 1 where Reverie is faster.
+
+| Reverie | plain loop | ratio | where and what |
+| --- | --- | --- | --- |
+"""
+
+LOSSES = """
+## What a loss adds to a step
+
+`python benchmarks/loss_time.py --json benchmarks/results/loss_time_fp32.json`: a student step of
+plain KD and one with the loss beside it, in turn. Ratio of the two: median, minimum and maximum.
+`dgkd` has no assistant here: each costs a forward pass more.
+"""
+
+LOSS_COLUMNS = "| loss | KD alone | with the loss | ratio |\n| --- | --- | --- | --- |\n"
+
+
+def page(records: Path) -> str:
+    """The whole page, which says of what has not run that it has not."""
+
+    def timed(kind: str, line: Callable[[dict[str, Any]], str], missing: str) -> str:
+        files = sorted(records.glob(f"{kind}*.json"))
+        return "".join(line(json.loads(file.read_text())) for file in files) or missing
+
+    return (
+        HEAD
+        + STEPS
+        + timed("step_time", step_line, "| not run yet | | | | | |\n")
+        + PLAIN
+        + timed("plain_step", plain_line, "| not run yet | | | |\n")
+        + LOSSES
+        + timed("loss_time", loss_table, "\nNot run yet.\n")
+    )
+
+
+def step_line(figure: dict[str, Any]) -> str:
+    """One file of benchmarks/step_time.py."""
+    parts = ("cycle_seconds", "generator_step_seconds", "student_step_seconds")
+    cells = [median(figure[part], " s") for part in parts]
+    cells += [str(figure["images_per_second"]), f"{figure['peak_memory_bytes'] / 2**20:.0f} MiB"]
+    return f"| {' | '.join(cells)} | {where(figure)} |\n"
+
+
+def plain_line(figure: dict[str, Any]) -> str:
+    """One file of benchmarks/plain_step.py."""
+    cells = [median(figure[part], " s") for part in ("cycle_seconds", "plain_seconds")]
+    return f"| {' | '.join(cells)} | {median(figure['ratio'])} | {where(figure)} |\n"
+
+
+def median(values: dict[str, float], unit: str = "") -> str:
+    """With the least and the largest value."""
+    return f"{values['median']:.3f}{unit} ({values['min']:.3f}-{values['max']:.3f})"
+
+
+def loss_table(figure: dict[str, Any]) -> str:
+    """One file of benchmarks/loss_time.py."""
+    body = ""
+    for name, loss in figure["losses"].items():
+        ratio = "{median:.2f} ({min:.2f}-{max:.2f})".format(**loss["ratio"])
+        times = [f"{1000 * loss[key]:.0f} ms" for key in ("kd_seconds", "seconds")]
+        body += f"| `{name}` | {' | '.join(times)} | {ratio} |\n"
+    return f"\n{where(figure)}\n\n{LOSS_COLUMNS}{body}"
+
+
+def where(figure: dict[str, Any]) -> str:
+    threads = f"{figure['threads']} thread{'s' * (figure['threads'] > 1)}"
+    return f"{figure['device']}, {threads}, torch {figure['torch']}: {figure['overrides']}"
