@@ -22,10 +22,10 @@ def cells_of(row: dict[str, Any], results: list[dict[str, Any]]) -> dict[str, st
     memory = statistics.mean(c["peak_memory_bytes"] for c in cost)
     cells = {
         "seeds": str(len(results)),
-        "teacher": spread([r["teacher"]["accuracy"] for r in results if r["teacher"]]),
-        "student": spread(accuracies(results)),
+        "teacher": percentages([r["teacher"]["accuracy"] for r in results if r["teacher"]]),
+        "student": percentages(accuracies(results)),
         "lowest": f"{min(accuracies(results)):.2%}",
-        "agreement": spread([r["student"]["agreement"] for r in results if r["teacher"]]),
+        "agreement": percentages([r["student"]["agreement"] for r in results if r["teacher"]]),
         "published": f"{row['published']:.2%}" if "published" in row else "",
         "steps": between([c["steps"] for c in cost]),
         "images": between([c["images_synthesized"] for c in cost]),
@@ -64,7 +64,7 @@ def device(result: dict[str, Any]) -> str:
     return f"{name}, {threads} thread{'s' * (threads > 1)}" if name == "cpu" else name
 
 
-def spread(values: list[float]) -> str:
+def percentages(values: list[float]) -> str:
     """Mean ± standard deviation; nothing where nothing was measured, as without a teacher."""
     if not values:
         return ""

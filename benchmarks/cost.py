@@ -46,7 +46,7 @@ plain KD and one with the loss beside it, in turn. Ratio of the two: median, min
 LOSS_COLUMNS = "| loss | KD alone | with the loss | ratio |\n| --- | --- | --- | --- |\n"
 
 
-def page(records: Path) -> str:
+def cost_page(records: Path) -> str:
     """The whole page, which says of what has not run that it has not."""
 
     def timed(kind: str, line: Callable[[dict[str, Any]], str], missing: str) -> str:

@@ -25,7 +25,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.step_time import SPEC, now, prepare, spread
+from benchmarks.step_time import SPEC, extent, now, prepare
 from core.runtime import Runtime
 from data.dataset import Dataset
 from data.spec import Batch
@@ -61,12 +61,12 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the figures there too")
     options, overrides = parser.parse_known_args()
     losses = options.losses.split(",") if options.losses else groups()["loss"]
-    figures = measure(losses, overrides, options.repeat)
+    figures = measure_losses(losses, overrides, options.repeat)
     if options.json:
         options.json.write_text(json.dumps(figures, indent=1) + "\n")
 
 
-def measure(losses: Sequence[str], overrides: Sequence[str], repeat: int) -> dict[str, Any]:
+def measure_losses(losses: Sequence[str], overrides: Sequence[str], repeat: int) -> dict[str, Any]:
     """The ratio of each loss's step to that of KD beside it, over ``repeat`` pairs."""
     settings = [*DEFAULTS, *overrides]
     config = compose(settings)
@@ -75,8 +75,10 @@ def measure(losses: Sequence[str], overrides: Sequence[str], repeat: int) -> dic
     found = {}
     for loss in losses:
         chosen = [*settings, *NETWORKS.get(loss, [])]
-        kd, both = (build([*chosen, *added], runtime, data) for added in ([], [f"loss={loss}"]))
-        found[loss] = compare(kd, both, runtime, repeat)
+        kd, both = (
+            build_steps([*chosen, *added], runtime, data) for added in ([], [f"loss={loss}"])
+        )
+        found[loss] = compare_steps(kd, both, runtime, repeat)
         print(f"{loss:<16} {found[loss]['ratio']}", flush=True)
     return {
         "losses": found,
@@ -99,7 +101,7 @@ def noise(runtime: Runtime) -> Dataset:
     )
 
 
-def build(overrides: Sequence[str], runtime: Runtime, data: Dataset) -> Parts:
+def build_steps(overrides: Sequence[str], runtime: Runtime, data: Dataset) -> Parts:
     """The parts of a run, with its losses as they are in the middle of it or as it begins."""
     parts = prepare(plain(compose(overrides)), runtime, data)
     for progress in (0.5, 0.1):
@@ -109,7 +111,7 @@ def build(overrides: Sequence[str], runtime: Runtime, data: Dataset) -> Parts:
     return parts
 
 
-def compare(kd: Parts, both: Parts, runtime: Runtime, repeat: int) -> dict[str, Any]:
+def compare_steps(kd: Parts, both: Parts, runtime: Runtime, repeat: int) -> dict[str, Any]:
     """Seconds of a step of each, and the ratio of the two in a pair; who is first, alternates."""
     batch = kd.source.next()
     pairs = []
@@ -121,7 +123,7 @@ def compare(kd: Parts, both: Parts, runtime: Runtime, repeat: int) -> dict[str, 
     return {
         "kd_seconds": round(statistics.median(a for a, _ in pairs), 4),
         "seconds": round(statistics.median(b for _, b in pairs), 4),
-        "ratio": spread([b / a for a, b in pairs]),
+        "ratio": extent([b / a for a, b in pairs]),
     }
 
 

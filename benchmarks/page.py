@@ -34,7 +34,7 @@ TITLES = {
 MARK = " †"
 
 
-def page(name: str, tables: Sequence[dict[str, Any]], kept: Kept, more: str = "") -> str:
+def topic_page(name: str, tables: Sequence[dict[str, Any]], kept: Kept, more: str = "") -> str:
     """The whole of docs/results/NAME.md.
 
     Args:
@@ -44,13 +44,13 @@ def page(name: str, tables: Sequence[dict[str, Any]], kept: Kept, more: str = ""
     text = f"# {TITLES[name]}\n\n{MADE}\n\n{READING}"
     if any("distance" in table["columns"] for table in own):
         text += INPUTS
-    text += "".join(section(table, kept) for table in own if not table.get("appendix")) + more
-    if appendix := [section(table, kept, "###") for table in own if table.get("appendix")]:
+    text += "".join(table_section(table, kept) for table in own if not table.get("appendix")) + more
+    if appendix := [table_section(table, kept, "###") for table in own if table.get("appendix")]:
         text += "\n## Appendix: what did not help\n" + "".join(appendix)
     return text
 
 
-def section(table: dict[str, Any], kept: Kept, level: str = "##") -> str:
+def table_section(table: dict[str, Any], kept: Kept, level: str = "##") -> str:
     """One table with its text, notes, and what is not run yet."""
     return f"\n{level} {table['title']}\n\n{table['text']}" + rows(table, kept, table["columns"])
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.step_time import CLASSES, SPEC, WARM_UP, cycle, loop, main, now, spread
+from benchmarks.step_time import CLASSES, SPEC, WARM_UP, cycle, extent, loop, main, now
 from core.runtime import Runtime
 from engine.config import compose, plain
 from engine.parts import build_network
@@ -30,7 +30,7 @@ from engine.parts import build_network
 LATENT = 100
 
 
-def measure(overrides: list[str], repeat: int) -> dict[str, Any]:
+def measure_plain(overrides: list[str], repeat: int) -> dict[str, Any]:
     """Seconds of a cycle of each loop, and the ratio of ours to the plain one's in each pair."""
     config = compose(overrides)
     runtime = Runtime.of(config)
@@ -44,9 +44,9 @@ def measure(overrides: list[str], repeat: int) -> dict[str, Any]:
         pairs.append((seconds[0], seconds[1]))
     pairs = pairs[WARM_UP:]
     return {
-        "cycle_seconds": spread([ours for ours, _ in pairs]),
-        "plain_seconds": spread([other for _, other in pairs]),
-        "ratio": spread([ours / other for ours, other in pairs]),
+        "cycle_seconds": extent([ours for ours, _ in pairs]),
+        "plain_seconds": extent([other for _, other in pairs]),
+        "ratio": extent([ours / other for ours, other in pairs]),
         "device": runtime.device_name,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
@@ -133,4 +133,4 @@ def plain_generator() -> nn.Sequential:
 
 
 if __name__ == "__main__":
-    main(str(__doc__), measure)
+    main(str(__doc__), measure_plain)

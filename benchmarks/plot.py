@@ -18,14 +18,16 @@ two methods which did not train it synthesize from the teacher (`engine/probe.py
 accuracy is known as well: `python benchmarks/agreement.py`, over the rows `digits-half-minute` and
 `mnist-2min`, each seed with a teacher of its own. Spearman's rank correlation with real accuracy, of
 all students of a data set (all), and among those of each teacher (by teacher); with agreement on the
-inputs that the student was trained on (own inputs) and on uniform noise for comparison.
+inputs that the student was trained on (own inputs) and on uniform noise for comparison. These runs
+shared a machine with others, so that some got far through their time and some did not: the more
+different are the students, and the rows themselves are not kept.
 
 | data | students | methods | all | by teacher | first method of the probe | second | own inputs | noise |
 | --- | --- | --- | --- | --- | --- | --- | --- | --- |
 """  # noqa: E501
 
 
-def section(students: Sequence[dict[str, Any]]) -> str:
+def agreement_section(students: Sequence[dict[str, Any]]) -> str:
     """The text and the table; nothing where nothing was measured.
 
     Args:
@@ -101,7 +103,7 @@ def svg(students: Sequence[dict[str, Any]]) -> str:
     return out.getvalue()
 
 
-def methods(title: str, accuracies: Mapping[str, Sequence[float]]) -> str:
+def plot_methods(title: str, accuracies: Mapping[str, Sequence[float]]) -> str:
     """A line a method, the best on top: every seed, their mean and standard deviation.
 
     Args:

@@ -57,13 +57,13 @@ def main() -> int:
     extra = [e for e in extra if e != "--"]
     names = [r for r in options.rows if "=" not in r]
     extra += [r for r in options.rows if "=" in r]
-    tables = read(TABLES)
+    tables = read_tables(TABLES)
     rows = [row for table in tables for row in table["rows"]]
     known = [row["name"] for row in rows]
     if unknown := [n for n in names if not any(meant(n, k, known) for k in known)]:
         parser.error(f"no row {', '.join(unknown)}; there is: {', '.join(known)}")
     if options.table:
-        for name, text in written(tables, RECORDS).items():
+        for name, text in made_files(tables, RECORDS).items():
             (ROOT / name).parent.mkdir(exist_ok=True)
             (ROOT / name).write_text(text)
         return 0
@@ -73,7 +73,7 @@ def main() -> int:
         named = any(meant(n, row["name"], known) for n in names)
         if named or not (names or row.get("optional")):
             try:
-                run(of[row["name"]], row, options.runs, extra, options.list)
+                run_row(of[row["name"]], row, options.runs, extra, options.list)
             except subprocess.CalledProcessError as error:
                 failed.append(f"{row['name']}: python {' '.join(error.cmd[1:])}")
     if failed:
@@ -81,19 +81,19 @@ def main() -> int:
     return int(bool(failed))
 
 
-def written(tables: list[dict[str, Any]], records: Path) -> dict[str, str]:
+def made_files(tables: list[dict[str, Any]], records: Path) -> dict[str, str]:
     """Every file that is made from what is kept, by its path from the top of the repository."""
     kept = Kept(records)
     file = records / "agreement.json"
     students = json.loads(file.read_text()) if file.exists() else []
     files = {
         "README.md": summary.readme(tables, kept, (ROOT / "README.md").read_text()),
-        "docs/results.md": summary.page(tables, kept),
-        "docs/results/cost.md": cost.page(records),
+        "docs/results.md": summary.summary_page(tables, kept),
+        "docs/results/cost.md": cost.cost_page(records),
     }
     for name in page.TITLES:
-        more = plot.section(students) if name == "data-free" else ""
-        files[f"docs/results/{name}.md"] = page.page(name, tables, kept, more)
+        more = plot.agreement_section(students) if name == "data-free" else ""
+        files[f"docs/results/{name}.md"] = page.topic_page(name, tables, kept, more)
     for table in (table for table in tables if "summary" in table):
         files[f"docs/results/{table['name']}.svg"] = plotted(table, kept)
     return files | ({"docs/results/agreement.svg": plot.svg(students)} if students else {})
@@ -106,10 +106,10 @@ def plotted(table: dict[str, Any], kept: Kept) -> str:
         if kept.lines(row) and not row.get("control"):
             name = row["title"].strip("`") + page.MARK * bool(kept.changed(row))
             found[name] = accuracies(kept.results(row))
-    return plot.methods(table["title"], found)
+    return plot.plot_methods(table["title"], found)
 
 
-def run(
+def run_row(
     table: dict[str, Any], row: dict[str, Any], runs: Path, extra: list[str], dry: bool
 ) -> None:
     """Run a row's seeds, or with ``dry`` say how, and keep their results; a failed run ends it."""
@@ -153,7 +153,7 @@ def meant(given: str, name: str, known: list[str]) -> bool:
     return name == given if given in known else name.startswith(given)
 
 
-def read(folder: Path) -> list[dict[str, Any]]:
+def read_tables(folder: Path) -> list[dict[str, Any]]:
     """The tables, with every row that stands for several written out."""
     files = sorted(folder.glob("*.yaml"))
     tables = [table for file in files for table in yaml.safe_load(file.read_text())]

@@ -49,20 +49,20 @@ CLASSES = tuple(str(i) for i in range(10))
 WARM_UP = 3  # cycles
 
 
-def main(description: str, measure: Callable[[list[str], int], dict[str, Any]]) -> None:
+def main(description: str, measure_step: Callable[[list[str], int], dict[str, Any]]) -> None:
     """Read the command line, measure, and print the figures; plain_step.py does it alike."""
     parser = argparse.ArgumentParser(description=description.splitlines()[0])
     parser.add_argument("--repeat", type=int, default=10, help="cycles measured")
     parser.add_argument("--json", type=Path, help="write the figures there too")
     options, overrides = parser.parse_known_args()
-    figures = measure([*DEFAULTS, *overrides], options.repeat)
+    figures = measure_step([*DEFAULTS, *overrides], options.repeat)
     for name, value in figures.items():
         print(f"{name:<28} {value}")
     if options.json:
         options.json.write_text(json.dumps(figures, indent=1) + "\n")
 
 
-def measure(overrides: list[str], repeat: int) -> dict[str, Any]:
+def measure_step(overrides: list[str], repeat: int) -> dict[str, Any]:
     """Seconds of each part over ``repeat`` cycles, after those that warm up."""
     config = compose(overrides)
     runtime = Runtime.of(config)
@@ -74,9 +74,9 @@ def measure(overrides: list[str], repeat: int) -> dict[str, Any]:
     draws = [seconds.get("draw", 0.0) / max(per_cycle - 1, 1) for seconds in cycles]
     pairs = list(zip(cycles, draws, strict=True))
     return {
-        "cycle_seconds": spread(totals),
-        "generator_step_seconds": spread([seconds["update"] - draw for seconds, draw in pairs]),
-        "student_step_seconds": spread([s["learn"] / per_cycle + draw for s, draw in pairs]),
+        "cycle_seconds": extent(totals),
+        "generator_step_seconds": extent([seconds["update"] - draw for seconds, draw in pairs]),
+        "student_step_seconds": extent([s["learn"] / per_cycle + draw for s, draw in pairs]),
         "images_per_second": round(config.batch_size * per_cycle / statistics.median(totals), 1),
         "peak_memory_bytes": runtime.peak_memory(),
         "device": runtime.device_name,
@@ -141,7 +141,7 @@ def now(runtime: Runtime) -> float:
     return time.perf_counter()
 
 
-def spread(values: list[float]) -> dict[str, float]:
+def extent(values: list[float]) -> dict[str, float]:
     return {
         "median": round(statistics.median(values), 4),
         "min": round(min(values), 4),
@@ -150,4 +150,4 @@ def spread(values: list[float]) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    main(str(__doc__), measure)
+    main(str(__doc__), measure_step)

@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from benchmarks.columns import accuracies, cells_of
-from benchmarks.page import MARK, rows, section
+from benchmarks.page import MARK, rows, table_section
 from benchmarks.records import Kept
 
 FINDINGS = Path(__file__).parent / "findings.yaml"
@@ -142,12 +142,12 @@ def findings(figures: Figures, readme: bool) -> Iterator[str]:
             yield textwrap.fill(f"- {told}", 100, subsequent_indent="  ") + "\n"
 
 
-def page(tables: Sequence[dict[str, Any]], kept: Kept) -> str:
+def summary_page(tables: Sequence[dict[str, Any]], kept: Kept) -> str:
     """The whole of docs/results.md."""
     text = HEAD + "".join(findings(Figures(tables, kept), readme=False))
     for table in tables:
         if table["page"] == "results":
-            text += section(table, kept)
+            text += table_section(table, kept)
         elif "summary" in table:
             short = table["summary"]
             text += f"\n## {table['title']}\n\n{short['text']}{PLOT.format(**table)}"

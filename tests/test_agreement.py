@@ -31,20 +31,24 @@ STUDENTS = [
 
 def test_the_section_ranks_by_hand() -> None:
     """Ranks 1 3 2 4 of accuracy against 2 1 3 4 of agreement: 1 - 6·6/(4·15) = 0.4."""
-    row = next(line for line in plot.section(STUDENTS).splitlines() if line.startswith("| digits"))
+    row = next(
+        line
+        for line in plot.agreement_section(STUDENTS).splitlines()
+        if line.startswith("| digits")
+    )
     cells = [cell.strip() for cell in row.strip("|").split("|")]
     assert cells == ["digits", "4", "2", "0.40", "-1.00, 1.00", "0.40", "-0.40", "-0.40", "1.00"]
-    assert "+27.5% on digits" in plot.section(STUDENTS)
-    assert plot.section([]) == ""
+    assert "+27.5% on digits" in plot.agreement_section(STUDENTS)
+    assert plot.agreement_section([]) == ""
 
 
 def test_the_section_and_the_plot_stand_on_the_page_of_data_free_methods(tmp_path: Path) -> None:
-    tables = reproduce.read(reproduce.TABLES)
-    assert "docs/results/agreement.svg" not in reproduce.written(tables, tmp_path)
+    tables = reproduce.read_tables(reproduce.TABLES)
+    assert "docs/results/agreement.svg" not in reproduce.made_files(tables, tmp_path)
     (tmp_path / "agreement.json").write_text(json.dumps(STUDENTS))
-    files = reproduce.written(tables, tmp_path)
+    files = reproduce.made_files(tables, tmp_path)
     assert files["docs/results/agreement.svg"] == plot.svg(STUDENTS)
-    assert plot.section(STUDENTS) in files["docs/results/data-free.md"]
+    assert plot.agreement_section(STUDENTS) in files["docs/results/data-free.md"]
 
 
 def test_the_plot_has_every_student_and_is_the_same_each_time() -> None:

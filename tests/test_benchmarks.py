@@ -10,14 +10,14 @@ import pytest
 
 import train
 from benchmarks import loss_time, reproduce
-from benchmarks.cost import page
+from benchmarks.cost import cost_page
 from benchmarks.records import Kept, read_lines
-from benchmarks.reproduce import commands, read, written_out
+from benchmarks.reproduce import commands, read_tables, written_out
 from core.build import build
 from engine.config import compose, groups, plain
 from engine.overrides import ALIASES, Setting, sort_overrides
 
-TABLES = read(reproduce.TABLES)
+TABLES = read_tables(reproduce.TABLES)
 ROWS = {row["name"]: row for table in TABLES for row in table["rows"]}
 
 
@@ -213,13 +213,13 @@ def test_what_a_loss_adds_is_measured_in_pairs(
     monkeypatch.setattr(loss_time, "COUNT", 40)
     monkeypatch.setattr(loss_time, "WARM_UP", 1)
     small = ["batch_size=4", "device=cpu", "teacher.model.width=1"]
-    figures = loss_time.measure(["at", "ab", "crd", "simkd"], small, 2)
+    figures = loss_time.measure_losses(["at", "ab", "crd", "simkd"], small, 2)
     assert list(figures["losses"]) == ["at", "ab", "crd", "simkd"]
     for loss in figures["losses"].values():
         assert 0 < loss["ratio"]["min"] <= loss["ratio"]["median"] <= loss["ratio"]["max"]
     (tmp_path / "loss_time_fp32.json").write_text(json.dumps(figures))
-    assert "Not run yet." in page(tmp_path / "nothing")
-    text = page(tmp_path)
+    assert "Not run yet." in cost_page(tmp_path / "nothing")
+    text = cost_page(tmp_path)
     assert "Not run yet." not in text
     assert re.search(r"\| `ab` \| \d+ ms \| \d+ ms \| \d+\.\d\d \(", text)
 

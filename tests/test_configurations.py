@@ -16,7 +16,7 @@ import torchvision
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
-from benchmarks.reproduce import read
+from benchmarks.reproduce import read_tables
 from core.runtime import Runtime
 from engine.config import ROOT, compose, plain
 from engine.parts import blank_teacher, build_dataset, build_parts
@@ -148,7 +148,9 @@ def test_light_students_take_every_loss_of_the_tables(student: str) -> None:
 @pytest.mark.parametrize("method", ["nayer", "zskd", "spaceshipnet", "mosaickd", "cpsc"])
 def test_cifar_experiments_fit_a_hundred_classes(method: str) -> None:
     """Those whose parts know the classes or the data, as the row of docs/results.md has them."""
-    rows = [row for table in read(ROOT.parent / "benchmarks" / "tables") for row in table["rows"]]
+    rows = [
+        row for table in read_tables(ROOT.parent / "benchmarks" / "tables") for row in table["rows"]
+    ]
     [row] = [r for r in rows if r["name"] == f"gpu-cifar100-wrn_40_2-wrn_16_1-{method}"]
     config = narrow(small(*row["overrides"]))
     config.data.size = 16

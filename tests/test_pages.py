@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks import plot, reproduce, summary
 from benchmarks.columns import cells_of, device
-from benchmarks.page import page
+from benchmarks.page import topic_page
 from benchmarks.records import Kept, keep
 from benchmarks.summary import Figures, findings
 from tests.test_benchmarks import ROWS, TABLES, result
@@ -68,8 +68,8 @@ def test_a_row_that_measures_a_teacher_shows_nothing_of_its_student() -> None:
 
 def test_pages_hold_what_was_run_and_say_what_was_not(tmp_path: Path) -> None:
     found = kept(tmp_path, line("digits", 1, 0.9))
-    texts = [summary.page(TABLES, found)]
-    texts += [page(name, TABLES, found) for name in ("data-free", "transfer", "ablation")]
+    texts = [summary.summary_page(TABLES, found)]
+    texts += [topic_page(name, TABLES, found) for name in ("data-free", "transfer", "ablation")]
     [row] = [
         x
         for text in texts
@@ -90,7 +90,7 @@ def test_a_row_is_marked_with_what_has_changed_since(tmp_path: Path) -> None:
         line("mnist-zskt", 0, 0.8, overrides=["steps=1"]),
         line("mnist-dafl", 0, 0.7),
     ]
-    text = summary.page(TABLES, kept(tmp_path, *lines))
+    text = summary.summary_page(TABLES, kept(tmp_path, *lines))
     rows = {
         name: next(x for x in text.splitlines() if f": {name}" in x and x[0] == "|")
         for name in ("DFQ", "ZSKT", "DAFL")
@@ -101,11 +101,11 @@ def test_a_row_is_marked_with_what_has_changed_since(tmp_path: Path) -> None:
         "† Changed since the run: `configs/data/mnist.yaml`, `configs/method/dfq.yaml` "
         "(`mnist-dfq`); the command (`mnist-zskt`)."
     ) in text
-    assert "†" not in summary.page(TABLES, kept(tmp_path / "current", lines[2]))
+    assert "†" not in summary.summary_page(TABLES, kept(tmp_path / "current", lines[2]))
 
 
 def test_what_did_not_help_is_in_an_appendix(tmp_path: Path) -> None:
-    text = page("transfer", TABLES, Kept(tmp_path), more="\n## A section\n")
+    text = topic_page("transfer", TABLES, Kept(tmp_path), more="\n## A section\n")
     body, appendix = text.split("\n## Appendix: what did not help\n")
     titles = [table["title"] for table in TABLES if table.get("appendix")]
     assert len(titles) == 2
@@ -170,7 +170,7 @@ def test_the_readme_states_current_figures_alone(tmp_path: Path) -> None:
     assert ("90.00%" in one, "70.00%" in one) == (True, False)
     assert both.startswith("before\n")
     assert both.endswith("\nafter\n")
-    assert "70.00% " in summary.page(TABLES, Kept(tmp_path / "one"))
+    assert "70.00% " in summary.summary_page(TABLES, Kept(tmp_path / "one"))
 
 
 def test_the_readme_is_made_from_what_is_kept() -> None:
@@ -181,7 +181,7 @@ def test_the_readme_is_made_from_what_is_kept() -> None:
 
 def test_every_link_of_the_pages_leads_to_a_file_that_is_made(tmp_path: Path) -> None:
     (tmp_path / "agreement.json").write_text("[]")
-    files = reproduce.written(TABLES, tmp_path)
+    files = reproduce.made_files(TABLES, tmp_path)
     for name, text in files.items():
         if name.startswith("docs/") and name.endswith(".md"):
             for link in re.findall(r"\]\(([^)]+)\)", text):
@@ -191,8 +191,8 @@ def test_every_link_of_the_pages_leads_to_a_file_that_is_made(tmp_path: Path) ->
 
 def test_the_plot_ranks_methods_and_is_the_same_each_time() -> None:
     found = {"dafl": [0.5, 0.7], "zskt": [0.9], "dfq": [0.8, 0.8]}
-    text = plot.methods("title", found)
-    assert plot.methods("title", found) == text
+    text = plot.plot_methods("title", found)
+    assert plot.plot_methods("title", found) == text
     assert len(text) < 200_000
     words = [e.text for e in ET.fromstring(text).iter("{http://www.w3.org/2000/svg}text")]
     assert [w for w in words if w in found] == ["dafl", "dfq", "zskt"]  # from below

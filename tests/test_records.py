@@ -186,7 +186,7 @@ def test_data_from_a_file_is_where_a_row_runs_and_not_what_it_is(
     monkeypatch.setattr(reproduce.subprocess, "run", run)
     monkeypatch.setattr(reproduce, "RECORDS", tmp_path / "results")
     table = {"name": "some", "rows": [row]}
-    reproduce.run(table, row, tmp_path / "runs", ["data=npz", f"data.path={file}"], dry=False)
+    reproduce.run_row(table, row, tmp_path / "runs", ["data=npz", f"data.path={file}"], dry=False)
     assert accuracies(row, tmp_path) == {0: 0.9}
     own, here = compose(row["overrides"]), compose(commands[0][2:])
     assert here.choices == own.choices
@@ -202,7 +202,7 @@ def test_other_data_is_another_run(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(reproduce, "RECORDS", tmp_path / "results")
     for other in ("data=cifar100", "data.dataset={_target_: data.files.npz, path: x.npz}"):
         table = {"name": "some", "rows": [row]}
-        reproduce.run(table, row, tmp_path / "runs", [other], dry=False)
+        reproduce.run_row(table, row, tmp_path / "runs", [other], dry=False)
     assert not (tmp_path / "results").exists()
 
 

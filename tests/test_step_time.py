@@ -28,7 +28,7 @@ def test_a_cycle_waits_twice_and_leaves_nothing_out(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(EMA, "update", counted("ema", update))
     monkeypatch.setattr(step_time.torch.nn.utils, "clip_grad_norm_", counted("clip", clip))
     settings = ["batch_size=2", "device=cpu", "source.student_steps=2", "ema=0.9", "clip=1.0"]
-    figures = step_time.measure([*DEFAULTS, *settings], repeat=2)
+    figures = step_time.measure_step([*DEFAULTS, *settings], repeat=2)
     cycles = WARM_UP + 2
     assert done == {"now": 2 * cycles, "learn": 2 * cycles, "ema": 2 * cycles, "clip": 2 * cycles}
     whole, update_, step = (
@@ -40,11 +40,11 @@ def test_a_cycle_waits_twice_and_leaves_nothing_out(monkeypatch: pytest.MonkeyPa
 
 def test_a_cycle_may_be_one_step() -> None:
     settings = ["batch_size=2", "device=cpu", "source.student_steps=1", "source.reuse=true"]
-    assert step_time.measure([*DEFAULTS, *settings], repeat=1)["cycle_seconds"]["median"] > 0
+    assert step_time.measure_step([*DEFAULTS, *settings], repeat=1)["cycle_seconds"]["median"] > 0
 
 
 def test_a_plain_loop_is_timed_in_pairs() -> None:
-    figures = plain_step.measure([*DEFAULTS, "batch_size=2"], repeat=2)
+    figures = plain_step.measure_plain([*DEFAULTS, "batch_size=2"], repeat=2)
     ours, other, ratio = (figures[k] for k in ("cycle_seconds", "plain_seconds", "ratio"))
     assert 0 < ratio["min"] <= ratio["median"] <= ratio["max"]
     assert 0.99 * ours["min"] / other["max"] < ratio["median"] < 1.01 * ours["max"] / other["min"]

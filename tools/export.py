@@ -56,7 +56,7 @@ def export(source: Path, out: Path, overrides: Sequence[str] = ()) -> str:
     images, where = probes(run, student.spec)
     content = kind.write(capture(student), metadata_of(student, run, file))
     try:
-        difference, largest = compare(student, kind.read(content), images)
+        difference, largest = compare_logits(student, kind.read(content), images)
     except ValueError:
         raise
     except Exception as error:  # what runs the export has exceptions of its own
@@ -170,7 +170,7 @@ def metadata_of(student: Classifier, run: Path | None, file: Path) -> dict[str, 
     return {key: json.dumps(value) for key, value in values.items()}
 
 
-def compare(
+def compare_logits(
     student: Classifier, exported: Callable[[Tensor], Tensor], images: Tensor
 ) -> tuple[float, float]:
     """The largest difference of logits over batches of each size, and the largest logit.

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tests.tools.students import made, needs_onnx, node_of, raw
-from tools.export import compare, main
+from tools.export import compare_logits, main
 
 OWN = """
 import torch
@@ -138,7 +138,7 @@ def test_comparison(tmp_path: Path) -> None:
                 return type("Outputs", (), {"logits": wanted(images)})
 
         try:
-            compare(Student(), lambda images: wanted(images) + error, x)  # type: ignore[arg-type]
+            compare_logits(Student(), lambda images: wanted(images) + error, x)  # type: ignore[arg-type]
         except ValueError:
             return False
         return True
@@ -155,4 +155,4 @@ def test_comparison(tmp_path: Path) -> None:
 def test_logits_of_another_shape(tmp_path: Path) -> None:
     student = made(tmp_path / "run", node_of("digits_cnn_small", width=4), (1, 8, 8))
     with pytest.raises(ValueError, match=r"logits of shape \(1, 1\), not \(1, 5\)"):
-        compare(student, lambda images: student(images).logits[:, :1], raw(student, 16))
+        compare_logits(student, lambda images: student(images).logits[:, :1], raw(student, 16))

@@ -11,8 +11,8 @@ import pytest
 import yaml
 
 from tools.report.__main__ import main
-from tools.report.curves import mean, thinned
-from tools.report.runs import find, grouped, read
+from tools.report.curves import mean_curve, thinned
+from tools.report.runs import find, grouped, read_runs
 
 PNG = b"\x89PNG\r\n\x1a\n and so on"
 EVIL = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>&\u202e"
@@ -117,7 +117,7 @@ def test_what_a_budget_made_of_the_steps_does_not_part_seeds(tmp_path: Path) -> 
         write(tmp_path / str(seed), config(seed=seed, steps=20 + seed, budget="1m"))
         for seed in (0, 1)
     ]
-    assert len(grouped([read(run) for run in runs])) == 1
+    assert len(grouped([read_runs(run) for run in runs])) == 1
 
 
 def test_nothing_in_a_run_gets_out_of_its_place(tmp_path: Path) -> None:
@@ -252,13 +252,13 @@ def test_tags_of_earlier_runs(tmp_path: Path) -> None:
         '{"step": 1, "test/ece": 0.5, "source/bn": 2, "student/a": 3}'
     )
     expected = {"eval/ece": [(1, 0.5)], "loss/source/bn": [(1, 2.0)], "loss/student/a": [(1, 3.0)]}
-    assert read(run).series == expected
+    assert read_runs(run).series == expected
 
 
 def test_means_of_curves() -> None:
     one = {5: (5.0, 1.0), 7: (7.0, 9.0), 10: (10.0, 2.0)}
     other = {5: (15.0, 3.0), 10: (20.0, 6.0), 15: (30.0, 7.0)}
-    assert mean([one, other]) == [(10.0, 2.0), (15.0, 4.0)]
+    assert mean_curve([one, other]) == [(10.0, 2.0), (15.0, 4.0)]
     long = [(float(i), float(i % 2)) for i in range(3000)]
     assert len(thinned(long)) == 300
     assert thinned(long)[0] == (4.5, 0.5)

@@ -15,8 +15,8 @@ import sys
 from pathlib import Path
 
 from core.files import write_whole
-from tools.report.page import MARK, page
-from tools.report.runs import find, grouped, read
+from tools.report.page import MARK, report_page
+from tools.report.runs import find, grouped, read_runs
 
 
 def main(arguments: list[str]) -> int:
@@ -35,8 +35,8 @@ def main(arguments: list[str]) -> int:
             print(f"error: {mistake}", file=sys.stderr)
         if not paths:
             return 1
-        groups = grouped([read(path) for path in paths])
-        write_whole(given.out, page(groups))
+        groups = grouped([read_runs(path) for path in paths])
+        write_whole(given.out, report_page(groups))
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

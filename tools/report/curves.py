@@ -72,7 +72,7 @@ def _drawn(line: Line, place: Callable[[Point], Point]) -> str:
     """Thin lines for seeds, if there are several, and a thick one for the mean."""
     kind = f"c{line.index % COLOURS}" + (" dashed" if line.index >= COLOURS else "")
     thin = line.seeds if len(line.seeds) > 1 else []
-    curves = [("thin", list(seed.values())) for seed in thin] + [("mean", mean(line.seeds))]
+    curves = [("thin", list(seed.values())) for seed in thin] + [("mean", mean_curve(line.seeds))]
     return "".join(
         f'<polyline class="{kind} {weight}" points="'
         + " ".join(f"{x:.1f},{y:.1f}" for x, y in map(place, _visible(thinned(curve))))
@@ -87,7 +87,7 @@ def _visible(curve: list[Point]) -> list[Point]:
     return curve * 2 if len(curve) == 1 else curve
 
 
-def mean(seeds: Sequence[dict[int, Point]]) -> list[Point]:
+def mean_curve(seeds: Sequence[dict[int, Point]]) -> list[Point]:
     """At each step that all seeds have, the mean of their points."""
     shared = [step for step in seeds[0] if all(step in seed for seed in seeds)] if seeds else []
     return [_middle([seed[step] for seed in seeds]) for step in shared]

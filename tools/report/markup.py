@@ -93,7 +93,7 @@ def wrapped(value: Any) -> str:
     return re.sub(r"([.,/_])(?!\d)", r"\1<wbr>", clean(value))
 
 
-def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+def html_table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     """In a box that scrolls where it is wider than the page; the first column names the row."""
     top = "".join(f'<th scope="col">{cell}</th>' for cell in head)
     lines = []
@@ -108,7 +108,7 @@ def folded(words: str, content: str) -> str:
     return f"<details><summary>{words}</summary>{content}</details>"
 
 
-def spread(values: list[float], written: Callable[[float], str], lowest: bool = False) -> str:
+def averaged(values: list[float], written: Callable[[float], str], lowest: bool = False) -> str:
     if not values:
         return NONE
     middle, deviation = mean_and_deviation(values)

@@ -10,16 +10,16 @@ from tools.report.curves import COLOURS, Line, chart
 from tools.report.markup import (
     NONE,
     STYLE,
+    averaged,
     clean,
     count,
     duration,
     extent,
     folded,
+    html_table,
     mean,
     percent,
     single,
-    spread,
-    table,
     wrapped,
 )
 from tools.report.runs import Group, Run, rank
@@ -33,7 +33,7 @@ MANY = 16  # settings, more than which are not shown at once
 PARTS = ("timing", "synthesis", "distillation", "evaluation")
 
 
-def page(groups: Sequence[Group]) -> str:
+def report_page(groups: Sequence[Group]) -> str:
     """The whole page as text that UTF-8 can say."""
     runs = [run for group in groups for run in group.runs]
     title = f"{count(len(runs), 'run')} in {count(len(groups), 'group')}"
@@ -69,20 +69,20 @@ def _results(groups: Sequence[Group]) -> str:
             [
                 _key(i, group),
                 seeds,
-                spread(group.figures("student", "accuracy"), percent, lowest=True),
-                spread(group.figures("student", "agreement"), percent, lowest=True),
-                spread(group.figures("student", "ece"), percent),
-                spread(single(group.figures("teacher", "accuracy")), percent),
+                averaged(group.figures("student", "accuracy"), percent, lowest=True),
+                averaged(group.figures("student", "agreement"), percent, lowest=True),
+                averaged(group.figures("student", "ece"), percent),
+                averaged(single(group.figures("teacher", "accuracy")), percent),
                 extent(group.figures("student", "parameters")),
                 extent(group.figures("cost", "steps")),
-                spread(group.figures("cost", "wall_seconds"), duration),
+                averaged(group.figures("cost", "wall_seconds"), duration),
                 extent(group.figures("cost", "images_synthesized")),
                 extent(group.figures("cost", "teacher_queries")),
                 ", ".join(map(clean, group.words("cost", "device"))) or NONE,
             ]
         )
     note = "<p class=quiet>Mean ± sample standard deviation over the seeds, and the lowest.</p>"
-    return table(head, rows) + note + _measured(groups) + _unfinished(groups)
+    return html_table(head, rows) + note + _measured(groups) + _unfinished(groups)
 
 
 def _measured(groups: Sequence[Group]) -> str:
@@ -129,14 +129,16 @@ def _settings(groups: Sequence[Group]) -> str:
     shown = [key for key in differing if few or rank(key) < 2 or "." not in key]
     rows = {key: [wrapped(key), *(_asked(g, key) for g in groups)] for key in differing}
     names = [_key(i, group) for i, group in enumerate(groups)]
-    content = table(["setting", *names], [rows.pop(key) for key in shown])
+    content = html_table(["setting", *names], [rows.pop(key) for key in shown])
     if not shown:
         content = "<p>There is nothing that the groups differ in.</p>"
     if rows:
         words = f"{count(len(rows), 'more setting')} in which they differ"
-        content += folded(words, table(["setting", *names], rows.values()))
+        content += folded(words, html_table(["setting", *names], rows.values()))
     shared = [key for key in keys if key not in differing]
-    same = table(["setting", "value"], [[wrapped(key), _asked(groups[0], key)] for key in shared])
+    same = html_table(
+        ["setting", "value"], [[wrapped(key), _asked(groups[0], key)] for key in shared]
+    )
     return content + folded(f"{count(len(shared), 'setting')} that all share", same)
 
 
@@ -236,7 +238,7 @@ def _costs(groups: Sequence[Group]) -> str:
     note = (
         "Means over the seeds, and the most memory of any. Timing comes before a run, for its plan."
     )
-    return table(head, rows) + f"<p class=quiet>{note}</p>"
+    return html_table(head, rows) + f"<p class=quiet>{note}</p>"
 
 
 def _bar(seconds: Sequence[float]) -> str:
@@ -258,7 +260,7 @@ def _runs(groups: Sequence[Group]) -> str:
             seed = clean(run.settings.get("seed"))
             path = f"<code>{wrapped(str(run.path))}</code>"
             rows.append([path, _key(i, group), seed, _state(run), versions or NONE])
-    return table(["folder", "group", "seed", "state", "versions"], rows)
+    return html_table(["folder", "group", "seed", "state", "versions"], rows)
 
 
 def _key(index: int, group: Group) -> str:

@@ -109,7 +109,7 @@ def _is_run(path: Path) -> bool:
     return (path / CONFIG).is_file() and laid_out(mapping(path / CONFIG))
 
 
-def read(path: Path) -> Run:
+def read_runs(path: Path) -> Run:
     """A run directory; what is missing or damaged in it is left out."""
     result = _json(path / RESULT)
     return Run(
