@@ -79,27 +79,22 @@ def by(students: Sequence[dict[str, Any]], key: str) -> dict[Any, list[dict[str,
 
 
 def svg(students: Sequence[dict[str, Any]]) -> str:
-    """A panel a data set, a point a student; methods are named at the mean of their seeds."""
-    sets = by(students, "data")
-    with _drawn(1, len(sets), figsize=(5 * len(sets), 4.6)) as (axes, out):
+    """A panel a data set, a point a student, a colour and a marker a method."""
+    sets, methods = by(students, "data"), sorted(by(students, "method"))
+    with _drawn(1, len(sets), figsize=(4.4 * len(sets) + 1.4, 4.4)) as (axes, out):
         for axis, (data, of_data) in zip(axes, sets.items(), strict=True):
-            for colour, (method, own) in enumerate(by(of_data, "method").items()):
+            for number, method in enumerate(methods):
+                own = [s for s in of_data if s["method"] == method]
                 x, y = [[100 * s[key] for s in own] for key in ("agreement", "accuracy")]
-                axis.scatter(x, y, s=16, color=f"C{colour % 10}")
-                axis.annotate(
-                    method,
-                    (statistics.mean(x), statistics.mean(y)),
-                    fontsize=7,
-                    color=f"C{colour % 10}",
-                    xytext=(4, -7),
-                    textcoords="offset points",
-                )
+                marker = "os^"[number // 10]
+                axis.scatter(x, y, s=22, color=f"C{number % 10}", marker=marker, label=method)
             axis.set(
                 title=f"{data}: Spearman {_rank(of_data, 'agreement')}",
                 xlabel="agreement on the probe set, %",
                 ylabel="accuracy on the test set, %",
             )
             axis.grid(alpha=0.3)
+        axes[-1].legend(loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=8, frameon=False)
     return out.getvalue()
 
 

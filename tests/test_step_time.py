@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from benchmarks import plain_step, step_time
-from benchmarks.page import plain_line
+from benchmarks.cost import plain_line
 from benchmarks.step_time import DEFAULTS, WARM_UP
 from engine.train import Training
 from models.ema import EMA
