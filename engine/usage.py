@@ -13,20 +13,20 @@ WIDTH = 100
 HEAD = """Train a student, from a teacher alone or from data.
 
   python train.py                                   the main job, on embedded digits
-  python train.py method=dafl data=mnist seed=1     another method on other data
-  python train.py method=kd loss=[at,rkd]           transfer losses beside the method's own
+  python train.py method=dafl data=mnist seed=1     another method and data set
+  python train.py method=kd loss=[at,rkd]           transfer losses added to the method's own
   python train.py data=none teacher=NAME teacher.checkpoint=FILE student=NAME budget=10m
-                                                    a teacher and no data at all
+                                                    a teacher's file and no data at all
   torchrun --nproc-per-node=2 train.py              several processes
 
-The same command continues a run that was interrupted.
+The same command continues an interrupted run.
 
-Groups (group=choice; --help GROUP has a line on each choice):"""
+Groups (group=choice; --help GROUP describes each choice):"""
 TAIL = """
-Keys are set as key=value, such as steps=2000 or distiller.losses.kd.weight=2.
+Set a key with key=value, such as steps=2000 or distiller.losses.kd.weight=2.
 
-  --help GROUP   one group: {groups}
-  --help keys    the keys that every run has
+  --help GROUP   the choices of a group: {groups}
+  --help keys    the keys of every run
   --show         print the composed configuration and stop
 
 `python -X dev train.py` shows tracebacks."""
