@@ -1,12 +1,12 @@
 """How well agreement on a probe set ranks students, from runs whose real accuracy is known.
 
     python benchmarks/reproduce.py digits-half-minute mnist-2min -- data.root=DIR
-    python benchmarks/agreement.py                 from what these left in runs/results/
+    python benchmarks/agreement.py                 from those runs in runs/results/
 
-Every student is measured as a run with data=none measures its own: on a :class:`engine.probe.Probe`
-of its teacher, made by two methods that did not train it. Two controls beside it: the inputs that
-the student was trained on, and uniform noise. What was found goes into benchmarks/results/, and
-`reproduce.py --table` makes a section and a plot of docs/results/data-free.md from it.
+Every student is measured as in a run with data=none: on a :class:`engine.probe.Probe` of its
+teacher, made by two methods that did not train it. There are two controls: the inputs that the
+student was trained on, and uniform noise. The results go into benchmarks/results/, and
+`reproduce.py --table` makes a section and a plot of docs/results/data-free.md from them.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def main() -> None:
 
 
 def measured(run: Path) -> dict[str, Any]:
-    """What is known of one finished run: fractions of inputs."""
+    """The measurements of one finished run: fractions of inputs."""
     result = json.loads((run / "result.json").read_text())
     config = OmegaConf.load(run / "config.yaml")
     assert isinstance(config, DictConfig)

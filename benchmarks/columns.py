@@ -1,4 +1,4 @@
-"""The cells of a table of results: what a row's runs left, in figures that people read."""
+"""The cells of a table of results: a row's results, formatted for readers."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import math
 import statistics
 from typing import Any
 
-# Columns on the inputs that were synthesized last, by their key in a result.
+# Columns that describe the last synthesized inputs, with their keys in a result.
 DIAGNOSTICS = {
     "class balance": "class_balance",
     "own agreement": "agreement",
     "diversity": "diversity",
     "distance": "frechet_distance",
 }
-OF_A_TEACHER = {"seeds", "teacher", "published", "device"}  # of a row that measures no more
+OF_A_TEACHER = {"seeds", "teacher", "published", "device"}  # for rows that measure a teacher
 
 
 def cells_of(row: dict[str, Any], results: list[dict[str, Any]]) -> dict[str, str]:
@@ -48,13 +48,13 @@ def accuracies(results: list[dict[str, Any]]) -> list[float]:
 
 
 def of_the_inputs(values: list[float | None]) -> str:
-    """The mean of a diagnostic; nothing where a teacher does not reveal what it takes."""
+    """The mean of a diagnostic; empty if a black-box teacher does not allow it."""
     known = [value for value in values if value is not None]
     return f"{statistics.mean(known):.2f}" if known else ""
 
 
 def between(counts: list[int]) -> str:
-    """The count of all seeds; the least and the largest where a budget gave each its own."""
+    """The count of all seeds, or the smallest and largest if a budget gave each its own."""
     least, most = min(counts), max(counts)
     return f"{least:,}" if least == most else f"{least:,} to {most:,}"
 
@@ -65,7 +65,7 @@ def device(result: dict[str, Any]) -> str:
 
 
 def percentages(values: list[float]) -> str:
-    """Mean ± standard deviation; nothing where nothing was measured, as without a teacher."""
+    """Mean ± standard deviation; empty if nothing was measured, as without a teacher."""
     if not values:
         return ""
     mean = statistics.mean(values)

@@ -1,4 +1,4 @@
-"""The page docs/results/cost.md, from the figures that the scripts of time left."""
+"""The page docs/results/cost.md, from the figures that the timing scripts wrote."""
 
 from __future__ import annotations
 
@@ -12,42 +12,42 @@ from benchmarks.page import MADE
 HEAD = f"""# Cost
 
 {MADE}
-Each script writes a file in `benchmarks/results/`, with the device and the threads.
+Each script writes a file to `benchmarks/results/`, with the device and the number of threads.
 """
 
 STEPS = """
 ## Time of a step
 
 `python benchmarks/step_time.py --json benchmarks/results/step_time_fp32.json`, and with
-`precision=bf16`: one cycle is a generator step and five student steps. Median, minimum and maximum.
+`precision=bf16`. A cycle is one generator step and five student steps. Median, minimum and maximum.
 
 | cycle | generator step | student step | images/s | peak memory | where and what |
 | --- | --- | --- | --- | --- | --- |
 """
 
 PLAIN = """
-## Beside a plain loop
+## Compared with a plain loop
 
-`python benchmarks/plain_step.py --json benchmarks/results/plain_step_fp32.json`: the same cycle and
-that of a plain loop, in turn. Ratio of the two, below 1 where Reverie is faster.
+`python benchmarks/plain_step.py --json benchmarks/results/plain_step_fp32.json`: the same cycle,
+alternating with a plain loop's. A ratio below 1 means that Reverie is faster.
 
 | Reverie | plain loop | ratio | where and what |
 | --- | --- | --- | --- |
 """
 
 LOSSES = """
-## What a loss adds to a step
+## The time of each loss
 
 `python benchmarks/loss_time.py --json benchmarks/results/loss_time_fp32.json`: a student step of
-plain KD and one with the loss beside it, in turn. Ratio of the two: median, minimum and maximum.
-`dgkd` has no assistant here: each costs a forward pass more.
+plain KD alternates with one that has the loss too. Ratio of the two: median, minimum and maximum.
+`dgkd` has no assistant here; each would add a forward pass.
 """
 
 LOSS_COLUMNS = "| loss | KD alone | with the loss | ratio |\n| --- | --- | --- | --- |\n"
 
 
 def cost_page(records: Path) -> str:
-    """The whole page, which says of what has not run that it has not."""
+    """The whole page, which also says what has not run."""
 
     def timed(kind: str, line: Callable[[dict[str, Any]], str], missing: str) -> str:
         files = sorted(records.glob(f"{kind}*.json"))

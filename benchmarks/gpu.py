@@ -1,4 +1,4 @@
-"""A first look at a GPU: the jobs that tell most come first, each within what is left of the time.
+"""First measurements on a GPU, within a time limit: the most useful jobs come first.
 
     python benchmarks/gpu.py [--part smoke|train] [--limit SECONDS] [--out DIR] [--runs DIR]
                              [--data FILE.npz] [--teacher FILE] [--device cuda|cpu] [--dry-run]
@@ -6,12 +6,12 @@
 ``smoke`` (9 minutes): the machine; every method for 30 steps; data-free CIFAR-10 with a public
 ResNet-20; the tests that need CUDA; step times; a profile; compiled steps. ``train`` (4 minutes):
 a WRN-40-2 on CIFAR-10 and NAYER from it to a WRN-16-1. --data is CIFAR-10 as an npz, and --teacher
-the ResNet-20's file; jobs that need what is not given are left out.
+the ResNet-20's file; jobs that need a file that is not given are skipped.
 
-DIR/PART.json says after each job what came of all; what a job printed is in DIR/JOB.txt, and its
-result, where it is a run, in DIR/JOB.json. A job that runs out of time is stopped as by SIGTERM: a
-run then leaves a checkpoint in --runs, from which the same command goes on. --dry-run takes tiny
-sizes. The packages that the machine lacks may lie in a folder on PYTHONPATH (gpu_deps.sh).
+DIR/PART.json reports on all jobs and is updated after each. A job's output is in DIR/JOB.txt, and
+the result of a run in DIR/JOB.json. A job that runs out of time is stopped by SIGTERM: a run then
+leaves a checkpoint in --runs, from which the same command continues. --dry-run uses tiny sizes.
+Packages that the machine lacks may be in a folder on PYTHONPATH (gpu_deps.sh).
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ from core.files import write_whole
 
 ROOT = Path(__file__).resolve().parents[1]
 LIMITS = {"smoke": 560.0, "train": 240.0}
-LEAST = 15.0  # seconds, below which no job is begun
-GRACE = 10.0  # seconds in which a job that is stopped may still save what it has
-TAIL = 2000  # characters of what a job printed, in the report
+LEAST = 15.0  # seconds; with less time left no job is started
+GRACE = 10.0  # seconds that a stopped job has for saving
+TAIL = 2000  # characters of a job's output in the report
 IMAGENET = ["teacher.mean=[0.485,0.456,0.406]", "teacher.std=[0.229,0.224,0.225]"]
 STEP_TIMES = {  # at 32x32, WRN-40-2 to WRN-16-1
     "dafl": ["method=dafl", "precision=bf16", "batch_size=256"],
@@ -128,7 +128,7 @@ def smoke(options: argparse.Namespace) -> list[Job]:
 
 
 def public_teacher(options: argparse.Namespace) -> Job:
-    """Data-free, so that of the data only the test split is read."""
+    """Data-free: only the test split of the data is read."""
     run = options.runs / "dfq"
     command = ["train.py", "method=dfq", "teacher=resnet20", "student=resnet20", *IMAGENET]
     command += ["data=npz", f"data.path={options.data}", f"teacher.checkpoint={options.teacher}"]
@@ -159,7 +159,7 @@ PARTS = {"smoke": smoke, "train": training}
 
 
 def run_all(jobs: list[Job], options: argparse.Namespace, end: float) -> int:
-    """Run the jobs in order until the time is up; gives 1 if one failed."""
+    """Run the jobs in order until the time is up; returns 1 if one failed."""
     options.out.mkdir(parents=True, exist_ok=True)
     report: list[dict[str, Any]] = []
     for job in jobs:
@@ -183,7 +183,7 @@ def run_all(jobs: list[Job], options: argparse.Namespace, end: float) -> int:
 def attempt(
     job: Job, command: list[str], seconds: float, options: argparse.Namespace
 ) -> dict[str, Any]:
-    """Run one job for at most so many seconds; gives what the report says of it."""
+    """Run one job for at most so many seconds; returns its entry in the report."""
     log = options.out / f"{job.name}.txt"
     began = time.monotonic()
     with open(log, "w") as file:
@@ -193,7 +193,7 @@ def attempt(
             env=environment(options.runs),
             stdout=file,
             stderr=subprocess.STDOUT,
-            start_new_session=True,  # so that what it starts ends with it
+            start_new_session=True,  # so that its children end with it
         )
         stopped = ends(process, seconds)
     status = "finished" if process.returncode == 0 else f"failed: exit code {process.returncode}"
@@ -207,7 +207,7 @@ def attempt(
 
 
 def ends(process: subprocess.Popen[bytes], seconds: float) -> bool:
-    """Wait until the process and all that it started have ended; whether they had to be stopped."""
+    """Wait for the process and its children to end; returns whether they had to be stopped."""
     try:
         process.wait(seconds)
         return False
@@ -223,7 +223,7 @@ def ends(process: subprocess.Popen[bytes], seconds: float) -> bool:
 
 
 def environment(runs: Path) -> dict[str, str]:
-    """Ours first, then the folder of packages that the machine lacks, if there is one."""
+    """This repository first on PYTHONPATH, then the folder of extra packages, if there is one."""
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     caches = {f"{name}_CACHE_DIR": str(runs / name.lower()) for name in ("TORCHINDUCTOR", "TRITON")}
     defaults = {"OMP_NUM_THREADS": "4", **caches}

@@ -1,4 +1,4 @@
-"""Which machine this is, and how fast it multiplies: python benchmarks/gpu_machine.py [cuda|cpu]"""
+"""The machine, and its speed in matrix products: python benchmarks/gpu_machine.py [cuda|cpu]"""
 
 from __future__ import annotations
 

@@ -2,8 +2,8 @@
 
     python benchmarks/gpu_methods.py [METHOD ...] [--device cuda] [--steps 30] [--runs DIR]
 
-A run is a whole one: rounds, log, checkpoint, evaluation, diagnostics, result. Evaluating, logging
-and saving have to wait for the device; a line of a synthesizer or a loss among them is a fault.
+Each run is complete: rounds, log, checkpoint, evaluation, diagnostics, result. Evaluating, logging
+and saving have to wait for the device. If a line of a synthesizer or a loss waits, that is a fault.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def settings(method: str, device: str, steps: int, runs: Path) -> DictConfig:
 
 
 def tried(method: str, device: str, steps: int, runs: Path) -> str:
-    """What came of one method, in a line."""
+    """The outcome of one method, in one line."""
     began = time.perf_counter()
     try:
         config = settings(method, device, steps, runs)
@@ -84,7 +84,7 @@ def tried(method: str, device: str, steps: int, runs: Path) -> str:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             result = run(config, runtime)
-    except Exception as error:  # one that fails keeps no other from running
+    except Exception as error:  # a method that fails does not stop the others
         return f"FAILED {''.join(traceback.format_exception(error)[-3:])[-600:]}"
     waits = collections.Counter(
         f"{Path(w.filename).name}:{w.lineno}" for w in caught if "synchroniz" in str(w.message)

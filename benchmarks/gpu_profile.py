@@ -1,4 +1,4 @@
-"""Where a cycle's time goes: kernels, how long the device is busy, and the costliest operations.
+"""Where a cycle's time goes: kernels, the device's busy time, and the slowest operations.
 
 python benchmarks/gpu_profile.py [key=value ...]    # of train.py, as for step_time.py
 """

@@ -1,13 +1,13 @@
-"""What each transfer loss adds to a step of plain KD: time of a student step, in pairs.
+"""The time that each transfer loss adds to a student step of plain KD, measured in pairs.
 
     python benchmarks/loss_time.py [--repeat 20] [--losses at,crd] [--json FILE] [key=value ...]
 
 ResNet-56 -> ResNet-20 on 32x32 colour images of 100 classes at batch 64, by default; any override
-of `train.py` may follow (precision=bf16, compile=true, batch_size=256, device=cuda). A step of
-KD and one of KD with the loss take turns, so that what slows the machine slows both, and each pair
-gives one ratio. Prints its median, minimum and maximum. Images are noise and weights random, and
-nothing is learned: neither changes the time. A loss is as it is in the middle of a run or, if its
-schedule has switched it off by then, as it begins.
+of `train.py` may follow (precision=bf16, compile=true, batch_size=256, device=cuda). Steps of KD
+alternate with steps of KD and the loss, so that a slow machine slows both, and each pair gives one
+ratio. Prints the median, minimum and maximum of the ratios. Images are noise, weights are random
+and nothing is learned; this does not change the time. Schedules stand at the middle of a run, or at
+its beginning if they have switched the loss off by then.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ DEFAULTS = [
     *("method=kd", "data=cifar100", "teacher=resnet56", "student=resnet20"),
     *("batch_size=64", "optimizer.lr=0.0"),
 ]
-# Losses that want other networks, in both steps of a pair.
+# Losses that need other networks, in both steps of a pair.
 NETWORKS = {
     "simkd": [
         "student=simkd",
@@ -67,7 +67,7 @@ def main() -> None:
 
 
 def measure_losses(losses: Sequence[str], overrides: Sequence[str], repeat: int) -> dict[str, Any]:
-    """The ratio of each loss's step to that of KD beside it, over ``repeat`` pairs."""
+    """The ratio of each loss's step to the step of KD in the same pair, over ``repeat`` pairs."""
     settings = [*DEFAULTS, *overrides]
     config = compose(settings)
     runtime = Runtime.of(config)
@@ -112,7 +112,7 @@ def build_steps(overrides: Sequence[str], runtime: Runtime, data: Dataset) -> Pa
 
 
 def compare_steps(kd: Parts, both: Parts, runtime: Runtime, repeat: int) -> dict[str, Any]:
-    """Seconds of a step of each, and the ratio of the two in a pair; who is first, alternates."""
+    """Seconds of a step of each, and their ratio in each pair; the order alternates."""
     batch = kd.source.next()
     pairs = []
     for i in range(WARM_UP + repeat):

@@ -9,21 +9,22 @@ from typing import Any
 from benchmarks.columns import cells_of
 from benchmarks.records import COMMAND, Kept
 
-MADE = """Made by `python benchmarks/reproduce.py --table` from what `benchmarks/results/` keeps of
-each run; never edited. [Summary](../results.md)."""
+MADE = """Made by `python benchmarks/reproduce.py --table` from the results kept in
+`benchmarks/results/`; do not edit. [Summary](../results.md)."""
 
 READING = """`python benchmarks/reproduce.py --list` prints the command of every row. Accuracy is
-that of the last step, on the whole test split. With several seeds: mean ± standard deviation, and
-the lowest. Time is the student's run, synthesis and evaluation included and the teacher's training
-not. A row marked † was run before its command, or a configuration file that it chooses, changed.
+measured at the last step, on the whole test split. With several seeds it is the mean ± standard
+deviation, and the lowest. Time is for the student's run, with synthesis and evaluation but without
+the teacher's training. For a row marked †, the command or one of its configuration files has
+changed since the run.
 """
 
 INPUTS = """
-Four columns describe the 512 or so inputs that the student was given last (with repeats where a
-bank is small). Class balance is the entropy of the teacher's classes, 1 for equal shares. Own
-agreement is how often student and teacher agree on these very inputs. Diversity is how far nearest
-neighbours are apart, 1 for as far as among test inputs. Distance is the Fréchet distance to the
-test inputs. The last two are measured in the teacher's own features.
+Four columns describe the last inputs that the student was trained on, about 512 (with repeats if
+the bank is small). Class balance is the entropy of the teacher's predicted classes; 1 means equal
+shares. Own agreement is the share of these inputs on which student and teacher agree. Diversity is
+the distance between nearest neighbours, relative to that among test inputs. Distance is the Fréchet
+distance to the test inputs. The last two are measured in the teacher's features.
 """
 
 TITLES = {
@@ -38,7 +39,7 @@ def topic_page(name: str, tables: Sequence[dict[str, Any]], kept: Kept, more: st
     """The whole of docs/results/NAME.md.
 
     Args:
-        more: a section that stands between the tables and the appendix.
+        more: a section to put between the tables and the appendix.
     """
     own = [table for table in tables if table["page"] == name]
     text = f"# {TITLES[name]}\n\n{MADE}\n\n{READING}"
@@ -51,7 +52,7 @@ def topic_page(name: str, tables: Sequence[dict[str, Any]], kept: Kept, more: st
 
 
 def table_section(table: dict[str, Any], kept: Kept, level: str = "##") -> str:
-    """One table with its text, notes, and what is not run yet."""
+    """One table with its text, its notes, and the rows that have not run yet."""
     return f"\n{level} {table['title']}\n\n{table['text']}" + rows(table, kept, table["columns"])
 
 

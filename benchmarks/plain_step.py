@@ -1,12 +1,12 @@
-"""The time of a cycle beside that of a plain loop's, in pairs, in one process.
+"""The time of a cycle compared with a plain loop's, in pairs, in one process.
 
     python benchmarks/plain_step.py [--repeat 10] [--json FILE] [precision=bf16]
 
-What is compared is what benchmarks/step_time.py measures: DAFL's generator step and five student
-steps, WRN-40-2 -> WRN-16-1, 32x32, batch 64. The plain loop does the same as anybody would write it
-today: frozen teacher, channels-last, fused optimizers, upsampling before each convolution; with the
-same networks and losses, and without Reverie's loop, sources, losses, views or checks. The two take
-turns, so that what slows the machine slows both; a ratio below 1 says that Reverie is faster.
+The cycle is that of benchmarks/step_time.py: DAFL's generator step and five student steps,
+WRN-40-2 -> WRN-16-1, 32x32, batch 64. The plain loop does the same in ordinary PyTorch: frozen
+teacher, channels-last, fused optimizers, upsampling before each convolution, and the same networks
+and loss functions, without Reverie's loop, sources, loss classes, views or checks. The two
+alternate, so that a slow machine slows both; a ratio below 1 means that Reverie is faster.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ LATENT = 100
 
 
 def measure_plain(overrides: list[str], repeat: int) -> dict[str, Any]:
-    """Seconds of a cycle of each loop, and the ratio of ours to the plain one's in each pair."""
+    """Seconds of a cycle of each loop, and the ratio of Reverie's to the plain one in each pair."""
     config = compose(overrides)
     runtime = Runtime.of(config)
     training = loop(plain(config), runtime)
@@ -114,7 +114,7 @@ def kd(student: Tensor, teacher: Tensor, temperature: float = 20.0) -> Tensor:
 
 
 def plain_generator() -> nn.Sequential:
-    """The network that nearly all of the field's code shares."""
+    """The DCGAN-style generator of nearly all published code."""
     return nn.Sequential(
         nn.Linear(LATENT, 128 * 8 * 8),
         nn.Unflatten(1, (128, 8, 8)),

@@ -1,4 +1,4 @@
-"""The plots of the results, and a section: agreement on a probe set beside real accuracy."""
+"""The plots of the results, and the section that compares probe-set agreement with accuracy."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from scipy.stats import spearmanr
 TEXT = """
 ## Agreement on a probe set, as a stand-in for accuracy
 
-Without test data a student is measured by its agreement with the teacher on a probe set: inputs that
-two methods which did not train it synthesize from the teacher (`engine/probe.py`). Here the real
-accuracy is known as well: `python benchmarks/agreement.py`, over the rows `digits-half-minute` and
-`mnist-2min`, each seed with a teacher of its own. Spearman's rank correlation with real accuracy, of
-all students of a data set (all), and among those of each teacher (by teacher); with agreement on the
-inputs that the student was trained on (own inputs) and on uniform noise for comparison. These runs
-shared a machine with others, so that some got far through their time and some did not: the more
-different are the students, and the rows themselves are not kept.
+Without test data, a student is measured by its agreement with the teacher on a probe set: inputs that
+two methods which did not train it synthesize from the teacher (`engine/probe.py`). Here this agreement
+is compared with real accuracy, by `python benchmarks/agreement.py`, over the rows `digits-half-minute`
+and `mnist-2min`; each seed has its own teacher. The figures are Spearman's rank correlation with real
+accuracy, among all students of a data set (all) and among those of each teacher (by teacher). For
+comparison there is agreement on the inputs that the student was trained on (own inputs), and on uniform
+noise. These runs shared a machine with others, so some made more steps than others in the same time. This
+makes the students more different; the rows themselves are not kept.
 
 | data | students | methods | all | by teacher | first method of the probe | second | own inputs | noise |
 | --- | --- | --- | --- | --- | --- | --- | --- | --- |
@@ -28,7 +28,7 @@ different are the students, and the rows themselves are not kept.
 
 
 def agreement_section(students: Sequence[dict[str, Any]]) -> str:
-    """The text and the table; nothing where nothing was measured.
+    """The text and the table; empty without students.
 
     Args:
         students: as ``benchmarks/agreement.py`` keeps them.
@@ -42,8 +42,8 @@ def agreement_section(students: Sequence[dict[str, Any]]) -> str:
     )
     return (
         f"{TEXT}{body}\n![real accuracy against agreement on the probe set](agreement.svg)\n\n"
-        f"Accuracy less agreement, the median: {gaps}. The number ranks students; it does not say "
-        "what their accuracy is.\n"
+        f"Median of accuracy minus agreement: {gaps}. Agreement ranks students; it does not tell "
+        "their accuracy.\n"
     )
 
 
@@ -71,7 +71,7 @@ def _correlation(students: Sequence[dict[str, Any]], values: Sequence[float]) ->
 
 
 def by(students: Sequence[dict[str, Any]], key: str) -> dict[Any, list[dict[str, Any]]]:
-    """The students of each value, in the order that they first come in."""
+    """The students grouped by the value of a key, in order of first appearance."""
     found: dict[Any, list[dict[str, Any]]] = {}
     for student in students:
         found.setdefault(student[key], []).append(student)
@@ -79,7 +79,7 @@ def by(students: Sequence[dict[str, Any]], key: str) -> dict[Any, list[dict[str,
 
 
 def svg(students: Sequence[dict[str, Any]]) -> str:
-    """A panel a data set, a point a student, a colour and a marker a method."""
+    """One panel per data set, one point per student, a colour and a marker for each method."""
     sets, methods = by(students, "data"), sorted(by(students, "method"))
     with _drawn(1, len(sets), figsize=(4.4 * len(sets) + 1.4, 4.4)) as (axes, out):
         for axis, (data, of_data) in zip(axes, sets.items(), strict=True):
@@ -99,7 +99,7 @@ def svg(students: Sequence[dict[str, Any]]) -> str:
 
 
 def plot_methods(title: str, accuracies: Mapping[str, Sequence[float]]) -> str:
-    """A line a method, the best on top: every seed, their mean and standard deviation.
+    """One line per method, the best on top: every seed, their mean and standard deviation.
 
     Args:
         title: of the plot.
@@ -131,7 +131,7 @@ def plot_methods(title: str, accuracies: Mapping[str, Sequence[float]]) -> str:
 
 @contextmanager
 def _drawn(*grid: int, figsize: tuple[float, float]) -> Iterator[tuple[list[Any], StringIO]]:
-    """The axes of a figure that is written as SVG at the end, with the same bytes each time."""
+    """The axes of a figure, which is then written as SVG, with the same bytes each time."""
     import matplotlib
 
     matplotlib.use("svg")

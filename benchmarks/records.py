@@ -1,4 +1,4 @@
-"""What benchmarks/results/ keeps of the runs of each table: a line for each row and seed."""
+"""The kept results of each table, in benchmarks/results/: a line for each row and seed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from core.files import write_whole
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "configs"
 GROUP = {"teacher": "model", "student": "model"}
-BESIDE = [":!benchmarks/results", ":!docs", ":!README.md"]  # what recording a row changes
+BESIDE = [":!benchmarks/results", ":!docs", ":!README.md"]  # changed by recording a row
 COMMAND = "the command"
 
 Line = dict[str, Any]
@@ -48,7 +48,7 @@ class Kept:
         return [own[seed] for seed in row["seeds"] if seed in own]
 
     def results(self, row: dict[str, Any]) -> list[dict[str, Any]]:
-        """What the row's runs left in ``result.json``, each with its ``versions``."""
+        """The ``result.json`` of each of the row's runs, each with its ``versions``."""
         return [{**line["result"], "versions": line["versions"]} for line in self.lines(row)]
 
     def changed(self, row: dict[str, Any]) -> list[str]:
@@ -60,7 +60,7 @@ class Kept:
 
 
 def changed(row: dict[str, Any], line: Line) -> list[str]:
-    """The command, or files under configs/ that the run chose, where they say another thing now."""
+    """The command, and the chosen files under configs/, if they differ from those of the run."""
     files = [
         f"configs/{name}.yaml" for name, value in line["settings"].items() if digest(name) != value
     ]
@@ -70,11 +70,11 @@ def changed(row: dict[str, Any], line: Line) -> list[str]:
 def record(
     table: dict[str, Any], row: dict[str, Any], seed: int, run: Path, records: Path, now: bool
 ) -> None:
-    """Keep a finished run's result, with what computed it, the row's command and its settings.
+    """Keep a finished run's result with its versions, host, command and settings.
 
     Args:
-        now: whether it has just run, so that this code and the host's load are what it had. Of an
-            earlier one a line that holds the same result stays as it is.
+        now: whether it has just run, so that the code and the host's load are its own. If an
+            earlier line holds the same result, that line is kept.
     """
     names = ("result.json", "versions.json")
     result, versions = (json.loads((run / name).read_text()) for name in names)
@@ -97,8 +97,8 @@ def record(
 def keep(table: dict[str, Any], lines: Sequence[Line], records: Path) -> None:
     """Write lines into their table's file, in the table's order, in place of earlier ones.
 
-    An earlier line gives way to one of the same row and seed, and where the row's command or files
-    were others when it ran, to one of any seed. One process at a time reads and writes.
+    A new line replaces the earlier one of the same row and seed. If the row's command or files have
+    changed since an earlier line, a new line of any seed replaces it. Processes take turns.
     """
     order = [row["name"] for row in table["rows"]]
     rows = {row["name"]: row for row in table["rows"]}
@@ -126,7 +126,7 @@ def read_lines(file: Path) -> list[Line]:
 
 
 def commit() -> str | None:
-    """The code that is checked out, marked where a tracked file differs; none without git."""
+    """The commit that is checked out, marked if tracked files differ; None without git."""
 
     def git(*words: str) -> str:
         done = call(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True)
@@ -155,8 +155,8 @@ def chosen(run: Path) -> list[str]:
 
 
 def digest(name: str) -> str:
-    """A mark of what a file under configs/ says, with those that it starts from, and whatever its
-    comments; empty where it is gone."""
+    """A hash of the content of a file under configs/ and its defaults, without comments; empty if
+    there is no such file."""
     file = CONFIGS / f"{name}.yaml"
     if not file.exists():
         return ""
@@ -166,6 +166,6 @@ def digest(name: str) -> str:
     return hashlib.sha256(json.dumps([content, under]).encode()).hexdigest()[:12]
 
 
-@functools.cache  # of the text: a page asks for a few files a thousand times
+@functools.cache  # by text: a page needs a few files a thousand times
 def _content(text: str) -> Any:
     return yaml.safe_load(text) or {}

@@ -1,19 +1,18 @@
-"""Run the rows of docs/results.md as `train.py` would, and make the pages from what they leave.
+"""Run the rows of docs/results.md with `train.py`, and make the pages from their results.
 
     python benchmarks/reproduce.py --list              rows and their commands
-    python benchmarks/reproduce.py                     all but optional ones, into runs/results/
+    python benchmarks/reproduce.py                     all except optional ones, in runs/results/
     python benchmarks/reproduce.py digits mnist-dafl -- data.root=datasets
     python benchmarks/reproduce.py cifar10-public-teacher -- data.path=F teacher.checkpoint=F
     python benchmarks/reproduce.py gpu-cifar10-wrn_40_2-wrn_16_1-nayer -- data=npz data.path=F
     python benchmarks/reproduce.py --table             docs/results.md, docs/results/, and the
                                                        README's figures, from benchmarks/results/
 
-A row that is finished is not run again; one that was interrupted goes on. Where a run fails, those
-after it are still run, and those that failed are listed at the end. What a run leaves in its
-result.json goes into benchmarks/results/, a file a table and a line a row and seed, which is kept
-with the code: a row that was run again shows as a change there. With data=npz a row's data set is
-read from a file of yours, and is the same in all else: classes, normalisation and recipe are the
-row's.
+A finished row is not run again; an interrupted one is continued. If a run fails, the next ones
+still run, and the failures are listed at the end. The result.json of each run is copied to
+benchmarks/results/, with one file per table and one line per row and seed. These files are kept
+with the code, so a row that was run again shows as a change. With data=npz a row's data set is read
+from your file; classes, normalisation and recipe are still the row's.
 """
 
 from __future__ import annotations
@@ -82,7 +81,7 @@ def main() -> int:
 
 
 def made_files(tables: list[dict[str, Any]], records: Path) -> dict[str, str]:
-    """Every file that is made from what is kept, by its path from the top of the repository."""
+    """Every file that is made from the kept results, by its path in the repository."""
     kept = Kept(records)
     file = records / "agreement.json"
     students = json.loads(file.read_text()) if file.exists() else []
@@ -100,7 +99,7 @@ def made_files(tables: list[dict[str, Any]], records: Path) -> dict[str, str]:
 
 
 def plotted(table: dict[str, Any], kept: Kept) -> str:
-    """The plot of a table's methods, those marked that are marked in the table."""
+    """The plot of a table's methods, with the same marks as in the table."""
     found = {}
     for row in table["rows"]:
         if kept.lines(row) and not row.get("control"):
@@ -112,7 +111,7 @@ def plotted(table: dict[str, Any], kept: Kept) -> str:
 def run_row(
     table: dict[str, Any], row: dict[str, Any], runs: Path, extra: list[str], dry: bool
 ) -> None:
-    """Run a row's seeds, or with ``dry`` say how, and keep their results; a failed run ends it."""
+    """Run a row's seeds, or print the commands if ``dry``; keep the results. A failure ends it."""
     given = {override.split("=")[0] for override in extra if override != FROM_FILE}
     extra = placed(row, extra)
     if missing := [key for key in row.get("needs", []) if key not in given]:
@@ -132,9 +131,9 @@ def run_row(
 
 
 def placed(row: dict[str, Any], extra: list[str]) -> list[str]:
-    """The overrides, with ``data=npz`` as another place of the row's data set.
+    """The overrides, with ``data=npz`` changed to read the row's data set from a file.
 
-    As a choice of the group it would bring a recipe and a normalisation of its own.
+    As a choice of the group, npz would bring its own recipe and normalisation.
     """
     if FROM_FILE not in extra:
         return extra
@@ -149,12 +148,12 @@ def placed(row: dict[str, Any], extra: list[str]) -> list[str]:
 
 
 def meant(given: str, name: str, known: list[str]) -> bool:
-    """A row's whole name is that row, and a beginning all the rows that begin so."""
+    """The row with this name, or all rows whose names begin with it."""
     return name == given if given in known else name.startswith(given)
 
 
 def read_tables(folder: Path) -> list[dict[str, Any]]:
-    """The tables, with every row that stands for several written out."""
+    """The tables, with every row with ``each`` expanded."""
     files = sorted(folder.glob("*.yaml"))
     tables = [table for file in files for table in yaml.safe_load(file.read_text())]
     for table in tables:
@@ -163,7 +162,7 @@ def read_tables(folder: Path) -> list[dict[str, Any]]:
 
 
 def written_out(entry: dict[str, Any]) -> list[dict[str, Any]]:
-    """One row for each combination of the entry's choices, with the keys that these bring."""
+    """One row for each combination of the entry's choices, with the keys of these choices."""
     shared = {key: value for key, value in entry.items() if key != "each"}
     shared["entry"] = entry["name"]
     kinds = entry.get("each", {})
@@ -184,13 +183,13 @@ def written_out(entry: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def flat(overrides: list[Any]) -> list[str]:
-    """Of a list that may hold lists, as YAML's aliases do."""
+    """The items of a list that may hold lists, as with YAML's aliases."""
     lists = [o if isinstance(o, list) else [o] for o in overrides]
     return list(itertools.chain(*lists))
 
 
 def filled(text: str, row: dict[str, Any]) -> str:
-    """The text with {KEY} replaced by the row's value, which may name others in turn."""
+    """The text with {KEY} replaced by the row's value, which may contain further keys."""
     before = None
     while text != before:
         before = text
@@ -200,7 +199,7 @@ def filled(text: str, row: dict[str, Any]) -> str:
 
 
 def commands(row: dict[str, Any], runs: Path, extra: list[str]) -> list[list[str]]:
-    """What runs a row, a command a seed; {runs} and {seed} lead to what earlier rows left."""
+    """A row's commands, one per seed; {runs} and {seed} lead to the runs of earlier rows."""
     overrides = [*row["overrides"], *extra]
     if seconds := row.get("seconds"):
         overrides.append(f"budget={seconds}s")

@@ -1,11 +1,11 @@
-"""Time of one cycle, a generator step and five student steps, as `train.py` would take them.
+"""Time of one cycle, a generator step and five student steps, as in `train.py`.
 
     python benchmarks/step_time.py [--repeat 10] [--json FILE] [key=value ...]
 
 WRN-40-2 -> WRN-16-1 on 32x32 colour images at batch 64 with DAFL's losses, by default; any
 override of `train.py` may follow (precision=bf16, compile=true, batch_size=256, device=cuda).
-Weights are random: they do not change the time. Clip and EMA
-are timed too where they are on. Prints median, minimum and maximum.
+Weights are random; this does not change the time. Clip and EMA
+are timed too if they are on. Prints median, minimum and maximum.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ WARM_UP = 3  # cycles
 
 
 def main(description: str, measure_step: Callable[[list[str], int], dict[str, Any]]) -> None:
-    """Read the command line, measure, and print the figures; plain_step.py does it alike."""
+    """Read the command line, measure, and print the figures; plain_step.py uses this too."""
     parser = argparse.ArgumentParser(description=description.splitlines()[0])
     parser.add_argument("--repeat", type=int, default=10, help="cycles measured")
     parser.add_argument("--json", type=Path, help="write the figures there too")
@@ -63,7 +63,7 @@ def main(description: str, measure_step: Callable[[list[str], int], dict[str, An
 
 
 def measure_step(overrides: list[str], repeat: int) -> dict[str, Any]:
-    """Seconds of each part over ``repeat`` cycles, after those that warm up."""
+    """Seconds of each part over ``repeat`` cycles, after warm-up cycles."""
     config = compose(overrides)
     runtime = Runtime.of(config)
     training = loop(plain(config), runtime)
@@ -114,7 +114,7 @@ def timed_cycle(training: Training, steps: int) -> dict[str, float]:
     """Seconds of a ``cycle``, and of its parts: ``update`` (with the first batch), ``draw``
     (all other batches) and ``learn`` (all of the student's steps).
 
-    The device is waited for at the ends of the cycle alone: parts are timed by its own events.
+    The host waits for the device only at both ends of the cycle; device events time the parts.
     """
     began = now(training.runtime)
     clock = cycle(training, steps)
@@ -123,7 +123,7 @@ def timed_cycle(training: Training, steps: int) -> dict[str, float]:
 
 
 def cycle(training: Training, steps: int) -> Clock:
-    """All that a run does in a cycle, with clip, EMA and meter, but for what it logs."""
+    """Everything that a run does in a cycle, with clip, EMA and meter, except for logging."""
     clock = Clock(training.runtime)
     for i in range(steps):
         with clock.part("draw" if i else "update"):
@@ -135,7 +135,7 @@ def cycle(training: Training, steps: int) -> Clock:
 
 
 def now(runtime: Runtime) -> float:
-    """Once the device has done all that it was given."""
+    """The time once the device has finished all its work."""
     if runtime.device.type == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter()

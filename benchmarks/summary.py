@@ -1,4 +1,4 @@
-"""The page docs/results.md, and the figures in README.md: findings, with what is kept filled in."""
+"""The page docs/results.md and the figures in README.md: findings filled in with kept results."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ BEGIN, END = (
 
 HEAD = """# Results
 
-Made by `python benchmarks/reproduce.py --table` from what `benchmarks/results/` keeps of each run;
-never edited. Accuracy is that of the student at the last step, on the whole test split: mean ±
-standard deviation over seeds.
+Made by `python benchmarks/reproduce.py --table` from the results kept in `benchmarks/results/`;
+do not edit. Accuracy is the student's at the last step, on the whole test split: mean ± standard
+deviation over seeds.
 
 """
 
 LINKS = """
-- [Data-free methods](results/data-free.md): in equal time on MNIST and digits, from a ViT, CIFAR-10
+- [Data-free methods](results/data-free.md): equal time on MNIST and digits, ViT teachers, CIFAR-10
 - [Transfer losses](results/transfer.md): with few labels, and beside a data-free method
 - [Ablation](results/ablation.md): what each part of Reverie does
-- [Cost](results/cost.md): time of a step, and what each loss adds
+- [Cost](results/cost.md): the time of a step, and of each loss
 """
 
 PLOT = """
@@ -43,8 +43,8 @@ PLOT = """
 """
 
 NOTE = """
-† Run before its command, or a configuration file that it chooses, changed. Nothing marked so is
-stated in the README.
+† The command or one of its configuration files has changed since the run. The README shows no such
+figures.
 """
 
 
@@ -54,10 +54,10 @@ class NotRun(Exception):
 
 @dataclass
 class Figures:
-    """What may be said: the rows that have run, or of these the current ones.
+    """The known figures: of all rows that have run, or only of current rows.
 
     Args:
-        current: whether only rows that nothing has changed for are known.
+        current: whether to know only rows whose command and files have not changed.
     """
 
     tables: Sequence[dict[str, Any]]
@@ -103,7 +103,7 @@ class Figures:
         return self._cell(row, " ".join(column) or "student")
 
     def _table(self, name: str) -> list[dict[str, Any]]:
-        """The rows that are known of a table, controls left out."""
+        """The known rows of a table, without controls."""
         of_it = [row for table in self.tables if table["name"] == name for row in table["rows"]]
         return self._known(name, [row for row in of_it if not row.get("control")])
 
@@ -135,7 +135,7 @@ class Figures:
 
 
 def findings(figures: Figures, readme: bool) -> Iterator[str]:
-    """Those that can be told, as lines of a list."""
+    """The findings whose figures are known, as lines of a list."""
     for finding in yaml.safe_load(FINDINGS.read_text()):
         told = figures.filled(finding["text"])
         if told and (finding.get("readme") or not readme):
@@ -156,7 +156,7 @@ def summary_page(tables: Sequence[dict[str, Any]], kept: Kept) -> str:
 
 
 def readme(tables: Sequence[dict[str, Any]], kept: Kept, text: str) -> str:
-    """README.md with its block of figures made anew, of current rows alone."""
+    """README.md with a new block of figures, from current rows only."""
     before, rest = text.split(BEGIN)
     after = rest.split(END)[1]
     told = "".join(findings(Figures(tables, kept, current=True), readme=True))
