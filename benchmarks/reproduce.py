@@ -76,7 +76,7 @@ def main() -> int:
             except subprocess.CalledProcessError as error:
                 failed.append(f"{row['name']}: python {' '.join(error.cmd[1:])}")
     if failed:
-        print("These rows did not finish, each by the run that follows it:", *failed, sep="\n  ")
+        print("These rows did not finish, with the commands that failed:", *failed, sep="\n  ")
     return int(bool(failed))
 
 
@@ -115,7 +115,7 @@ def run_row(
     given = {override.split("=")[0] for override in extra if override != FROM_FILE}
     extra = placed(row, extra)
     if missing := [key for key in row.get("needs", []) if key not in given]:
-        print(f"{row['name']} is left out: it needs {', '.join(missing)}")
+        print(f"{row['name']} is skipped: it needs {', '.join(missing)}")
         return
     for seed, command in zip(row["seeds"], commands(row, runs, extra), strict=True):
         print("python", *command, flush=True)
@@ -127,7 +127,7 @@ def run_row(
         if given <= ELSEWHERE:
             record(table, row, seed, place, RECORDS, now=not finished)
         else:
-            print(f"not kept in {RECORDS}: with {' '.join(extra)} it is another run")
+            print(f"not kept in {RECORDS}: {' '.join(extra)} makes it another run")
 
 
 def placed(row: dict[str, Any], extra: list[str]) -> list[str]:
