@@ -29,7 +29,6 @@ class Length:
 
     Attributes:
         seconds: that timing took.
-        lines: of the plan.
 
     Raises:
         ValueError: for a budget that is no time.
@@ -37,7 +36,8 @@ class Length:
 
     def __init__(self, settings: dict[str, Any], directory: RunDirectory) -> None:
         self.settings, self.directory = settings, directory
-        self.seconds, self.lines = 0.0, ""
+        self.seconds = 0.0
+        self.timing: tuple[Timing, Classifier] | None = None  # and the student that was timed
         text = settings["budget"]
         self.budget = None if text is None else parse_budget(text)
         self.recorded = directory.recorded_steps()
@@ -53,12 +53,14 @@ class Length:
     ) -> None:
         """Time a few steps, if they are needed, and set the number of steps.
 
+        Args:
+            inputs: as many as the student will be measured on; what they are does not matter.
+
         Raises:
             ValueError: for a budget that is too short.
         """
         settings = self.settings
-        planned = not dataset.has("test") if settings["plan"] is None else settings["plan"]
-        if self.recorded or not (self.budget is not None or planned):
+        if self.recorded or not (self.budget is not None or self._planned(dataset)):
             return
         began = time.perf_counter()
         share = BRIEF if self.budget is None else min(MOST, max(LEAST, SHARE * self.budget))
@@ -71,22 +73,24 @@ class Length:
         if self.budget is not None:
             [left] = runtime.first([self.budget - self.seconds])
             self._set(timing.steps_within(left, str(settings["budget"])))
-        if planned and teacher is not None:
-            self.lines = self._plan(timing, dataset, teacher, parts.student, inputs, runtime)
+        self.timing = timing, parts.student
 
     def _set(self, steps: int) -> None:
         self.settings["steps"] = steps
         self.directory.record_steps(steps)
 
-    def _plan(
-        self,
-        timing: Timing,
-        dataset: Dataset,
-        teacher: Classifier,
-        student: Classifier,
-        inputs: Inputs,
-        runtime: Runtime,
+    def _planned(self, dataset: Dataset) -> bool:
+        asked = self.settings["plan"]
+        return not dataset.has("test") if asked is None else bool(asked)
+
+    def plan(
+        self, dataset: Dataset, teacher: Classifier | None, inputs: Inputs, runtime: Runtime
     ) -> str:
+        """The lines of the plan; none where nothing was timed, or none are wanted."""
+        if self.timing is None or teacher is None or not self._planned(dataset):
+            return ""
+        timing, student = self.timing
+        self.timing = None  # a bank among them
         known = expected(self.settings["teacher"])
         available = offered(self.settings, dataset, teacher, runtime) | {"student": student}
         figures = "accuracy, agreement and calibration"

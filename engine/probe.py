@@ -64,6 +64,20 @@ def inputs_for(
     return Inputs(probe.split, f"{made}, as there is no test data", real=False)
 
 
+def stand_in(
+    config: DictConfig, dataset: Dataset, teacher: Classifier | None, runtime: Runtime
+) -> Inputs:
+    """What an evaluation can be timed on: the test split, or as much noise as a probe has inputs.
+
+    A probe takes minutes to make, after which a budget that is too short would be a nuisance.
+    """
+    if teacher is None or dataset.has("test"):
+        return inputs_for(config, dataset, teacher, runtime)
+    count = METHODS * config.probe.size
+    noise = torch.randint(256, (count, *teacher.spec.shape), dtype=torch.uint8)
+    return Inputs(Split(noise, None, runtime.device, teacher.spec.range), "noise", real=False)
+
+
 class Probe:
     """Inputs synthesized from a teacher by methods that do not train the student.
 

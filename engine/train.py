@@ -11,7 +11,7 @@ from engine.config import plain
 from engine.length import Length
 from engine.loop import Training
 from engine.parts import build_dataset, build_parts
-from engine.probe import inputs_for
+from engine.probe import inputs_for, stand_in
 from engine.rehearsal import rehearse
 from engine.run import RunDirectory
 from engine.teacher import check_accuracy, obtain_teacher
@@ -35,14 +35,14 @@ def run(config: DictConfig, runtime: Runtime, wait: bool = False) -> dict[str, A
         dataset = build_dataset(settings, runtime)
         teacher, origin = obtain_teacher(config, settings, dataset, runtime, run)
         spare = runtime.any(rehearse(settings, dataset, teacher, runtime))
+        length.fix(dataset, teacher, stand_in(config, dataset, teacher, runtime), runtime)
         inputs = inputs_for(config, dataset, teacher, runtime)  # after: it may take minutes
-        length.fix(dataset, teacher, inputs, runtime)
         parts = build_parts(settings, dataset, teacher, runtime)
         parts.spare = spare
         training = Training(settings, parts, teacher, inputs, directory, runtime)
         training.clock.seconds["timing"] = length.seconds
         check_accuracy(training.evaluate, settings["strict"], runtime)
-        lines = [origin, *parts.notes, length.lines]
+        lines = [origin, *parts.notes, length.plan(dataset, teacher, inputs, runtime)]
         for line in filter(None, lines if runtime.main else []):
             print(line, flush=True)
         return training.run()

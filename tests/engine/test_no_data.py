@@ -150,11 +150,12 @@ def test_what_cannot_be_is_refused(
     ("budget", "said"), [("1ms", "write 90s, 10m"), ("0.01s", "budget=0.01s is too short")]
 )
 def test_a_budget_that_cannot_be_is_refused(
-    budget: str, said: str, weights: Path, refused: Callable[..., str]
+    budget: str, said: str, weights: Path, tmp_path: Path, refused: Callable[..., str]
 ) -> None:
     told = [a for a in SMALL if not a.startswith("steps=")]
     told += [*QUICK, f"teacher.checkpoint={weights}", *SAID]
     assert said in refused(*told, f"budget={budget}")
+    assert not (tmp_path / "root").exists()  # it is known before a probe is made
 
 
 def test_a_run_without_data_measures_agreement_and_no_accuracy(first: tuple[Path, str]) -> None:
@@ -268,7 +269,7 @@ def test_the_steps_of_a_budget_survive_a_kill(
     assert killed.wait() == -signal.SIGKILL, killed.output
     steps = yaml.safe_load((tmp_path / "a" / "config.yaml").read_text())["steps"]
     assert steps > 2
-    monkeypatch.setattr("engine.length.measure", lambda *a: pytest.fail("it was timed again"))
+    monkeypatch.setattr("engine.length.time_steps", lambda *a: pytest.fail("it was timed again"))
     assert train.main(arguments) == 0
     assert json.loads((tmp_path / "a" / "result.json").read_text())["cost"]["steps"] == steps
     finished("whole", f"steps={steps}")
