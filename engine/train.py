@@ -23,7 +23,7 @@ def run(config: DictConfig, runtime: Runtime, wait: bool = False) -> dict[str, A
     Nothing is written, and nothing of an earlier run gives way, before the first step is made.
 
     Raises:
-        ValueError: for whatever a user can mend.
+        ValueError: for anything that the user can correct.
         Stopped: after a signal, when the checkpoint is on disk.
     """
     with runtime.together(), RunDirectory(config, runtime, wait).claimed() as directory:

@@ -152,7 +152,7 @@ def test_what_a_finished_run_lost_is_brought_back(
     assert train.main(arguments) == 0
     said = capsys.readouterr().out
     assert re.search(
-        rf"{file} is (missing|damaged): it is brought back from .*step-000000002", said
+        rf"{file} is (missing|damaged): it is restored from .*step-000000002", said
     )
     after = contents(run)
     kept = after.pop(f"{name}.kept", None)
