@@ -43,7 +43,7 @@ def read_found(path: Path, trusted: Sequence[str] = (), part: str = "") -> dict[
         part: the key of the one node to check, if nothing else will be built.
 
     Raises:
-        ValueError: for a file that is no configuration of a run, or names anything else.
+        ValueError: for a file that is not a run's configuration, or names anything else.
     """
     try:
         text = path.read_text()
@@ -58,7 +58,7 @@ def read_found(path: Path, trusted: Sequence[str] = (), part: str = "") -> dict[
         refused = dict.fromkeys(name for name in _targets(asked) if not _is_safe(name, trusted))
     except (ValueError, yaml.YAMLError, RecursionError) as error:
         reason = " ".join(str(error).split())
-        raise ValueError(f"{path} is no configuration of a run: {shorten(reason, str)}") from error
+        raise ValueError(f"{path} is not a run's configuration: {shorten(reason, str)}") from error
     if refused:
         names = ", ".join(shorten(name) for name in list(refused)[:5])
         modules = dict.fromkeys(name.partition(".")[0] for name in refused if _is_name(name))

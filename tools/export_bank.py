@@ -114,7 +114,7 @@ def _modules(text: str) -> list[str]:
 def _read(run: Path, trusted: Sequence[str]) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The run's configuration, and the banks of all ranks in its last checkpoint as one."""
     if not (run / "config.yaml").is_file():
-        raise ValueError(f"{run} is no run directory: it has no config.yaml")
+        raise ValueError(f"{run} is not a run directory: it has no config.yaml")
     config = read_found(run / "config.yaml", trusted)
     saved = Checkpoints(run / "checkpoints", Runtime("cpu")).whole()
     if not saved:

@@ -23,7 +23,7 @@ def test_a_folder_is_ours_by_its_configuration(content: bytes, directory: RunDir
     (directory.path / "config.yaml").write_bytes(content)
     before = contents(directory.path)
     for directory.overwrite in (False, True):
-        with pytest.raises(ValueError, match=r"no run directory.*its config\.yaml") as caught:
+        with pytest.raises(ValueError, match=r"not a run directory.*its config\.yaml") as caught:
             directory._check_owner()
         assert "\n" not in str(caught.value)
     assert contents(directory.path) == before

@@ -80,7 +80,7 @@ def test_a_folder_of_another_program_is_refused(
     (directory.path / "versions.json").write_text('{"torch": "2"}')
     before = contents(directory.path)
     for directory.overwrite in (False, True):
-        with pytest.raises(ValueError, match=r"is no run directory.*versions|config") as caught:
+        with pytest.raises(ValueError, match=r"is not a run directory.*versions|config") as caught:
             directory._check_owner()
         assert "\n" not in str(caught.value)
     assert contents(directory.path) == before

@@ -81,7 +81,7 @@ def test_logits_are_found(kind: str) -> None:
 
 REFUSED: dict[str, tuple[Answer, str]] = {
     "two": (lambda net, x, y: (y, net.extra(x)), r"Net returns a tuple of \(1x5, 1x5\), of which"),
-    "two by name": (lambda net, x, y: {"a": y, "b": y}, "more than one could be its logits"),
+    "two by name": (lambda net, x, y: {"a": y, "b": y}, "more than one of these could be its logits"),
     "none": (lambda net, x, y: (x, [y]), r"Net returns a tuple of \(1x16, list\), in which no"),
     "an object": (lambda net, x, y: object(), "returns an object of type object, in which no"),
     "nothing": (lambda net, x, y: None, "object of type NoneType"),

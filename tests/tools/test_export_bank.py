@@ -201,7 +201,7 @@ def test_mistakes(
         return capsys.readouterr().err
 
     out = tmp_path / "out"
-    assert "is no run directory" in fails(tmp_path, out)
+    assert "is not a run directory" in fails(tmp_path, out)
     run = fabricate()
     assert "no checkpoint to read the bank from: run it with checkpoints=1" in fails(run, out)
     assert f"{run} exists" in fails(finished, run)

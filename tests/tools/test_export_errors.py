@@ -85,7 +85,7 @@ def test_names(tmp_path: Path, refuse: Callable[..., str], monkeypatch: pytest.M
     (run / "student.safetensors").unlink()
     assert "holds no student yet" in refuse(run)
     (run / "config.yaml").unlink()
-    assert "is no run directory" in refuse(run)
+    assert "is not a run directory" in refuse(run)
 
 
 def test_files_that_do_not_say_what_they_take(tmp_path: Path, refuse: Callable[..., str]) -> None:
