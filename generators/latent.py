@@ -37,7 +37,7 @@ class LatentReconstruction(SynthesisLoss):
     Args:
         spec: of the inputs.
         latent_size: of z, as the generator has it.
-        layers: hidden ones; the authors' code has 2 for MNIST, 4 for SVHN.
+        layers: number of hidden layers; the authors' code has 2 for MNIST, 4 for SVHN.
         units: in each of them.
 
     Raises:

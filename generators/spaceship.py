@@ -1,4 +1,4 @@
-"""Inputs made of a generator's earlier features, whose channels are exchanged (SpaceshipNet)."""
+"""Inputs from a generator's earlier features with exchanged channels (SpaceshipNet)."""
 
 from __future__ import annotations
 

@@ -151,9 +151,7 @@ def test_what_a_finished_run_lost_is_brought_back(
     capsys.readouterr()
     assert train.main(arguments) == 0
     said = capsys.readouterr().out
-    assert re.search(
-        rf"{file} is (missing|damaged): it is restored from .*step-000000002", said
-    )
+    assert re.search(rf"{file} is (missing|damaged): it is restored from .*step-000000002", said)
     after = contents(run)
     kept = after.pop(f"{name}.kept", None)
     assert kept == (content if isinstance(content, bytes) else None)

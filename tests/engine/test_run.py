@@ -107,7 +107,9 @@ def test_a_run_of_an_earlier_version_is_refused(tmp_path: Path) -> None:
     config.distiller.terms = config.distiller.pop("losses")
     OmegaConf.save(config, tmp_path / "run" / "config.yaml")
     before = contents(tmp_path)
-    with pytest.raises(ValueError, match="earlier version; the last commit to continue it is 394706e591"):
+    with pytest.raises(
+        ValueError, match="earlier version; the last commit to continue it is 394706e591"
+    ):
         begun(tmp_path / "run")
     assert contents(tmp_path) == before
 

@@ -212,7 +212,7 @@ def test_mistakes(
     assert "no train image of class 5, and folders need one" in fails(run, out)
     torch.save({"source": content(count=2)}, run / "checkpoints" / "step-000000004" / "rank0.pt")
     other_data(["a", "b"][:1])
-    assert "has labels that other has no classes for" in fails(run, out)
+    assert "has labels for which other has no classes" in fails(run, out)
     other_data(["a/b", "a_b"])
     assert "not every class name can name a folder" in fails(run, out)
     other_data([".", "b"])
