@@ -21,8 +21,8 @@ ONLY_WITH = {"objective": "synthesis", "teacher": "needs_teacher"}  # keys that 
 def build(node: Any, kind: Any = Any, path: str = "", /, **available: Any) -> Any:
     """Build a plain configuration node, deepest part first.
 
-    A target receives the node's own keys and, of ``available``, those that its signature names:
-    a part says what it needs by naming an argument, and nothing is passed through by hand.
+    A target receives the node's own keys and, of ``available``, those that its signature names: a
+    part says what it needs by naming an argument, and nothing is passed through by hand.
     ``_partial_: true`` returns a function of the missing arguments, as an optimizer's parameters.
 
     Args:

@@ -74,7 +74,7 @@ class Objective(nn.Module):
     attributes (see ``distillers.base`` and ``generators.base``).
 
     Raises:
-        ValueError: where there is no loss.
+        ValueError: if there is no loss.
     """
 
     def __init__(self, losses: Mapping[str, Weighted]) -> None:

@@ -107,8 +107,8 @@ class Runtime:
     def noise(self, stream: str, step: int) -> torch.Generator:
         """A random generator that depends on (seed, rank, stream, step) and on nothing else.
 
-        Noise drawn from it is the same after a resume, without any saved state, and
-        different on every rank.
+        Noise drawn from it is the same after a resume, without any saved state, and different on
+        every rank.
         """
         key = f"{self.seed}/{self.rank}/{stream}/{step}".encode()
         seed = int.from_bytes(hashlib.blake2b(key, digest_size=8).digest()) >> 1

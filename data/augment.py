@@ -105,8 +105,8 @@ class Kornia(nn.Module):
     """Modules of kornia.augmentation in order, differentiable, with draws that a resume repeats.
 
     kornia draws from the global random state. Here that is seeded from the generator during the
-    call and restored afterwards; the generator moves on, so that a second call with it sees
-    another view. Any module that maps [B, C, H, W] to the same shape in [0, 1] will do.
+    call and restored afterwards; the generator moves on, so that a second call with it sees another
+    view. Any module that maps [B, C, H, W] to the same shape in [0, 1] will do.
 
     Args:
         spec: of the images, whose range is mapped to the [0, 1] that kornia takes, and back.

@@ -92,7 +92,7 @@ def check_split(
     """A split's images and labels as a reader returned them, labels as [N] or None.
 
     Raises:
-        ValueError: where images or labels are not as expected, or do not belong together.
+        ValueError: if images or labels are not as expected, or do not belong together.
     """
     check_images(f"{where}_images", images)
     if 0 in images.shape:

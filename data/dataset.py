@@ -41,8 +41,8 @@ class Dataset:
 
     Args:
         name: for messages.
-        readers: one for each split that exists, of "train", "val" and "test"; a data-free run
-            needs none but "test", and not even that where ``spec`` is given.
+        readers: one for each split that exists, of "train", "val" and "test"; a data-free run needs
+            none but "test", and not even that where ``spec`` is given.
         classes: class names in label order; kept in Unicode's form NFC.
         runtime: of the run; says which device the data is for.
         size: height and width wanted; None keeps the images' own. Smaller images are

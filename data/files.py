@@ -38,8 +38,8 @@ def npz(
     """A file with ``train_images, train_labels, test_images, test_labels`` (and ``val_*``).
 
     Images are uint8 [N, H, W] or [N, H, W, C], labels integers [N] or [N, 1]. A data-free run needs
-    ``test_images`` alone; without ``test_labels`` it has no accuracy. A split that
-    is not opened is not read. Nothing is ever unpickled.
+    ``test_images`` alone; without ``test_labels`` it has no accuracy. A split that is not opened is
+    not read. Nothing is ever unpickled.
 
     Args:
         classes: names in label order; None takes the file's ``classes``, or else numbers up to
@@ -135,10 +135,9 @@ def image_folder(
     """Folders ``train`` and ``test`` (or ``val`` in its place) with one folder of images per class.
 
     A data-free run needs ``test`` alone; images directly in it, or in ``path`` itself, have no
-    labels, and there is no accuracy then. Names that begin with a dot are ignored. Other
-    files that are not images are left out, and a printed line says so. All
-    images of a split are held in memory, at their final size. Class names that differ in Unicode
-    form only are the same.
+    labels, and there is no accuracy then. Names that begin with a dot are ignored. Other files that
+    are not images are left out, and a printed line says so. All images of a split are held in
+    memory, at their final size. Class names that differ in Unicode form only are the same.
 
     Args:
         size: height and width to bring every image to; None needs images of one size.

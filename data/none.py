@@ -16,7 +16,7 @@ def none(expected: Callable[[], Expected], runtime: Runtime) -> Dataset:
         expected: what the teacher's file, its library or the user says about its input, complete.
 
     Raises:
-        ValueError: where it does not fit together.
+        ValueError: if it does not fit together.
     """
     known = expected()
     try:

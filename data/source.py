@@ -22,16 +22,16 @@ CHOICE_SEED = 0  # of the rows that a limit leaves
 class RealSource:
     """Endless epochs over the training split, each in a new order.
 
-    The order of an epoch depends on (seed, epoch) alone, and every rank takes its own part of
-    it: over an epoch no row is seen twice. Rows that do not fill a batch on every rank are left
-    out of that epoch; a set smaller than that is split among the ranks whole.
+    The order of an epoch depends on (seed, epoch) alone, and every rank takes its own part of it:
+    over an epoch no row is seen twice. Rows that do not fill a batch on every rank are left out of
+    that epoch; a set smaller than that is split among the ranks whole.
 
     Args:
         data: its training split is opened here.
         batch_size: of one rank.
         augment: applied in this order, on the device.
-        limit: how many training inputs are used, the same ones at every seed and balanced by
-            class as far as possible; None means all. It does not limit the teacher's training.
+        limit: how many training inputs are used, the same ones at every seed and balanced by class
+            as far as possible; None means all. It does not limit the teacher's training.
 
     Raises:
         DataFreeError: if the data set's training split is closed.

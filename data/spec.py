@@ -134,7 +134,7 @@ class Expected:
         """The specification, once nothing is missing.
 
         Raises:
-            ValueError: where the values do not fit together.
+            ValueError: if the values do not fit together.
         """
         return InputSpec(**{name: self.values[name] for name in EXPECTED if name != "classes"})
 

@@ -39,7 +39,7 @@ def write_card(folder: Path, text: str) -> None:
     """Write README.md, unless there is one that this program did not write.
 
     Raises:
-        ValueError: where it cannot be written.
+        ValueError: if it cannot be written.
     """
     path = folder / CARD
     if path.exists() and not path.read_bytes().startswith(MARK.encode()):

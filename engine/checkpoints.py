@@ -43,7 +43,7 @@ class Checkpoints:
         """Write this rank's state; the checkpoint appears when every rank's is on disk.
 
         Raises:
-            ValueError: where it cannot be written; the last good checkpoint is untouched.
+            ValueError: if it cannot be written; the last good checkpoint is untouched.
         """
         partial, final = (self.folder / f"{kind}-{step:09d}" for kind in ("partial", "step"))
         failure = None
@@ -74,8 +74,8 @@ class Checkpoints:
         """This rank's state in the last checkpoint, or None at the start of a run.
 
         Raises:
-            ValueError: if it was saved by another number of processes, or is damaged; every
-                rank raises it, whichever file is concerned.
+            ValueError: if it was saved by another number of processes, or is damaged; every rank
+                raises it, whichever file is concerned.
         """
         found = self.whole()
         state = failure = None

@@ -47,8 +47,8 @@ def groups() -> dict[str, list[str]]:
 def compose(arguments: Sequence[str], complete: bool = True) -> DictConfig:
     """Compose the configuration that the command-line overrides describe.
 
-    Group choices are composed by Hydra; keys are then set, and the result is checked against
-    the schema and the signature of every ``_target_``.
+    Group choices are composed by Hydra; keys are then set, and the result is checked against the
+    schema and the signature of every ``_target_``.
 
     Args:
         arguments: overrides.

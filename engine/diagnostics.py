@@ -146,10 +146,10 @@ class Reference:
 class Inspector:
     """Compares synthesized inputs with test inputs, as the teacher sees both.
 
-    They are compared in the space of the teacher's penultimate features (its tap ``pooled``), or
-    of its logits if it has no such tap, hides it (a black box), or has more than 2048 features.
-    During an evaluation the evaluator passes it the outputs of ``reader``, a view of the teacher,
-    for the test split.
+    They are compared in the space of the teacher's penultimate features (its tap ``pooled``), or of
+    its logits if it has no such tap, hides it (a black box), or has more than 2048 features. During
+    an evaluation the evaluator passes it the outputs of ``reader``, a view of the teacher, for the
+    test split.
 
     Args:
         teacher: its BatchNorm statistics are compared with those of the inputs, if it has any.
@@ -188,8 +188,8 @@ class Inspector:
             ``frechet_distance``, to the whole test split, and ``diversity``: the mean distance to
             the nearest neighbour, divided by that among equally many test inputs; ``warnings``.
 
-        A sample of 512 biases the Fréchet distance: real inputs score above 0 too, the more so
-        the fewer they are. It compares runs with one another, but not with published distances. An
+        A sample of 512 biases the Fréchet distance: real inputs score above 0 too, the more so the
+        fewer they are. It compares runs with one another, but not with published distances. An
         input that a source hands out twice is its own near-duplicate.
         """
         with self.runtime.autocast():

@@ -112,8 +112,8 @@ class Evaluator:
         """Fractions: accuracy and ece where the split has labels, agreement with a teacher.
 
         ``ece`` is the expected calibration error over 15 bins of equal width (Guo et al., 2017).
-        Without labels the truth is unknown: ``ece_to_teacher`` is the same with agreement in
-        the place of accuracy: how far its confidence is from how often the teacher agrees.
+        Without labels the truth is unknown: ``ece_to_teacher`` is the same with agreement in the
+        place of accuracy: how far its confidence is from how often the teacher agrees.
         """
         return self._figures(self._answers())
 
@@ -121,7 +121,7 @@ class Evaluator:
         """The same figures, and those of each class; in a single process.
 
         Raises:
-            ValueError: where there are neither labels nor a teacher to compare with, or answers
+            ValueError: if there are neither labels nor a teacher to compare with, or answers
                 are not finite.
         """
         assert self.runtime.world_size == 1, "each rank would see its own rows only"

@@ -33,7 +33,7 @@ class Lines:
         """Append one object; a value that JSON cannot hold (NaN, infinity) becomes null.
 
         Raises:
-            OSError: where the line cannot be written; nothing of it stays.
+            OSError: if the line cannot be written; nothing of it stays.
         """
         valid = {k: v if math.isfinite(v) else None for k, v in values.items()}
         line = json.dumps(valid, allow_nan=False).encode() + b"\n"

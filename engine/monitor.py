@@ -156,8 +156,8 @@ def _silence(args: threading.ExceptHookArgs) -> None:
 class Board:
     """TensorBoard events in the run directory, continued after a kill without a repeated step.
 
-    TensorBoard shows groups in the order of their names, so what one looks at first comes
-    first: eval, loss, lr, synthesized, system.
+    TensorBoard shows groups in the order of their names, so what one looks at first comes first:
+    eval, loss, lr, synthesized, system.
 
     The same scalars stand in metrics.jsonl, for programs. A checkpoint records how long the files
     were; a resume cuts them back to that length. Files that other programs write to the folder stay

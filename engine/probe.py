@@ -49,7 +49,7 @@ def inputs_for(
     """The test split, or where there is none a :class:`Probe` of the teacher.
 
     Raises:
-        ValueError: where there is neither.
+        ValueError: if there is neither.
     """
     if teacher is None or dataset.has("test"):
         split = dataset.open("test")
@@ -82,7 +82,7 @@ class Probe:
         split: the inputs, without labels.
 
     Raises:
-        ValueError: where fewer than two methods of ``probe.methods`` can be used.
+        ValueError: if fewer than two methods of ``probe.methods`` can be used.
     """
 
     def __init__(

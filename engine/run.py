@@ -241,7 +241,7 @@ class RunDirectory:
         """Print which files of a finished run will be made again from its last checkpoint.
 
         Raises:
-            ValueError: where there is none.
+            ValueError: if there is none.
         """
         lost = self.lost()
         if not lost:
@@ -260,7 +260,7 @@ def _result(path: Path) -> dict[str, Any]:
     """Read a result that :func:`engine.ownership.fault` finds nothing wrong with.
 
     Raises:
-        ValueError: where another version of the code wrote it.
+        ValueError: if another version of the code wrote it.
     """
     result: dict[str, Any] = json.loads(path.read_text())
     if result["schema"] != SCHEMA:

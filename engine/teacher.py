@@ -73,7 +73,7 @@ def check_accuracy(evaluate: Evaluator, strict: bool, runtime: Runtime) -> None:
         runtime: of the run.
 
     Raises:
-        ValueError: where ``strict``.
+        ValueError: if ``strict``.
     """
     accuracy, count = evaluate.teacher_accuracy(), len(evaluate.split)
     if accuracy is None or not hardly_above(accuracy, evaluate.guessing_accuracy(), count):

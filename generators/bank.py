@@ -19,10 +19,9 @@ class Bank:
     ``fifo`` keeps the latest inputs. ``reservoir`` keeps a uniform sample of all that were ever
     added (Algorithm R, Vitter 1985). Both draw uniformly.
 
-    A value is off by at most 1/510 of the range. Images are on the device if they take no more
-    than half of its free memory, and otherwise on the host, where each draw has to wait for the
-    device. Nothing else here waits for it, and every random choice comes from the given
-    generator.
+    A value is off by at most 1/510 of the range. Images are on the device if they take no more than
+    half of its free memory, and otherwise on the host, where each draw has to wait for the device.
+    Nothing else here waits for it, and every random choice comes from the given generator.
 
     Args:
         spec: of the inputs.

@@ -18,9 +18,9 @@ class Experience:
 
     After each update of the generator the student first learns from fresh batches, whose queries
     are paid for, and then from ``batches`` of stored ones, which cost none. Every answered batch is
-    stored, and by default a uniform sample of them is kept; the authors store one batch of five
-    and keep all. As inputs are stored in 8 bits, fresh ones are rounded to 8 bits before either
-    network sees them, so that an answer belongs to exactly the input that it is stored with.
+    stored, and by default a uniform sample of them is kept; the authors store one batch of five and
+    keep all. As inputs are stored in 8 bits, fresh ones are rounded to 8 bits before either network
+    sees them, so that an answer belongs to exactly the input that it is stored with.
 
     Args:
         spec: of the inputs.

@@ -27,10 +27,10 @@ class GenerativeSource:
     """Every ``student_steps`` batches, the generator makes ``generator_steps`` updates.
 
     It minimises the objective, and only that distinguishes one method from another. Batches are
-    fresh images of the generator, which stays in training mode: its BatchNorm uses the batch's
-    own statistics for the student too, as in the papers' code. With a replay, some of each batch
-    are earlier images, behind the fresh ones, which keeps the student from forgetting them. With
-    an experience, whole batches are earlier images, with the teacher's answers to them.
+    fresh images of the generator, which stays in training mode: its BatchNorm uses the batch's own
+    statistics for the student too, as in the papers' code. With a replay, some of each batch are
+    earlier images, behind the fresh ones, which keeps the student from forgetting them. With an
+    experience, whole batches are earlier images, with the teacher's answers to them.
 
     Args:
         generator: maps noise (and classes) to inputs.

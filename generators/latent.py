@@ -18,7 +18,7 @@ def latent_of(synthesis: Synthesis) -> Tensor:
     """The latent [B, latent_size].
 
     Raises:
-        ValueError: where inputs are not made by a generator.
+        ValueError: if inputs are not made by a generator.
     """
     if synthesis.latent is None:
         raise ValueError(

@@ -90,13 +90,13 @@ class OutOfDomainReplay(Replay):
 class PatchDiscrimination(SynthesisLoss):
     """−log σ(D(x)), mean over patches and batch (L_local of MosaicKD, NeurIPS 2021, eq. 3).
 
-    The discriminator D tells each patch of a synthesized image from those of out-of-domain ones,
-    so that synthesized images look real locally. It minimises the mean of
-    −log σ(D(u)) over out-of-domain images u and of −log(1 − σ(D(x))), half of each, once the
-    generator has made its step and on the same images; the authors' D goes first. It belongs to
-    this loss, with an optimizer of its own, and takes no gradient from the generator's objective.
-    Its patches overlap, and its BatchNorm uses each batch's own statistics, as theirs does.
-    The authors sum over patches: a weight of 64 here is their 1 on 32×32 images.
+    The discriminator D tells each patch of a synthesized image from those of out-of-domain ones, so
+    that synthesized images look real locally. It minimises the mean of −log σ(D(u)) over
+    out-of-domain images u and of −log(1 − σ(D(x))), half of each, once the generator has made its
+    step and on the same images; the authors' D goes first. It belongs to this loss, with an
+    optimizer of its own, and takes no gradient from the generator's objective. Its patches overlap,
+    and its BatchNorm uses each batch's own statistics, as theirs does. The authors sum over
+    patches: a weight of 64 here is their 1 on 32×32 images.
 
     Args:
         domain: of the images u.

@@ -22,7 +22,7 @@ def unread_statistics(teacher: Classifier, objective: Objective) -> list[str]:
     """A line on BatchNorm layers that eval mode does not run, if a loss reads statistics.
 
     Raises:
-        ValueError: where it runs none.
+        ValueError: if it runs none.
     """
     if not any(objective.ask("needs_statistics")):
         return []
@@ -49,8 +49,8 @@ def check_statistics(teacher: Classifier, objective: Objective) -> None:
 class Observer:
     """Images to the losses of a synthesis objective.
 
-    The gradient passes through teacher and student to the images and accumulates nowhere else:
-    both are frozen views, without parameter gradients, with the taps that the losses ask for. The
+    The gradient passes through teacher and student to the images and accumulates nowhere else: both
+    are frozen views, without parameter gradients, with the taps that the losses ask for. The
     student runs only where a loss reads its outputs, in eval mode, as in the code of CMI, FastDFKD,
     NAYER and DFME, or by the statistics of the batch.
 
@@ -68,7 +68,7 @@ class Observer:
         queries_per_image: how often the teacher sees an image of one call.
 
     Raises:
-        ValueError: where the teacher lacks what a loss reads, or a second view is not named.
+        ValueError: if the teacher lacks what a loss reads, or a second view is not named.
     """
 
     def __init__(

@@ -20,10 +20,10 @@ LARGEST = 14  # places to a side, as a ViT with patches of 16 pixels has
 class PatchSimilarity(SynthesisLoss):
     """−Σ_taps mean_images H(f), H = −∫ f log f (L_PSE of PSAQ-ViT, Li et al., ECCV 2022).
 
-    f is the Gaussian kernel density of the cosine similarities of every two patches of one image.
-    A teacher's responses to a real image differ between foreground and background, and those to
-    noise do not; so synthesis maximises the differential entropy H. The teacher need not store
-    anything of the training data, so networks with LayerNorm or GroupNorm will do.
+    f is the Gaussian kernel density of the cosine similarities of every two patches of one image. A
+    teacher's responses to a real image differ between foreground and background, and those to noise
+    do not; so synthesis maximises the differential entropy H. The teacher need not store anything
+    of the training data, so networks with LayerNorm or GroupNorm will do.
 
     The authors read the heads' averaged attention of all layers, with a bandwidth of 0.01 and ten
     places of f. Here it is the tokens or maps of the stages, which every network has, f is

@@ -27,14 +27,14 @@ PRACTICE = 2**30  # the number of a round that no run reaches
 class RoundSource:
     """Every ``student_steps`` batches, a round adds freshly synthesized inputs to a bank.
 
-    A round draws classes in balance, begins its variable (pixels, a generator and latents, a
-    copy of a generator) and takes ``iterations`` steps along the gradient of the objective. Of
-    all its iterations' inputs, it keeps those with the lowest objective, as all authors' code
-    does, without making the device wait. The variable decides what is optimised; DeepInversion,
-    CMI, FastDFKD and NAYER differ in nothing else.
+    A round draws classes in balance, begins its variable (pixels, a generator and latents, a copy
+    of a generator) and takes ``iterations`` steps along the gradient of the objective. Of all its
+    iterations' inputs, it keeps those with the lowest objective, as all authors' code does, without
+    making the device wait. The variable decides what is optimised; DeepInversion, CMI, FastDFKD and
+    NAYER differ in nothing else.
 
-    A round may take minutes. Asked to stop, it raises :class:`core.runtime.Stopped` and leaves
-    this object as it was before the round; the next run then repeats that round bit for bit.
+    A round may take minutes. Asked to stop, it raises :class:`core.runtime.Stopped` and leaves this
+    object as it was before the round; the next run then repeats that round bit for bit.
 
     Args:
         variable: what is optimised.

@@ -21,9 +21,9 @@ Groups = list[dict[str, Any]]
 class Variable(nn.Module):
     """Makes the inputs of a round from the parameters that the round's optimizer trains.
 
-    After :meth:`begin`, :meth:`forward` returns the round's inputs as they are now. The
-    module's own state lasts from round to round and is saved with the run; what belongs to one
-    round alone (pixels, latents) is held in plain attributes.
+    After :meth:`begin`, :meth:`forward` returns the round's inputs as they are now. The module's
+    own state lasts from round to round and is saved with the run; what belongs to one round alone
+    (pixels, latents) is held in plain attributes.
     """
 
     def begin(self, label: Tensor, index: int, noise: torch.Generator) -> Groups:

@@ -18,10 +18,10 @@ from models.classifier import Classifier, Outputs
 class BlackBox(Classifier):
     """A teacher behind an interface: inputs in, probabilities out, every query counted.
 
-    The setting of DFME (Truong et al.) and MAZE (Kariyappa et al., both CVPR 2021). The logits
-    in its ``Outputs`` are recovered from the probabilities, log p − mean log p (DFME, section
-    4.4): the true ones up to a constant per input, and finite where p is 0 in float32. It has
-    neither features nor statistics, neither parameters nor a state with weights.
+    The setting of DFME (Truong et al.) and MAZE (Kariyappa et al., both CVPR 2021). The logits in
+    its ``Outputs`` are recovered from the probabilities, log p − mean log p (DFME, section 4.4):
+    the true ones up to a constant per input, and finite where p is 0 in float32. It has neither
+    features nor statistics, neither parameters nor a state with weights.
 
     Inputs that require a gradient get an estimate of it, from ``directions`` more queries each: see
     :func:`forward_differences`. So every loss that reads only logits works unchanged. The papers

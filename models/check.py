@@ -18,7 +18,7 @@ def materialize(module: nn.Module, shape: tuple[int, ...], num_classes: int) -> 
     """Let lazy modules, if any, find their sizes and initialise their weights.
 
     Raises:
-        ValueError: where the network cannot take inputs of this shape.
+        ValueError: if the network cannot take inputs of this shape.
     """
     if _lazy(module):
         modes = {m: m.training for m in module.modules()}

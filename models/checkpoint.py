@@ -38,7 +38,7 @@ def save_network(
             ``classes`` and ``num_classes``.
 
     Raises:
-        ValueError: where the file cannot be written; what was there before stays.
+        ValueError: if the file cannot be written; what was there before stays.
     """
     header = dict(metadata)
     header |= {"format": FORMAT, "input": json.dumps(classifier.spec.to_dict())}
@@ -59,8 +59,8 @@ def load_weights(
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Read a state dict and its metadata (empty but for safetensors) on the CPU; runs no code.
 
-    A file's contents decide what it is, not its name. A state dict may be in an entry of the
-    file; if several are, ``state_dict`` or ``model`` is taken before an average of it.
+    A file's contents decide what it is, not its name. A state dict may be in an entry of the file;
+    if several are, ``state_dict`` or ``model`` is taken before an average of it.
 
     Args:
         weights: the entry to take instead, such as ``"state_dict_ema"``, or what the names of

@@ -44,7 +44,7 @@ def check(path: Path) -> None:
     """Verify a safetensors file's checksum; a file without one, or without a header, passes.
 
     Raises:
-        ValueError: where it is not what was written.
+        ValueError: if it is not what was written.
     """
     with open(path, "rb") as file:
         header = _header(file)

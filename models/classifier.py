@@ -38,9 +38,9 @@ class Classifier(nn.Module):
 
     Args:
         module: maps normalised inputs [B, *spec.shape] to logits [B, C], or to an output that
-            contains them (``models.logits``). An attribute
-            ``taps`` ({name: module path}) names its stages, and ``channels_last`` the paths
-            among them whose maps are [B, H, W, C]; as features these are [B, C, H, W].
+            contains them (``models.logits``). An attribute ``taps`` ({name: module path}) names its
+            stages, and ``channels_last`` the paths among them whose maps are [B, H, W, C]; as
+            features these are [B, C, H, W].
         spec: what ``module`` expects.
         classes: class names in label order.
         taps: names or module paths whose outputs are returned as features.
@@ -126,8 +126,8 @@ class Classifier(nn.Module):
         """Map inputs [B, *shape] in the specification's value range to :class:`Outputs`.
 
         Raises:
-            ValueError: if the network returns no logits, or if a tap or a BatchNorm layer does
-                not run for these inputs as it did before.
+            ValueError: if the network returns no logits, or if a tap or a BatchNorm layer does not
+                run for these inputs as it did before.
         """
         self.record.clear()
         output = self.module(self.spec.normalize(x))

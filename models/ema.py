@@ -17,9 +17,9 @@ Module = TypeVar("Module", bound=nn.Module)
 class EMA(Generic[Module]):
     """θ̄ ← d·θ̄ + (1 − d)·θ for each parameter, from θ̄ = θ; buffers are copied.
 
-    In update n, counted from 0, d = min(decay, (1 + n) / (10 + n)), so that the average of a
-    short training is not dominated by the initial weights: after 400 updates at
-    a constant 0.999 these would still be two thirds of it.
+    In update n, counted from 0, d = min(decay, (1 + n) / (10 + n)), so that the average of a short
+    training is not dominated by the initial weights: after 400 updates at a constant 0.999 these
+    would still be two thirds of it.
 
     Args:
         module: what is averaged; trained in place elsewhere.

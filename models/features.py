@@ -38,7 +38,7 @@ def to_map(x: Tensor) -> Tensor:
     """[B, C, H, W] of a map or of tokens [B, N, D]: a square grid after any class tokens.
 
     Raises:
-        ValueError: where the tokens are not a square grid, or the feature is a vector.
+        ValueError: if the tokens are not a square grid, or the feature is a vector.
     """
     if x.dim() == 4:
         return x

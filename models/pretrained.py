@@ -52,8 +52,8 @@ def load_classifier(
         say: called with a line on a choice that was made, or on what is left out.
 
     Raises:
-        ValueError: if file, network and data do not fit together, or the normalisation is
-            unknown; see also :func:`models.state_dict.load_state`.
+        ValueError: if file, network and data do not fit together, or the normalisation is unknown;
+            see also :func:`models.state_dict.load_state`.
     """
     state, metadata = load_weights(path, weights, say)
     saved_spec, saved_classes, count = read_metadata(metadata, path)

@@ -77,9 +77,9 @@ class Moments(Hook):
 def by_layer(noted: list[tuple[str, Statistics]]) -> dict[str, Statistics]:
     """One entry per layer, in the order in which they first ran.
 
-    For a layer that ran several times these are the averages of its means and of its variances:
-    its running statistics converge to those, as every use moves them in turn. No single use need
-    come near them, even on real data.
+    For a layer that ran several times these are the averages of its means and of its variances: its
+    running statistics converge to those, as every use moves them in turn. No single use need come
+    near them, even on real data.
     """
     grouped: dict[str, list[Statistics]] = {}
     for name, statistics in noted:

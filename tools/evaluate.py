@@ -6,8 +6,8 @@ python -m tools.evaluate FILE student=resnet20 data=cifar10 student.mean=[...] s
 python -m tools.evaluate FILE student=timm student.model.name=vit_tiny_patch16_224 data=cifar10
 
 RUN is a run directory, or the student.safetensors in one. For any other FILE (ours, torchvision's,
-timm's), student= names its architecture, and student.KEY says about it what
-teacher.KEY of train.py says about a teacher's file. The test split is measured.
+timm's), student= names its architecture, and student.KEY says about it what teacher.KEY of train.py
+says about a teacher's file. The test split is measured.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ def evaluate(subject: Path, overrides: Sequence[str]) -> dict[str, Any]:
 
     Args:
         subject: a run directory or a file of weights.
-        overrides: of ``train.py``, and ``trust=[PACKAGE]`` if code of another package builds
-            the run's student.
+        overrides: of ``train.py``, and ``trust=[PACKAGE]`` if code of another package builds the
+            run's student.
 
     Returns:
         The content of :class:`engine.evaluate.Measured`, with class names, and what was measured
@@ -133,8 +133,8 @@ def _sort(overrides: Sequence[str]) -> tuple[list[str], list[str], list[str], li
 def _said_of(subject: Path, mine: list[str], common: list[str]) -> dict[str, Any]:
     """Settings with the network under test in the teacher's place.
 
-    Its file may need the same settings as a teacher's file, and if the data has no labels, the
-    file names its classes.
+    Its file may need the same settings as a teacher's file, and if the data has no labels, the file
+    names its classes.
     """
     renamed = [re.sub(r"^([+~]?)student\b", r"\1teacher", word) for word in mine]
     settings = plain(compose([*common, *renamed]))

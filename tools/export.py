@@ -40,15 +40,15 @@ def export(source: Path, out: Path, overrides: Sequence[str] = ()) -> str:
     """Write ``out``, whole or not at all, and return what to tell the user.
 
     Args:
-        source: a run directory, or a student's file. If the file is in a run directory, that
-            says which network it is.
+        source: a run directory, or a student's file. If the file is in a run directory, that says
+            which network it is.
         out: a file NAME.onnx or NAME.pt2 that does not exist.
         overrides: ``student=...`` and its keys, as for train.py, which say which network it is;
             ``trust=[...]``, see :func:`engine.student.architecture`.
 
     Raises:
-        ValueError: if anything is missing, the network cannot be exported, or the export does
-            not give the student's answers.
+        ValueError: if anything is missing, the network cannot be exported, or the export does not
+            give the student's answers.
     """
     kind = _format(out)
     run, file = _locate(source)
@@ -124,8 +124,8 @@ def _locate(source: Path) -> tuple[Path | None, Path]:
 def probes(run: Path | None, spec: InputSpec) -> tuple[Tensor, str]:
     """Inputs [N, *shape] to compare on, and what they are in words.
 
-    Half are those that the run's student saw last, if its last checkpoint has any; the rest
-    are uniformly distributed over the value range, with a seed of their own.
+    Half are those that the run's student saw last, if its last checkpoint has any; the rest are
+    uniformly distributed over the value range, with a seed of their own.
     """
     count = sum(BATCHES)
     seen = _seen(run) if run else None
@@ -176,7 +176,7 @@ def compare_logits(
     """The largest difference of logits over batches of each size, and the largest logit.
 
     Raises:
-        ValueError: where it is above 1e-3 (where no logit reaches 1, that share of the largest;
+        ValueError: if it is above 1e-3 (where no logit reaches 1, that share of the largest;
             where logits exceed 100, 1e-5 of the largest, as float32 is no finer), or not a number.
     """
     differences, largest = [], 0.0

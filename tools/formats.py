@@ -70,7 +70,7 @@ def capture(student: Classifier) -> ExportedProgram:
     """A frozen student with its normalisation as one program, for batches of any size.
 
     Raises:
-        ValueError: where ``torch.export`` cannot follow the network.
+        ValueError: if ``torch.export`` cannot follow the network.
     """
     images = torch.zeros(2, *student.spec.shape)
     student.spec.normalize(images)  # caches its constants, which in a trace would hold no data

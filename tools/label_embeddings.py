@@ -32,7 +32,7 @@ def write(names: Sequence[str], out: Path, command: str) -> None:
     """Embed class names and write them as float16 [N, D], which loses nothing that matters.
 
     Raises:
-        ValueError: where the file exists, a name is empty, or the sentence model is not installed.
+        ValueError: if the file exists, a name is empty, or the sentence model is not installed.
     """
     if out.exists():
         raise ValueError(f"{out} exists: remove it, or give another --out")
