@@ -161,7 +161,7 @@ def test_what_a_finished_run_lost_is_brought_back(
     results = [json.loads(files["result.json"]) for files in (before, after)]
     assert results[0]["student"] == results[1]["student"]
     assert train.main(arguments) == 0
-    assert "brought back" not in capsys.readouterr().out
+    assert "restored from" not in capsys.readouterr().out
 
 
 def test_a_finished_run_without_student_and_checkpoint(
