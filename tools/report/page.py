@@ -118,9 +118,9 @@ def _state(run: Run) -> str:
 
 
 def _settings(groups: Sequence[Group]) -> str:
-    """A column for each group where they differ; what all share is folded away.
+    """A column for each group where they differ; shared ones are folded away.
 
-    Methods differ in much: then only what one varies on purpose is open from the beginning.
+    Methods differ in many: then only the settings that are usually varied are open at first.
     """
     keys = list(dict.fromkeys(key for group in groups for key in group.settings))
     keys.sort(key=rank)
