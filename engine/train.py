@@ -20,7 +20,7 @@ from engine.teacher import check_accuracy, obtain_teacher
 def run(config: DictConfig, runtime: Runtime, wait: bool = False) -> dict[str, Any]:
     """Claim the run directory, build the parts, train, and return the result.
 
-    Nothing is written, and nothing of an earlier run gives way, before the first step is made.
+    Nothing is written, and nothing of an earlier run is removed, before the first step is made.
 
     Raises:
         ValueError: for anything that the user can correct.
