@@ -25,7 +25,7 @@ from engine.usage import usage
 
 
 def main(arguments: list[str]) -> int:
-    """The exit code: 0, 1 for a mistake of the user's, 70 for one of ours, 130 when stopped."""
+    """Return the exit code: 0, 1 for a user error, 70 for an internal error, 130 when stopped."""
     with unbroken():
         try:
             if {"--help", "-h"} & set(arguments):
@@ -53,7 +53,7 @@ def main(arguments: list[str]) -> int:
 
 
 def report(config: DictConfig, runtime: Runtime, result: dict[str, Any]) -> None:
-    """What came out, and where it lies."""
+    """Print the results and where they are."""
     if runtime.main:
         path = RunDirectory(config, runtime).path
         print(f"\n{table(result)}\n")
@@ -63,18 +63,18 @@ def report(config: DictConfig, runtime: Runtime, result: dict[str, Any]) -> None
 
 
 def handle_signals(runtime: Runtime) -> None:
-    """The first SIGINT or SIGTERM asks for a checkpoint and an end; the second ends at once."""
+    """Stop after a checkpoint on the first SIGINT or SIGTERM; exit at once on the second."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         if runtime.stop_requested:
             os._exit(128 + number)
         runtime.stop_requested = True
-        print("\nstopping after this step; once more to end at once", file=sys.stderr, flush=True)
+        print("\nstopping after this step; again to quit at once", file=sys.stderr, flush=True)
 
     signal.signal(signal.SIGINT, stop)
     signal.signal(signal.SIGTERM, stop)
 
 
 if __name__ == "__main__":
-    sys.path.append(os.getcwd())  # for modules of the user's own, behind all others
+    sys.path.append(os.getcwd())  # for the user's own modules, after all others
     sys.exit(main(sys.argv[1:]))

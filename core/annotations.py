@@ -1,4 +1,4 @@
-"""Hold plain values, and the parts that a configuration builds, against annotations."""
+"""Check plain values, and the parts that a configuration builds, against annotations."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from typing import Any, Literal, NewType, Union, get_args, get_origin, get_type_
 
 from torch import Tensor, nn
 
-MISSING = "???"  # what stands for a value that has no default
+MISSING = "???"  # stands for a value that has no default
 
 
 def shorten(value: Any, show: Callable[[Any], str] = repr) -> str:
-    """A value in a message: whole, unless it is long."""
+    """A value as text for a message, shortened if it is long."""
     text = show(value)
     return text if len(text) <= 120 else f"{text[:80]}...{text[-10:]}"
 
 
 def hints_of(target: Callable[..., Any]) -> dict[str, Any]:
-    """The annotations of what a target takes by name, and under "return" of what it gives."""
+    """The annotations of a target's named arguments, and under "return" that of its result."""
     try:
         if inspect.isclass(target):
             return {**get_type_hints(target.__init__), "return": target}
@@ -33,7 +33,7 @@ def hints_of(target: Callable[..., Any]) -> dict[str, Any]:
 
 
 def is_path(annotation: Any) -> bool:
-    """Whether what it annotates is the path of a file or folder."""
+    """Whether the annotation is that of a path to a file or folder."""
     return any(
         a in (Path, os.PathLike) or get_origin(a) is os.PathLike
         for a in (annotation, *get_args(annotation))
@@ -41,7 +41,7 @@ def is_path(annotation: Any) -> bool:
 
 
 def check_type(value: Any, annotation: Any, path: str) -> list[str]:
-    """A mistake where a plain value cannot be what the annotation says; none where it may be."""
+    """The mistake if a plain value does not fit the annotation; none if it may fit."""
     if _fits(value, annotation):
         return []
     line = f"{path}={shorten(value)} should be {say(annotation)}"
@@ -91,11 +91,11 @@ def _fits(value: Any, annotation: Any) -> bool:
         return isinstance(value, Mapping)
     if inspect.isclass(container) and issubclass(container, Sequence):
         return isinstance(value, (list, tuple)) and _items_fit(value, container, args)
-    return True  # what a nested node builds, or an annotation that says nothing of plain values
+    return True  # what a nested node builds, or an annotation that says nothing about plain values
 
 
 def _items_fit(values: Sequence[Any], container: Any, args: tuple[Any, ...]) -> bool:
-    """Whether each fits; a tuple has as many as its annotation says, unless that ends in dots."""
+    """Whether all elements fit; a tuple needs the annotated length, unless that ends in dots."""
     if container is tuple and args and args[-1] is not Ellipsis:
         return len(values) == len(args) and all(map(_item_fits, values, args))
     return not args or all(_item_fits(v, args[0]) for v in values)
@@ -106,7 +106,7 @@ def _item_fits(value: Any, annotation: Any) -> bool:
 
 
 def say(annotation: Any) -> str:
-    """An annotation in words, as far as there are any."""
+    """An annotation in words."""
     origin, args = get_origin(annotation), get_args(annotation)
     if origin in (Union, types.UnionType):
         tensors = len(args) > 1 and Tensor in args  # which no configuration can write
@@ -128,9 +128,9 @@ def say(annotation: Any) -> str:
 
 
 def is_part(part: Any, annotation: Any) -> bool:
-    """Whether something built may stand where the annotation is; true where nothing is known.
+    """Whether a built object fits the annotation; true if that cannot be known.
 
-    A function that waits for its last arguments (``_partial_``) is judged by what it would give.
+    A function that waits for its last arguments (``_partial_``) is judged by what it would return.
     """
     origin, args = get_origin(annotation), get_args(annotation)
     if annotation is Any:

@@ -15,23 +15,23 @@ from core.annotations import hints_of, is_part, say, shorten
 from core.check import SPECIAL, is_target, parameters_of
 from core.memory import check_weights, is_exhausted
 
-ONLY_WITH = {"objective": "synthesis", "teacher": "needs_teacher"}  # keys that parts come with
+ONLY_WITH = {"objective": "synthesis", "teacher": "needs_teacher"}  # keys that provide a part
 
 
 def build(node: Any, kind: Any = Any, path: str = "", /, **available: Any) -> Any:
     """Build a plain configuration node, deepest part first.
 
-    A target receives the node's own keys and, of ``available``, those that its signature names:
-    a part says what it needs by naming an argument, and nothing is passed through by hand.
-    ``_partial_: true`` gives a function that waits for the rest, as optimizers do for parameters.
+    A target receives the node's own keys and, of ``available``, those that its signature names: a
+    part says what it needs by naming an argument, and nothing is passed through by hand.
+    ``_partial_: true`` returns a function of the missing arguments, as an optimizer's parameters.
 
     Args:
-        kind: an annotation that says what is needed here; each part below is held against the
-            annotation of the argument that it is for.
+        kind: an annotation of what is needed here; each part below is checked against the
+            annotation of its argument.
         path: of the node in the configuration, for messages.
 
     Raises:
-        ValueError: where a part cannot be built, or is not what its place needs.
+        ValueError: if a part cannot be built, or is not of the kind that is needed.
     """
     if isinstance(node, Mapping):
         if is_target(node):
@@ -78,7 +78,7 @@ def _part(node: Mapping[str, Any], kind: Any, path: str, available: dict[str, An
 def _network_or_other(
     target: Callable[..., Any], name: str, hints: dict[str, Any], arguments: dict[str, Any]
 ) -> Any:
-    """Build a part; one that holds weights must fit the machine, and have some in every layer."""
+    """Build a part; a network must fit into memory and have weights in every layer."""
     gives = hints.get("return")
     of_settings = not any(isinstance(v, (nn.Module, Tensor)) for v in arguments.values())
     if inspect.isclass(gives) and issubclass(gives, nn.Module) and of_settings:
@@ -92,7 +92,7 @@ def _network_or_other(
 
 
 def _call(target: Callable[..., Any], name: str, built: dict[str, Any], *first: Any) -> Any:
-    """Build a part; whatever it says of its settings is a mistake of theirs."""
+    """Build a part; any error that it raises is reported as a mistake in its settings."""
     try:
         return target(*first, **built)
     except (ValueError, OSError) as error:
@@ -104,7 +104,7 @@ def _call(target: Callable[..., Any], name: str, built: dict[str, Any], *first: 
 
 
 def _item(kind: Any) -> Any:
-    """What a list's elements are to be, in an annotation such as ``Sequence[X] | None``."""
+    """The annotation of a list's elements, in one such as ``Sequence[X] | None``."""
     found = [k for k in (kind, *get_args(kind)) if isinstance(get_origin(k), type)]
     lists = [k for k in found if issubclass(get_origin(k), Sequence) and get_args(k)]
     return get_args(lists[0])[0] if lists else Any

@@ -1,4 +1,4 @@
-"""Hold configuration nodes against the signatures of what they build."""
+"""Check configuration nodes against the signatures of what they build."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ AVAILABLE = {
 
 
 def describe_unknown(name: str, known: Sequence[str]) -> str:
-    """A line on a name that does not exist: what was probably meant, or all there is."""
+    """Say that a name does not exist, and what was probably meant or which names there are."""
     if RENAMED.get(name) in known:
         return f"no {shorten(name)}; it is called {RENAMED[name]!r} now"
     near = difflib.get_close_matches(name, known, 1, 0.6)
@@ -55,7 +55,7 @@ def parameters_of(target: Callable[..., Any]) -> tuple[dict[str, inspect.Paramet
     """Parameters that a callable takes by name, and whether it takes any other keyword."""
     try:
         parameters = inspect.signature(target).parameters
-    except ValueError:  # some of Python's own say nothing
+    except ValueError:  # some built-ins have no signature
         return {}, True
     open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
@@ -83,13 +83,13 @@ def check_node(node: Any, path: str) -> list[str]:
 def _check_target(node: Mapping[str, Any], path: str) -> list[str]:
     name = node["_target_"]
     if name == MISSING:
-        return []  # which is said of the key
+        return []  # reported with the key
     try:
         target = resolve_name(name)
-    except (Exception, SystemExit):  # an import can raise anything; a user can mend the name
+    except (Exception, SystemExit):  # an import can raise anything; the user can correct the name
         return [f"{path}._target_: cannot import {shorten(name)}{_near_target(node)}"]
     if not callable(target):
-        return [f"{path}._target_: {name!r} is nothing that builds a part"]
+        return [f"{path}._target_: {name!r} is not something that builds a part"]
     parameters, open_ended = parameters_of(target)
     hints = hints_of(target)
     mistakes = check_type(node.get("_partial_", False), bool, f"{path}._partial_")

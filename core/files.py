@@ -1,4 +1,4 @@
-"""Files that are whole or absent, whatever ends the process that writes them."""
+"""Atomic writes: a file is whole or absent, however the process that writes it ends."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import itertools
 import os
 from pathlib import Path
 
-PARTIAL = ".partial"  # of the name, while a file is being written
+PARTIAL = ".partial"  # suffix of a file that is being written
 
 
 def write_whole(path: Path, *content: bytes | str | memoryview) -> None:
@@ -17,7 +17,7 @@ def write_whole(path: Path, *content: bytes | str | memoryview) -> None:
         content: its parts, one after the other.
 
     Raises:
-        ValueError: where it cannot be written, on a full disk for one; what was there stays.
+        ValueError: if it cannot be written, such as on a full disk; the old file stays.
     """
     temporary = path.with_name(path.name + PARTIAL)
     try:
@@ -35,7 +35,7 @@ def write_whole(path: Path, *content: bytes | str | memoryview) -> None:
 
 
 def keep_aside(path: Path) -> Path:
-    """Give a file that is in the way another name, which no file has; returns it."""
+    """Rename a file that is in the way to an unused name, and return that."""
     names = (path.with_name(f"{path.name}.kept{n or ''}") for n in itertools.count())
     aside = next(name for name in names if not os.path.lexists(name))
     os.replace(path, aside)

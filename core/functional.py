@@ -23,7 +23,7 @@ def supervised_contrast(a: Tensor, b: Tensor, label: Tensor, temperature: float)
     embeddings of i's class: its other view is always among them.
 
     Args:
-        a: one view of each input [B, D], of any length but 0: z has length 1.
+        a: one view of each input [B, D], not 0; z is the same scaled to length 1.
         b: the other view [B, D].
         label: [B].
         temperature: τ > 0.

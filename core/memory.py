@@ -1,4 +1,4 @@
-"""Whether sizes, or a failure, are more than the memory that there is."""
+"""Check that sizes fit into memory, and recognise errors that mean it has run out."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-# How PyTorch's allocators say so where it is no OutOfMemoryError, and its sizes before them.
+# What PyTorch's allocators and size checks say in errors other than OutOfMemoryError.
 WORDS: tuple[str, ...] = ("can't allocate memory", "not enough memory", "CUDA out of memory")
 WORDS += ("storage size calculation overflowed", "would overflow", "array is too big")
 CONTAINER_LIMIT = Path("/sys/fs/cgroup/memory.max")  # holds "max" where there is none
@@ -29,11 +29,11 @@ def machine_memory() -> int:
 
 
 def check_memory(needed: int, what: str, advice: str) -> None:
-    """Refuse what this machine cannot hold.
+    """Raise for more memory than this machine has.
 
     Args:
         needed: bytes.
-        what: takes them, for the message.
+        what: what needs them, for the message.
         advice: what the user can do.
 
     Raises:
@@ -53,7 +53,7 @@ def _gibibytes(count: int) -> str:
 
 
 def is_exhausted(error: BaseException) -> bool:
-    """Whether an exception says that memory has run out, or could never do."""
+    """Whether an exception says that memory has run out, or could never suffice."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
     said = str(error).lower()
@@ -61,7 +61,7 @@ def is_exhausted(error: BaseException) -> bool:
 
 
 def check_weights(make: Callable[[], Any], what: str) -> None:
-    """Refuse a network whose weights do not fit, having built it once without any storage.
+    """Raise if a network's weights do not fit into memory; it is built without storage for this.
 
     Raises:
         ValueError: for more bytes than the machine has.
@@ -72,7 +72,7 @@ def check_weights(make: Callable[[], Any], what: str) -> None:
             network = make()
         except Exception as error:
             if not is_exhausted(error):
-                return  # what needs storage to be built, or has a mistake that building will show
+                return  # it needs storage to be built, or has a mistake that building will show
             raise ValueError(f"{what} would take more memory than any machine has") from error
     if isinstance(network, nn.Module):
         tensors = chain(network.parameters(), network.buffers())

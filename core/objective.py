@@ -1,4 +1,4 @@
-"""An objective is a weighted sum of losses, for a generator and for a student alike."""
+"""The objective of a generator or of a student: a weighted sum of losses."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from torch import Tensor, nn
 
 from core.schedules import Factor
 
-FAILED = "failed_loss"  # of an exception: name and loss, where a loss raised it
+FAILED = "failed_loss"  # attribute of an exception that a loss raised: its name, and the loss
 
 
 @dataclass
 class Losses:
-    """What an objective gives.
+    """The result of an objective.
 
     Args:
         total: carries the gradient.
         values: each weighted loss, detached.
-        teacher_logits: [B, C], the teacher's answers, where it has any part in the losses.
+        teacher_logits: [B, C], the teacher's logits, if the losses use the teacher.
     """
 
     total: Tensor
@@ -34,8 +34,8 @@ class Weighted(nn.Module):
 
     Args:
         loss: a module that returns a scalar to be minimised.
-        weight: what its value is multiplied by.
-        schedule: what the weight is multiplied by, from the run's progress.
+        weight: factor on its value.
+        schedule: factor on the weight, as a function of the run's progress.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class Weighted(nn.Module):
         return self.schedule is not None and not self.weight
 
     def nothing(self, device: str) -> Tensor:
-        """0, which depends on the loss's parameters as far as DDP, waiting for them, can see."""
+        """A zero that depends on the loss's parameters, so that DDP gets gradients for them."""
         zero = torch.zeros((), device=device)
         return zero + sum(0 * p.sum() for p in self.parameters() if p.requires_grad)
 
@@ -70,11 +70,11 @@ class Weighted(nn.Module):
 class Objective(nn.Module):
     """The weighted sum of named losses; every loss is called with the same arguments.
 
-    Losses are computed in float32 whatever the autocast around the call. A loss says what it
-    needs by class attributes (see ``distillers.base`` and ``generators.base``).
+    Losses are computed in float32, even under autocast. A loss says what it needs in class
+    attributes (see ``distillers.base`` and ``generators.base``).
 
     Raises:
-        ValueError: where there is no loss.
+        ValueError: if there is no loss.
     """
 
     def __init__(self, losses: Mapping[str, Weighted]) -> None:
@@ -84,7 +84,7 @@ class Objective(nn.Module):
         self.losses = nn.ModuleDict(dict(losses))
 
     def ask(self, attribute: str) -> list[Any]:
-        """What the losses say of themselves, one entry per loss that has the attribute."""
+        """The values of an attribute, one for each loss that has it."""
         losses = [weighted.loss for weighted in self.losses.values()]  # type: ignore[union-attr]
         return [getattr(loss, attribute) for loss in losses if hasattr(loss, attribute)]
 
@@ -94,10 +94,10 @@ class Objective(nn.Module):
             weighted.at(progress)  # type: ignore[operator]
 
     def forward(self, *args: Any, skip: tuple[str, ...] = ()) -> Losses:
-        """The losses.
+        """Compute the losses.
 
-        Losses with a true attribute of a name in ``skip``, and those whose schedule has switched
-        them off, count as 0 and are not computed.
+        Losses with a true attribute named in ``skip``, and those that their schedule has switched
+        off, count as 0 and are not computed.
         """
         device = _device_type(args)
         values = {}

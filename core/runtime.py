@@ -1,4 +1,4 @@
-"""Where a run computes: device, precision, compilation, seeds and torchrun, behind one object."""
+"""A run's device, precision, compilation, seeds and torchrun processes, behind one object."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ GONE = re.compile("gloo|NCCL|TCPStore|Broken pipe|Connection (closed|reset|refus
 
 
 class Stopped(Exception):
-    """The user asked for an end; raised only where the state is that of a whole step."""
+    """The user asked the run to stop; raised only between whole steps."""
 
     def __str__(self) -> str:
-        return super().__str__() or "stopped before the first step; the same command begins again"
+        return super().__str__() or "stopped before the first step; the same command starts again"
 
 
 class Runtime:
@@ -35,10 +35,10 @@ class Runtime:
         precision: "fp32" or "bf16" (autocast; no loss scaling is needed).
         compile: whether networks are compiled in place.
         seed: of the run; weights are initialised alike on every rank, noise is not.
-        deterministic: whether cuDNN may only take algorithms that give the same bits each time;
-            otherwise it takes the fastest, found by trial, and a resumed run differs in bits.
+        deterministic: whether cuDNN may only use algorithms that give the same bits each time;
+            otherwise it uses the fastest, found by trial, and a resumed run differs in bits.
         tf32: whether float32 convolutions and matrix products on CUDA may round their factors to
-            TF32 (10 bits of mantissa for 23), which is several times faster.
+            TF32 (10 bits of mantissa instead of 23), which is several times faster.
 
     Raises:
         ValueError: for ``device="cuda"`` without CUDA.
@@ -83,13 +83,13 @@ class Runtime:
 
     @classmethod
     def of(cls, config: DictConfig) -> Runtime:
-        """As a composed configuration says."""
+        """The runtime that a composed configuration describes."""
         names = ("device", "precision", "compile", "seed", "deterministic", "tf32")
         return cls(**{name: config[name] for name in names})
 
     @property
     def stop_requested(self) -> bool:
-        """Whether a signal has asked for an end."""
+        """Whether a signal has asked the run to stop."""
         return self._asked[0]
 
     @stop_requested.setter
@@ -107,8 +107,8 @@ class Runtime:
     def noise(self, stream: str, step: int) -> torch.Generator:
         """A random generator that depends on (seed, rank, stream, step) and on nothing else.
 
-        Noise drawn from it is the same after a resume without any state being kept, and
-        different on every rank.
+        Noise drawn from it is the same after a resume, without any saved state, and different on
+        every rank.
         """
         key = f"{self.seed}/{self.rank}/{stream}/{step}".encode()
         seed = int.from_bytes(hashlib.blake2b(key, digest_size=8).digest()) >> 1
@@ -119,9 +119,9 @@ class Runtime:
         return module.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def compile(self, module: nn.Module) -> nn.Module:
-        """Compile in place if the run asks for it; keys of the state stay as they are."""
+        """Compile in place if the run asks for it; the keys of the state stay the same."""
         if self.compiled:
-            # Otherwise two views of one network with other taps share compiled code, and hooks.
+            # Otherwise two views of one network with different taps share compiled code, and hooks.
             torch._dynamo.config.skip_nnmodule_hook_guards = False
             module.compile()
         return module
@@ -131,7 +131,7 @@ class Runtime:
 
         Args:
             spare: whether a step may leave a parameter without gradient, on all ranks alike. It
-                then has none, as in a single process, and DDP looks for such in each step.
+                then has none, as in a single process, and DDP looks for such in every step.
         """
         if self.world_size == 1 or not any(p.requires_grad for p in module.parameters()):
             return module
@@ -163,7 +163,7 @@ class Runtime:
         return bool(value.item())
 
     def first(self, values: Sequence[float]) -> list[float]:
-        """The first process's values, on every process: all have to take the same decisions."""
+        """The first process's values, on every process: all must make the same decisions."""
         mine = [v if self.main else 0.0 for v in values]
         return self.sum(torch.tensor(mine, dtype=torch.float64, device=self.device)).tolist()
 
@@ -176,17 +176,17 @@ class Runtime:
         return torch.cuda.get_device_name() if self.device.type == "cuda" else "cpu"
 
     def peak_memory(self) -> int:
-        """Bytes: of the device's allocator on CUDA, of the whole process on a CPU."""
+        """Peak bytes: of the device's allocator on CUDA, of the whole process on a CPU."""
         if self.device.type == "cuda":
             return int(torch.cuda.max_memory_allocated())
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """For work that ranks share.
+        """A context for work that ranks share.
 
         Raises:
-            ValueError: instead of what the communication raises once another rank is gone.
+            ValueError: in place of the communication error that follows when another rank ends.
         """
         try:
             yield
@@ -194,8 +194,8 @@ class Runtime:
             if self.world_size == 1 or not GONE.search(str(error)):
                 raise
             raise ValueError(
-                "another process of this run has ended, and this one with it: see what that one "
-                "said; the same command goes on from the last checkpoint"
+                "another process of this run has ended, so this one stops too: see that process's "
+                "error; the same command continues from the last checkpoint"
             ) from error
 
     def close(self) -> None:
@@ -203,9 +203,9 @@ class Runtime:
             dist.destroy_process_group()
 
     def asked_to_stop(self, index: int) -> bool:
-        """Whether a signal came, asked in iteration ``index`` of a loop.
+        """Whether a signal has come, checked in iteration ``index`` of a loop.
 
-        Several ranks have to agree, for which the device waits: they do so in every tenth only.
+        Several ranks must agree, which makes the device wait: they do so in every tenth only.
         """
         if self.world_size > 1 and index % 10:
             return False

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 Factor = Callable[[float], float]
-"""Maps progress in [0, 1] to what a learning rate, or a loss's weight, is multiplied by."""
+"""Maps progress in [0, 1] to a factor on a learning rate or on a loss's weight."""
 
 
 def constant(warmup: float = 0.0) -> Factor:
@@ -97,7 +97,7 @@ class Schedule:
             group.setdefault("initial_lr", float(group["lr"]))
 
     def apply(self, progress: float) -> None:
-        """For the step that starts at ``progress``, the fraction of the run in [0, 1] before it."""
+        """Set the rates for the step that starts at ``progress``, a fraction of the run."""
         factor = self.factor(progress)
         for group in self.optimizer.param_groups:
             if isinstance(group["lr"], Tensor):  # a captured graph reads this very tensor

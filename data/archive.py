@@ -1,4 +1,4 @@
-"""Arrays in an .npz file, of which nothing is believed and nothing is unpickled."""
+"""Arrays in an .npz file, which is not trusted: all is checked, and nothing is unpickled."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def keys(file: Path) -> list[str]:
     """Names of the arrays in the file.
 
     Raises:
-        ValueError: for a file that is no .npz.
+        ValueError: for a file that is not an .npz file.
     """
     with _opened(file) as archive:
         return [name.removesuffix(SUFFIX) for name in archive.namelist()]
@@ -36,7 +36,7 @@ def read_arrays(file: Path, key: str) -> NDArray[Any]:
     """One array; no byte of the others is read.
 
     Raises:
-        ValueError: for a file or an array that is damaged, holds objects, or claims what is not so.
+        ValueError: for a file or an array that is damaged, holds objects, or has a false header.
     """
     with _opened(file) as archive:
         found = [i for i in archive.infolist() if i.filename.removesuffix(SUFFIX) == key]
@@ -58,12 +58,12 @@ def read_arrays(file: Path, key: str) -> NDArray[Any]:
 
 
 def _claimed(member: IO[bytes], key: str) -> int:
-    """Bytes of the array by its header, before any memory is taken for it."""
+    """Bytes of the array according to its header, before memory is allocated for it."""
     try:
         shape, _, dtype = HEADERS[npy.read_magic(member)](member)
     except (zipfile.BadZipFile, EOFError):
         raise
-    except Exception as error:  # of text that is evaluated as a literal, nearly anything
+    except Exception as error:  # evaluating a literal can raise nearly anything
         raise _Unsuitable(f"has no array under {key}: write it with numpy.savez") from error
     if dtype.hasobject:
         raise _Unsuitable(
@@ -77,8 +77,8 @@ def _claimed(member: IO[bytes], key: str) -> int:
 
 @contextmanager
 def _opened(file: Path) -> Iterator[zipfile.ZipFile]:
-    """The archive; every way to be unreadable is one kind of error, which names the file."""
-    if not file.is_file():  # a pipe would be waited for
+    """The archive; whatever makes it unreadable is raised as one error that names the file."""
+    if not file.is_file():  # reading a pipe would block
         raise ValueError(f"{file} is not a readable .npz file, but a folder or a device")
     try:
         archive = zipfile.ZipFile(file)

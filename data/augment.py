@@ -1,7 +1,7 @@
-"""Augmentation of a batch on its device, with every random draw from the generator given.
+"""Augmentation of a batch on its device, with all random draws from the given generator.
 
-The three that nearly every run needs are written out, fast and without a global random state.
-:class:`Kornia` brings in any of the many others.
+The three that nearly every run needs are written here, fast and without a global random state.
+:class:`Kornia` provides many others.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def through(augmentations: Sequence[Augmentation], x: Tensor, generator: torch.G
 
 
 class RandomCrop(nn.Module):
-    """Shift each image by up to ``padding`` pixels either way; what comes in is black.
+    """Shift each image by up to ``padding`` pixels either way; the uncovered border is black.
 
     The same as padding on all sides and cropping at a random place, as is usual on CIFAR.
     """
@@ -71,7 +71,7 @@ class RandomFlip(nn.Module):
 
 
 class RandomAffine(nn.Module):
-    """Turn, scale and shift each image about its centre, bilinearly; what comes in is black.
+    """Turn, scale and shift each image about its centre, bilinearly; the uncovered area is black.
 
     Args:
         degrees: largest rotation either way.
@@ -104,9 +104,9 @@ class RandomAffine(nn.Module):
 class Kornia(nn.Module):
     """Modules of kornia.augmentation in order, differentiable, with draws that a resume repeats.
 
-    kornia draws from the global random state. Here that is seeded from the generator for the time
-    of the call, and is afterwards what it was; the generator moves on, so that a second call with
-    it sees another view. Anything that maps [B, C, H, W] to the same shape in [0, 1] will do.
+    kornia draws from the global random state. Here that is seeded from the generator during the
+    call and restored afterwards; the generator moves on, so that a second call with it sees another
+    view. Any module that maps [B, C, H, W] to the same shape in [0, 1] will do.
 
     Args:
         spec: of the images, whose range is mapped to the [0, 1] that kornia takes, and back.
@@ -115,7 +115,7 @@ class Kornia(nn.Module):
             ``{_target_: kornia.augmentation.RandomResizedCrop, _partial_: true}``.
 
     Raises:
-        ValueError: for no augmentation, or, when called, for one that fails on these images or
+        ValueError: without augmentations, or, when called, for one that fails on these images or
             changes their shape.
     """
 
@@ -157,7 +157,7 @@ class Kornia(nn.Module):
 
 @contextmanager
 def seeded(generator: torch.Generator, device: torch.device) -> Iterator[None]:
-    """Whatever draws from the global random state inside depends on the generator alone.
+    """A context in which draws from the global random state depend on the generator alone.
 
     Afterwards the global state is as before, and the generator has moved on.
     """

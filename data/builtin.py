@@ -94,7 +94,7 @@ def torchvision_dataset(
 def _moments(
     name: str, size: int | None, mean: Sequence[float] | None, std: Sequence[float] | None
 ) -> tuple[Sequence[float] | None, Sequence[float] | None]:
-    """What was given; else what is known at this size, since padding and resizing change it."""
+    """The given moments, or those known at this size, since padding and resizing change them."""
     unknown = mean is None and std is None
     return MOMENTS.get((name, size), (None, None)) if unknown else (mean, std)
 
@@ -109,7 +109,7 @@ def _torchvision(name: str, root: Path, which: str) -> Arrays:
     except _DownloadError as error:
         raise ValueError(
             f"cannot download {name} to data.root={root} ({error}): place its files there "
-            "(data.root=...), or use a file of yours with data=npz data.path=..."
+            "(data.root=...), or use your own file with data=npz data.path=..."
         ) from error
     except Exception as error:  # a damaged file shows as almost any exception, asserts included
         reason = " ".join(f"{type(error).__name__}: {error}".split())
@@ -125,7 +125,7 @@ def _torchvision(name: str, root: Path, which: str) -> Arrays:
 
 
 class _DownloadError(Exception):
-    """Whatever went wrong while files were fetched."""
+    """Anything that went wrong while files were fetched."""
 
 
 def _open_or_download(cls: Any, root: Path, options: dict[str, Any]) -> Any:

@@ -1,4 +1,4 @@
-"""What every data set has to be: names of classes that differ, uint8 images, labels in range."""
+"""Checks of a data set: distinct class names, uint8 images, labels in range."""
 
 from __future__ import annotations
 
@@ -21,29 +21,29 @@ CONVERSIONS = {  # by dtype, or else by its kind
 
 
 def check_classes(name: str, classes: Sequence[str]) -> tuple[str, ...]:
-    """Class names in one Unicode form (NFC): file systems and keyboards differ in theirs.
+    """Class names in one Unicode form (NFC): file systems and keyboards use different ones.
 
     Raises:
-        ValueError: for no names, and for one that is empty, no text, or there twice.
+        ValueError: if there are no names, or one is empty, not text, or there twice.
     """
     if not classes:
         raise ValueError(f"data {name} has no classes: name them all, in label order")
     for i, given in enumerate(classes):
         if not given.strip():
             raise ValueError(f"data {name}: the name of class {i} is empty")
-        if any("\ud800" <= c <= "\udfff" for c in given):  # bytes that are no UTF-8
-            raise ValueError(f"data {name}: class {i} is called {given!r}, which is no UTF-8 text")
+        if any("\ud800" <= c <= "\udfff" for c in given):  # bytes that are not UTF-8
+            raise ValueError(f"data {name}: class {i} is called {given!r}, which is not UTF-8 text")
     normal = tuple(unicodedata.normalize("NFC", c) for c in classes)
     if twice := [c for c, count in Counter(normal).items() if count > 1]:
         raise ValueError(
-            f"data {name} has more than one class of the name {', '.join(map(repr, twice[:5]))}: "
-            "give each class a name of its own"
+            f"data {name} has more than one class called {', '.join(map(repr, twice[:5]))}: "
+            "give each class its own name"
         )
     return normal
 
 
 def check_images(where: str, images: NDArray[Any]) -> None:
-    """Whether these are uint8 [N, H, W] or [N, H, W, C].
+    """Check that images are uint8 [N, H, W] or [N, H, W, C].
 
     Raises:
         ValueError: saying how to convert them. ``where`` begins the message.
@@ -67,14 +67,14 @@ def check_labels(where: str, labels: NDArray[Any]) -> NDArray[np.integer]:
     """Labels [N], of [N] or [N, 1].
 
     Raises:
-        ValueError: for any but integers from 0 on. ``where`` begins the message.
+        ValueError: for anything but integers from 0 on. ``where`` begins the message.
     """
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
     if labels.dtype.kind not in "iu" or labels.ndim != 1:
         advice = ""
         if labels.ndim == 2:
-            advice = ". Of one column per class, save labels.argmax(1)"
+            advice = ". If it has one column per class, save labels.argmax(1)"
         elif labels.ndim == 1 and labels.dtype.kind in "bf":
             advice = ": save labels.astype(numpy.int64)"
         raise ValueError(
@@ -89,10 +89,10 @@ def check_labels(where: str, labels: NDArray[Any]) -> NDArray[np.integer]:
 def check_split(
     where: str, images: NDArray[Any], labels: NDArray[Any] | None, num_classes: int
 ) -> tuple[NDArray[np.uint8], NDArray[np.integer] | None]:
-    """What a reader gave for one split, labels as [N], or None where it has none.
+    """A split's images and labels as a reader returned them, labels as [N] or None.
 
     Raises:
-        ValueError: where images or labels are not as expected, or do not belong together.
+        ValueError: if images or labels are not as expected, or do not belong together.
     """
     check_images(f"{where}_images", images)
     if 0 in images.shape:

@@ -12,8 +12,8 @@ def at_once(augmentation: nn.Module) -> nn.Module:
     """The augmentation itself; if it is a bilinear ``RandomResizedCrop``, it now cuts all images
     together.
 
-    kornia slices and resizes image by image, which on a GPU is a dozen launches for each of them.
-    The boxes that it draws stay the same, and pixels differ by no more than rounding.
+    kornia slices and resizes image by image, which takes a dozen kernel launches each on a GPU. The
+    boxes that it draws stay the same, and pixels differ by no more than rounding.
     """
     from kornia.augmentation import RandomResizedCrop  # takes a second to import, if not yet there
     from kornia.constants import Resample

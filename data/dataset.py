@@ -1,4 +1,4 @@
-"""A data set, opened and checked split by split, and guarded if data-free."""
+"""A data set, opened and checked split by split, and closed to training if data-free."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from data.split import DataFreeError, Split, data_free
 
 __all__ = ["DataFreeError", "Dataset", "Split"]
 
-# Reads one split from where it lies: uint8 [N, H, W] or [N, H, W, C], and integers [N], which only
-# a test split may lack; what it gives is checked.
+# Reads one split from its files: uint8 [N, H, W] or [N, H, W, C], and integers [N], which only
+# a test split may lack; its result is checked.
 Reader = Callable[[], tuple[NDArray[Any], NDArray[Any] | None]]
 
 TRAINING = ("train", "val")  # the validation split is data that a data-free run does not have
-HOLD_OUT_SEED = 0  # the same rows are held out in every run, so that runs compare
+HOLD_OUT_SEED = 0  # the same rows are held out in every run, so that runs can be compared
 LEAST_STD = 1 / 255  # of a channel: one that varies by less than a step of its pixels is constant
 ABSENT = {
     "train": "training split: choose a method without data (see --help), or other data",
@@ -37,12 +37,12 @@ SMALLER = "set a smaller data.size, or take fewer images"
 class Dataset:
     """One data set: its splits, its class names, and what a teacher trained on it expects.
 
-    Nothing is read before a split is opened, and no split is read for the sake of another.
+    Nothing is read before a split is opened, and opening a split does not read another.
 
     Args:
         name: for messages.
-        readers: one for each split that there is, of "train", "val" and "test"; a data-free run
-            needs none but "test", and not even that where ``spec`` is given.
+        readers: one for each split that exists, of "train", "val" and "test"; a data-free run needs
+            none but "test", and not even that where ``spec`` is given.
         classes: class names in label order; kept in Unicode's form NFC.
         runtime: of the run; says which device the data is for.
         size: height and width wanted; None keeps the images' own. Smaller images are
@@ -50,7 +50,7 @@ class Dataset:
         val_fraction: of the training set to hold out as "val", in [0, 1); always the same rows.
         mean: one value per channel of the final images in 0..1; None computes it from "train".
         std: likewise; both are given or none.
-        spec: of the inputs, where there is no data to tell.
+        spec: of the inputs, if there is no data to tell.
 
     Raises:
         ValueError: for a fraction or a size out of range, a mean without std, or class names
@@ -97,7 +97,7 @@ class Dataset:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of one input, channels first; known from the test split alone, or without any."""
+        """The shape of one input, channels first; known without training data."""
         return self.open("test").shape if self.has("test") else self.spec.shape
 
     def has(self, which: str) -> bool:
@@ -108,8 +108,8 @@ class Dataset:
     def spec(self) -> InputSpec:
         """What a teacher trained here expects; reads the training split if no mean was given.
 
-        A constant channel, such as alpha, has no scale: its std is taken as 1, since to divide by
-        next to nothing would make huge numbers of the zeros that images are padded with.
+        A constant channel, such as alpha, has no scale: its std is taken as 1, since dividing the
+        zeros of padding by almost nothing would give huge numbers.
         """
         mean, std = self._moments or self.open("train").moments()
         if self._moments is None:
@@ -146,7 +146,7 @@ class Dataset:
         return self._splits[which]
 
     def close_training(self) -> None:
-        """From here on the run is data-free: training data is let go of and cannot be opened.
+        """Make the run data-free from here on: training data is released and cannot be opened.
 
         The count of training inputs read starts anew, so that what a teacher was trained on
         before does not hide what its distillation reads.
@@ -157,7 +157,7 @@ class Dataset:
                 self._splits.pop(which).close()
 
     def check(self, spec: InputSpec, num_classes: int) -> None:
-        """Whether a teacher with this specification fits the data.
+        """Check that a teacher with this specification fits the data.
 
         Raises:
             ValueError: for a shape or a class count that disagrees, saying what to do.
@@ -188,7 +188,7 @@ class Dataset:
         self._check_shape(which, arrays)
         present = range(self.num_classes) if numbers is None else np.unique(numbers).tolist()
         missing = sorted(set(range(self.num_classes)) - set(present))
-        if missing and which != "val":  # whose few images may well be of few classes
+        if missing and which != "val":  # its few images may well be of few classes
             names = ", ".join(self.classes[i] for i in missing[:5])
             more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
             note(self._runtime, f"{where} has no image of the class(es) {names}{more}")
@@ -196,7 +196,7 @@ class Dataset:
         return Split(fit(images, self.size), labels, self._runtime.device, self.range)
 
     def _check_shape(self, which: str, images: NDArray[np.uint8]) -> None:
-        """Images of all splits are of one shape, and fit into memory at the size wanted."""
+        """Check that images of all splits have one shape and fit into memory at the given size."""
         shape = (images.shape[-1] if images.ndim == 4 else 1, *images.shape[1:3])
         for other, known in self._shapes.items():
             if shape != known:

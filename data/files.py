@@ -38,8 +38,8 @@ def npz(
     """A file with ``train_images, train_labels, test_images, test_labels`` (and ``val_*``).
 
     Images are uint8 [N, H, W] or [N, H, W, C], labels integers [N] or [N, 1]. A data-free run needs
-    ``test_images`` alone; without ``test_labels`` it has no accuracy. Of a split that is not
-    opened, no byte is read. Nothing is ever unpickled.
+    ``test_images`` alone; without ``test_labels`` it has no accuracy. A split that is not opened is
+    not read. Nothing is ever unpickled.
 
     Args:
         classes: names in label order; None takes the file's ``classes``, or else numbers up to
@@ -48,7 +48,7 @@ def npz(
         expected: by a teacher; gives the classes where neither file nor user names them.
 
     Raises:
-        ValueError: for a file that is missing, is no .npz or lacks keys, and where the number of
+        ValueError: for a file that is missing, is not .npz or lacks keys, or if the number of
             classes is uncertain; when a split is opened, for arrays that are not as above.
     """
     file = _existing(path)
@@ -82,19 +82,19 @@ def _of_teacher(data: str, expected: Callable[[], Expected] | None) -> tuple[str
     """The classes of data without labels."""
     if expected is None or not (classes := expected().classes):
         raise ValueError(
-            f"{data} has neither labels nor names of classes, and the teacher's file does not say "
-            "either: give teacher.classes=NUMBER or teacher.classes=[NAME,...]"
+            f"{data} has neither labels nor names of classes, and the teacher's file does not "
+            "name them: give teacher.classes=NUMBER or teacher.classes=[NAME,...]"
         )
     return classes
 
 
 def _numbers(file: Path, labels: NDArray[np.integer]) -> list[str]:
-    """As many classes as the labels of the test split say; no training label is looked at."""
+    """As many classes as the test split's labels show; no training label is read."""
     present = np.unique(labels)
     if int(present[-1]) != len(present) - 1:  # a class without test images, or a stray label
         raise ValueError(
             f"{file}: test_labels go up to {present[-1]}, but only {len(present)} labels occur, so "
-            "that the number of classes is uncertain: name them all, by data.dataset.classes=[...] "
+            "the number of classes is uncertain: name them all, by data.dataset.classes=[...] "
             "or in an array of names called classes in the file"
         )
     return [str(i) for i in range(len(present))]
@@ -135,10 +135,9 @@ def image_folder(
     """Folders ``train`` and ``test`` (or ``val`` in its place) with one folder of images per class.
 
     A data-free run needs ``test`` alone; images directly in it, or in ``path`` itself, have no
-    labels, and there is no accuracy then. Names that begin with a dot are hidden, and neither
-    classes nor images. Other files that are no images are left out, which a printed line says. All
-    images of a split are held in memory, at their final size. Class names that differ in Unicode
-    form only are the same.
+    labels, and there is no accuracy then. Names that begin with a dot are ignored. Other files that
+    are not images are left out, and a printed line says so. All images of a split are held in
+    memory, at their final size. Class names that differ in Unicode form only are the same.
 
     Args:
         size: height and width to bring every image to; None needs images of one size.
@@ -165,7 +164,7 @@ def image_folder(
 
 
 def _splits(root: Path) -> dict[str, Path]:
-    """The folder of each split; where there is none to test on, that is the root itself."""
+    """The folder of each split; the root itself is the test split if no folder is."""
     folders = {which: root / which for which in ("train", "val", "test") if (root / which).is_dir()}
     if "test" not in folders and "val" in folders:
         folders["test"] = folders.pop("val")

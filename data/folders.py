@@ -14,7 +14,7 @@ def class_folders(folder: Path) -> dict[str, Path]:
     """The class folders in a folder by their names in NFC, in order of these.
 
     Raises:
-        ValueError: for links that lead nowhere, and for names that differ in Unicode form only.
+        ValueError: for broken links, and for names that differ only in their Unicode form.
     """
     found: dict[str, Path] = {}
     for path in visible(folder):
@@ -31,10 +31,10 @@ def class_folders(folder: Path) -> dict[str, Path]:
 
 
 def visible(folder: Path) -> list[Path]:
-    """In order of name; notebooks and file managers leave hidden folders and files behind.
+    """Entries by name, without the hidden ones that notebooks and file managers leave behind.
 
     Raises:
-        ValueError: for a folder that cannot be read, and for links that lead nowhere.
+        ValueError: for a folder that cannot be read, and for broken links.
     """
     try:
         paths = sorted(p for p in folder.iterdir() if not p.name.startswith("."))
@@ -42,19 +42,19 @@ def visible(folder: Path) -> list[Path]:
     except OSError as error:
         raise ValueError(f"cannot read the folder {folder}: {error.strerror}") from error
     if lost:
-        raise ValueError(f"{lost[0]} is a link that leads nowhere: mend or remove it")
+        raise ValueError(f"{lost[0]} is a broken link: repair or remove it")
     return paths
 
 
 def image_files(
     folder: Path, classes: Sequence[str], other: str
 ) -> tuple[list[tuple[Path, int]], str]:
-    """The images of one split with their labels; and in words what was left out, if anything.
+    """The images of one split with their labels, and a line on what was left out, if anything.
 
     Args:
         folder: of class folders.
-        classes: that there should be.
-        other: where these are from, for messages.
+        classes: those that must be there.
+        other: where these come from, for messages.
 
     Raises:
         ValueError: for other class folders, and for one without an image.
@@ -79,7 +79,7 @@ def image_files(
         left_out += others
     if not left_out:
         return files, ""
-    words = f"{len(left_out)} are left out, which are no images in class folders"
+    words = f"{len(left_out)} are left out, as they are not images in class folders"
     return files, f"{words}: {_kinds(left_out)}"
 
 

@@ -1,4 +1,4 @@
-"""From arrays as files hold them to uint8 tensors of the size wanted."""
+"""Converts arrays from files to uint8 tensors of a given size."""
 
 from __future__ import annotations
 
@@ -28,9 +28,8 @@ def to_tensors(
 def fit(images: Tensor, size: int | None) -> Tensor:
     """Bring uint8 images [N, C, H, W] to ``size`` x ``size``; None leaves them alone.
 
-    Images that are nowhere larger are zero-padded on all sides, which loses nothing; others
-    are resized (bilinear with antialiasing), which changes the aspect ratio if they are not
-    square.
+    Images with no larger side are zero-padded on all sides, which loses nothing; others are resized
+    (bilinear with antialiasing), which changes the aspect ratio if they are not square.
     """
     height, width = images.shape[-2:]
     if size is None or (height, width) == (size, size):

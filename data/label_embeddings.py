@@ -1,4 +1,4 @@
-"""What class names mean, as vectors: the input of NAYER's generator (CVPR 2024)."""
+"""Embeddings of class names: the input of NAYER's generator (CVPR 2024)."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ def label_embeddings(classes: Sequence[str], path: str | Path | None = None) -> 
     missing = [name for name in classes if name not in row]
     if missing:
         raise ValueError(
-            f"{file} has no embedding of {', '.join(missing)}. Make a file that has, and give its "
+            f"{file} has no embedding of {', '.join(missing)}. Make one that has, and give its "
             f"path: {command_for(list(dict.fromkeys(classes)), 'labels.safetensors')}"
         )
     return embeddings[[row[name] for name in classes]].float()
 
 
 def command_for(names: Sequence[str], out: str) -> str:
-    """What makes a file of the embeddings of these names."""
+    """The command that makes a file of the embeddings of these names."""
     return shlex.join(["python", "-m", "tools.label_embeddings", *names, "--out", out])
 
 

@@ -1,4 +1,4 @@
-"""No data at all: what a data-free run needs to know is what its teacher expects."""
+"""No data at all: a data-free run only needs to know what its teacher expects."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ def none(expected: Callable[[], Expected], runtime: Runtime) -> Dataset:
     """A data set without a split, for a teacher whose data is lost, private or too large.
 
     Args:
-        expected: what the teacher's file, its library or the user says of its input; all of it.
+        expected: what the teacher's file, its library or the user says about its input, complete.
 
     Raises:
-        ValueError: where it does not fit together.
+        ValueError: if it does not fit together.
     """
     known = expected()
     try:

@@ -1,4 +1,4 @@
-"""Lines about data that are worth a look, each printed once however often the data is opened."""
+"""Notes about data, each printed once even if the data is opened again."""
 
 from __future__ import annotations
 

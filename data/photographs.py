@@ -1,4 +1,4 @@
-"""Pieces of the two photographs that scikit-learn brings along: natural images, no download."""
+"""Pieces of the two photographs in scikit-learn: natural images without a download."""
 
 from __future__ import annotations
 

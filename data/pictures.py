@@ -1,4 +1,4 @@
-"""One image file of any kind as 8-bit grey or colour, converted rightly or refused."""
+"""Reads an image file as 8-bit grey or colour, converted correctly or refused."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 EXTENSIONS = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff"}
-# Names may lie. Of what Pillow reads, these: EPS for one would start another program.
+# Names may lie. Only these of Pillow's formats: EPS, for one, would start another program.
 FORMATS = ("PNG", "JPEG", "BMP", "DIB", "WEBP", "PPM", "TIFF", "GIF")
 BITS, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339  # tags of TIFF
 WHITE_IS_ZERO, SIGNED = 0, 2  # their values
@@ -30,8 +30,8 @@ def read_picture(file: Path, channels: int) -> NDArray[np.uint8]:
         channels: 1 for grey, 3 for colour.
 
     Raises:
-        ValueError: for what is no readable image, and for what cannot become 8-bit grey or colour
-            without a decision of the user's: transparency, several frames, 32-bit or float values.
+        ValueError: for a file that is not a readable image, or cannot become 8-bit grey or colour
+            without a decision by the user: transparency, several frames, 32-bit or float values.
     """
     try:
         with warnings.catch_warnings(), open(file, "rb") as stream:
@@ -60,7 +60,7 @@ def read_picture(file: Path, channels: int) -> NDArray[np.uint8]:
 def _pixels(opened: Any, mode: str) -> NDArray[np.uint8]:
     """As [H, W] or [H, W, 3]."""
     frames = getattr(opened, "n_frames", 1)
-    if frames > 1 and opened.format != "MPO":  # a phone's JPEG, whose first image is the picture
+    if frames > 1 and opened.format != "MPO":  # a phone's JPEG: its first image is the picture
         raise _Unsuitable(
             f"holds {frames} frames or pages, where one image is expected: "
             "save one of them, or each as a file of its own"
@@ -74,13 +74,13 @@ def _pixels(opened: Any, mode: str) -> NDArray[np.uint8]:
         image = image.convert("RGBA")
         if np.asarray(image)[..., 3].min() < 255:
             raise _Unsuitable(_TRANSPARENT)
-    if image.mode in ("LAB", "HSV"):  # which Pillow does not convert to grey
+    if image.mode in ("LAB", "HSV"):  # Pillow does not convert these to grey
         image = image.convert("RGB")
     return np.array(image.convert(mode))
 
 
 _TRANSPARENT = (
-    "is transparent in places, and what shows through is for you to say: put all images on one "
+    "is transparent in places, and the background is for you to choose: put all images on one "
     "background, such as white by ImageMagick's mogrify -background white -alpha remove -alpha off"
 )
 
@@ -90,7 +90,7 @@ def _deep_grey(opened: Any) -> NDArray[np.uint8]:
     if opened.mode == "F" or (opened.mode == "I" and opened.format not in ("PNG", "PPM")):
         kind = "floating-point" if opened.mode == "F" else "32-bit or signed"
         raise _Unsuitable(
-            f"has {kind} values, of which nothing says what is black and what is white: "
+            f"has {kind} values, and nothing says which are black and white: "
             "scale them to 0..255 and save them as 8 bits"
         )
     tags = _tags(opened)

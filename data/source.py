@@ -22,16 +22,16 @@ CHOICE_SEED = 0  # of the rows that a limit leaves
 class RealSource:
     """Endless epochs over the training split, each in a new order.
 
-    The order of an epoch depends on (seed, epoch) alone, and every rank takes its own part of
-    it: over an epoch no row is seen twice. What does not fill a batch on every rank is left
-    out of that epoch; a set smaller than that is shared out whole.
+    The order of an epoch depends on (seed, epoch) alone, and every rank takes its own part of it:
+    over an epoch no row is seen twice. Rows that do not fill a batch on every rank are left out of
+    that epoch; a set smaller than that is split among the ranks whole.
 
     Args:
         data: its training split is opened here.
         batch_size: of one rank.
         augment: applied in this order, on the device.
-        limit: how many training inputs there are to be had, the same ones at every seed and as
-            many of each class as can be; None is all. The teacher's own training knows no limit.
+        limit: how many training inputs are used, the same ones at every seed and balanced by class
+            as far as possible; None means all. It does not limit the teacher's training.
 
     Raises:
         DataFreeError: if the data set's training split is closed.
@@ -111,7 +111,7 @@ class RealSource:
 
 
 def balanced(labels: NDArray[np.integer]) -> NDArray[np.int64]:
-    """An order of all rows, the same at every call, any beginning of which is balanced by class."""
+    """A fixed order of all rows, in which every first part is balanced by class."""
     order = np.random.default_rng(CHOICE_SEED).permutation(len(labels))
     turn = np.empty(len(labels), dtype=np.int64)
     for label in np.unique(labels):

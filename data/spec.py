@@ -28,7 +28,7 @@ class InputSpec:
         std: one value per channel, in units of the range.
 
     Raises:
-        ValueError: where the parts are no such numbers, or do not fit together.
+        ValueError: if the parts are not such numbers, or do not fit together.
     """
 
     shape: tuple[int, ...]
@@ -96,7 +96,7 @@ class InputSpec:
 
 
 def _is(value: Any, kind: Any) -> bool:
-    """Whether a value is a finite number of a kind, which True is not, nor 10**400."""
+    """Whether a value is a finite number of a kind; True and 10**400 are not."""
     if isinstance(value, bool) or not isinstance(value, kind):
         return False
     return -LARGEST <= value <= LARGEST  # false for NaN
@@ -112,10 +112,10 @@ def _moments(spec: InputSpec, device: torch.device, dtype: torch.dtype) -> tuple
 
 @dataclass
 class Expected:
-    """What is known of a teacher's input before any data is opened, and who says so.
+    """What is known about a teacher's input before any data is opened, and from where.
 
     Args:
-        values: of those of ``shape``, ``range``, ``mean``, ``std`` and ``classes`` that are known.
+        values: those of ``shape``, ``range``, ``mean``, ``std`` and ``classes`` that are known.
         origins: for each, such as "teacher.shape", "its file" or "timm's resnet18".
     """
 
@@ -131,10 +131,10 @@ class Expected:
 
     @property
     def spec(self) -> InputSpec:
-        """Once nothing is missing.
+        """The specification, once nothing is missing.
 
         Raises:
-            ValueError: where the values do not fit together.
+            ValueError: if the values do not fit together.
         """
         return InputSpec(**{name: self.values[name] for name in EXPECTED if name != "classes"})
 
@@ -151,9 +151,9 @@ class Batch:
     Args:
         student_input: [B, *shape].
         teacher_input: the same tensor unless the run is cross-modal.
-        label: [B] int64, or None where nothing is known.
+        label: [B] int64, or None if it is unknown.
         index: [B] int64, the position in the source's store, or None.
-        teacher_logits: [B, C], what the teacher has answered on these inputs before, or None.
+        teacher_logits: [B, C], the teacher's earlier answers on these inputs, or None.
     """
 
     student_input: Tensor

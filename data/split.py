@@ -19,7 +19,7 @@ class Split:
 
     Args:
         images: [N, C, H, W] uint8.
-        labels: [N] int64, or None where nobody knows them.
+        labels: [N] int64, or None if they are unknown.
         device: where batches are needed. The split is held there if it takes at most half of
             the free memory, and in host memory otherwise.
         range: that 0 and 255 are mapped to.
@@ -52,7 +52,7 @@ class Split:
 
     @property
     def labels(self) -> Tensor:
-        """Of every row [N] int64, to choose among them; no input is read."""
+        """The label of every row [N] int64, to choose among them; no input is read."""
         if self.closed:
             raise data_free("read")
         assert self._labels is not None, "only a test split may lack labels"
@@ -87,7 +87,7 @@ class Split:
         return tuple(mean.tolist()), tuple(std.tolist())
 
     def close(self) -> None:
-        """Let go of the data; whoever still holds this split gets no row from it any more."""
+        """Release the data; anything that still holds this split gets no more rows from it."""
         self.closed = True
         self._images = self._images[:0]
         self._labels = None if self._labels is None else self._labels[:0]

@@ -1,4 +1,4 @@
-"""Transfer losses on which places of an input a network's answer comes from."""
+"""Transfer losses on the places of an input that a network's answer depends on."""
 
 from __future__ import annotations
 
@@ -22,15 +22,16 @@ class SpatialActivation(TransferLoss):
     in the authors' code neither α nor the head's weights take a gradient, and nothing is rectified
     or masked. Of two maps that differ in size the larger is average-pooled to the smaller.
 
-    The gradients come from a second pass of both networks in float32, the student's with the
-    statistics of the batch, which changes nothing of it. So it works whatever is compiled or cast,
-    and asks the teacher twice.
+    The gradients come from a second pass of both networks in float32, the student's with batch
+    statistics but without changing it. So the loss works with compiled and autocast networks, and
+    the teacher is asked twice.
 
     Args:
         taps: maps [B, C, H, W] or tokens, in the order of the network.
 
     Attributes:
-        teacher_queries: how many inputs the teacher has answered for it; kept with the state.
+        teacher_queries: how many inputs the teacher has answered for this loss; kept with the
+            state.
     """
 
     def __init__(self, taps: Taps = STAGES) -> None:
@@ -91,7 +92,7 @@ def grad_cam(feature: Tensor, weight: Tensor) -> Tensor:
 
 
 def class_maps(feature: Tensor, head: nn.Linear) -> Tensor:
-    """What a linear head says of each place of a map, [B, classes, H, W], without its bias."""
+    """A linear head applied at each place of a map, [B, classes, H, W], without its bias."""
     return F.conv2d(feature, head.weight.detach()[:, :, None, None])
 
 

@@ -18,14 +18,14 @@ class Adapter(nn.Module):
     """A student's feature brought to a teacher's kind and channels, and both to one size.
 
     Tokens beside a map become a map, so that a ViT and a CNN compare; beside a vector, a map or
-    tokens are averaged to one. Of two maps the larger is average-pooled, side by side, to the
-    smaller. Then a 1×1 convolution, or a linear layer on tokens and vectors, takes the student's
-    channels to the teacher's.
+    tokens are averaged to one. Of two maps the larger is average-pooled, each side on its own, to
+    the smaller. Then a 1×1 convolution, or a linear layer on tokens and vectors, takes the
+    student's channels to the teacher's.
 
     Args:
         student: an example of the student's feature.
         teacher: of the teacher's.
-        always: project even where the channels agree; otherwise such a pair has no parameters.
+        always: project even if the channels agree; otherwise such a pair has no parameters.
 
     Attributes:
         channels: of the student's feature and of the teacher's.
@@ -44,7 +44,7 @@ class Adapter(nn.Module):
                 self.projection = nn.Linear(*self.channels)
 
     def forward(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-        """Both features in one shape: the student's projected, the teacher's at most pooled."""
+        """Both features in one shape: the student's projected, the teacher's pooled if needed."""
         student, teacher = comparable(student, teacher)
         return self.projection(student), teacher
 
@@ -54,7 +54,7 @@ class Adapter(nn.Module):
 
 
 def describe_adapter(student: Sequence[int], teacher: Sequence[int], by: str) -> str:
-    """What joins two features of these shapes, without the batch."""
+    """How two features of these shapes are joined, without the batch."""
     a, b = ("x".join(map(str, shape)) for shape in (student, teacher))
     return f"student {a} to teacher {b} by {by}"
 

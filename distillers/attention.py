@@ -1,4 +1,4 @@
-"""Transfer losses on where a network looks."""
+"""Transfer losses on where a network looks: its spatial attention."""
 
 from __future__ import annotations
 

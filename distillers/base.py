@@ -1,4 +1,4 @@
-"""What a transfer loss is, and how it names the features that it reads."""
+"""The interface of transfer losses, and how they name the features that they read."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ class Side:
 class TransferLoss(nn.Module):
     """A scalar that the student minimises: ``forward(student, teacher, batch) -> Tensor``.
 
-    What it owns (projections, variances, memories) is trained and checkpointed beside the student
-    and is no part of the student's file. What depends on the shapes of features is made in
-    :meth:`prepare`.
+    Its own parameters and buffers (projections, variances, memories) are trained and checkpointed
+    beside the student and are not part of the student's file. Those that depend on the shapes of
+    features are made in :meth:`prepare`.
 
     Args:
         taps: what it reads, as names or module paths. ``stages`` is every stage that both networks
@@ -67,14 +67,14 @@ class TransferLoss(nn.Module):
             teacher: the teacher's.
 
         Raises:
-            ValueError: where a network names none.
+            ValueError: if a network names none.
         """
         pairs = [pair for tap in self.taps for pair in _resolve(tap, student, teacher)]
         self.student_taps = tuple(s for s, _ in pairs)
         self.teacher_taps = tuple(t for _, t in pairs)
 
     def prepare(self, student: Side, teacher: Side | None) -> None:
-        """Build what depends on shapes; called once, before the optimizer is made."""
+        """Build the parts that depend on shapes; called once, before the optimizer is made."""
 
     @property
     def wants_shapes(self) -> bool:
@@ -84,7 +84,7 @@ class TransferLoss(nn.Module):
         """The student's and the teacher's feature at each tap.
 
         Raises:
-            ValueError: where there is no tap.
+            ValueError: if there is no tap.
         """
         if not self.student_taps:
             raise ValueError(f"{type(self).__name__} reads features: name some in its taps=[...]")

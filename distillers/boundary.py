@@ -1,4 +1,4 @@
-"""Transfer losses around the rectifier: which units are active, and the features before it."""
+"""Transfer losses around the rectifier: on which units are active, and the features before it."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class ActivationBoundary(TransferLoss):
     and stage weights are those of the authors' and the field's code. In the paper this alone is
     minimised for the first epochs, to initialise the student; here a ``schedule`` ends it.
 
-    The loss is about responses before the rectifier. A teacher's tap after its ReLU does as well:
-    what is not active is 0. A student's tap after a ReLU does not, for a unit that is off gets no
-    gradient; so such a student goes through a connector, a 1×1 convolution with BatchNorm, as
-    does one with other channels than the teacher. Otherwise units are compared as they are.
-    To compare them before the ReLU in both, tap the modules before it, such as
+    The loss compares responses before the rectifier. A teacher's tap after its ReLU works too, as
+    inactive units are 0. A student's tap after a ReLU does not, as a unit that is off gets no
+    gradient; so such a student goes through a connector, a 1×1 convolution with BatchNorm, as does
+    one with other channels than the teacher. Otherwise units are compared as they are. To compare
+    them before the ReLU in both, tap the modules before it, such as
     ``{student: stage2.4, teacher: stage2.4}``.
 
     Args:
@@ -71,9 +71,9 @@ class OFD(TransferLoss):
 
     "A Comprehensive Overhaul of Feature Distillation", eq. 1 to 6. The teacher's features from
     before its ReLU pass the margin ReLU σ_m(x) = max(x, m), and the partial L2 distance d_p, the
-    batch's mean of the sum over units, skips what is no information: target ≤ 0 and the student
-    below it. The student goes through a connector r, a 1×1 convolution with BatchNorm. The
-    authors' factor of 1/1000 is the weight.
+    batch's mean of the sum over units, skips units without information: those with target ≤ 0 and
+    the student below it. The student goes through a connector r, a 1×1 convolution with BatchNorm.
+    The authors' factor of 1/1000 is the weight.
 
     A channel's margin m is the expectation of its negative responses. The authors compute it from
     the BatchNorm before the tap, taking responses for Gaussian; here it is measured, as a running
@@ -145,5 +145,5 @@ def partial_l2(student: Tensor, target: Tensor) -> Tensor:
 
 
 def later_counts_more(losses: list[Tensor]) -> Tensor:
-    """Σ_i 2^(i−n+1) · L_i: the last of n counts 1, each before it half of the next."""
+    """Σ_i 2^(i−n+1) · L_i: the last of n has weight 1, each earlier one half of the next."""
     return torch.stack([loss / 2**back for back, loss in enumerate(reversed(losses))]).sum()

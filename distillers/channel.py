@@ -1,4 +1,4 @@
-"""Transfer losses on where each channel, or each class, is seen."""
+"""Transfer losses on where each channel, or each class, is active."""
 
 from __future__ import annotations
 
@@ -62,8 +62,8 @@ class CATKD(TransferLoss):
 
     Class attention transfer (Guo et al., CVPR 2023, eq. 3 and 4). A class's map is the head's
     weights applied at each place, A = Σ_c w_c F_c, without the bias. Both networks' are
-    average-pooled to ``size`` × ``size``, and scaled to unit L2 norm per class. Nothing is learned
-    but the student, whose head takes a gradient too.
+    average-pooled to ``size`` × ``size``, and scaled to unit L2 norm per class. Only the student is
+    trained, its head included.
 
     The authors' settings for CIFAR-100 go by pair: where the architectures differ they normalise,
     with a weight of 15 to 40 at size 2 and 600 at size 4; where they are alike they do not, with a
@@ -109,7 +109,7 @@ class CATKD(TransferLoss):
 
 
 def check_places(feature: Tensor, name: str) -> None:
-    """Refuse maps of one place, on which a loss would be 0 and teach nothing."""
+    """Raise for maps of one place, on which a loss would always be 0."""
     if feature[0, 0].numel() == 1:
         raise ValueError(
             f"{name} compares a map's places, but its taps give maps of 1x1: choose an earlier tap"
@@ -117,7 +117,7 @@ def check_places(feature: Tensor, name: str) -> None:
 
 
 def check_head(side: Side, tap: str, role: str, name: str) -> None:
-    """Refuse a network whose logits are not those of the average of the feature at a tap.
+    """Raise if a network's logits are not its head's on the average of the feature at a tap.
 
     Args:
         role: which network it is.
@@ -132,11 +132,12 @@ def check_head(side: Side, tap: str, role: str, name: str) -> None:
         if torch.allclose(said, logits, rtol=0, atol=0.05 * float(logits.abs().max())):
             return
     raise ValueError(
-        f"{name} reads what the last linear layer reads, or averages, but the {role}'s tap {tap!r} "
-        "is another: name the right one in taps=[{student: PATH, teacher: PATH}]"
+        f"{name} reads the last linear layer's input, or the map averaged to it, but the {role}'s "
+        f"tap {tap!r} is another: "
+        "name the right one in taps=[{student: PATH, teacher: PATH}]"
     )
 
 
 def grid(feature: Tensor) -> Tensor:
-    """A vector as it is; of tokens the map, which leaves out a class token."""
+    """A vector as it is; tokens as a map, without a class token."""
     return feature if feature.dim() == 2 else to_map(feature)

@@ -1,4 +1,4 @@
-"""Where an adapter is not enough: features normalised, or of one layout."""
+"""Connectors, for losses that need more than an adapter: features normalised, or in one layout."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Connector(nn.Module):
     Args:
         student: an example of the student's feature.
         teacher: of the teacher's.
-        always: project even where the channels agree; otherwise such a student passes as it is.
+        always: project even if the channels agree; otherwise such a student passes unchanged.
     """
 
     def __init__(self, student: Tensor, teacher: Tensor, always: bool) -> None:

@@ -1,4 +1,4 @@
-"""Contrast between classes: two networks' embeddings of one class together, of others apart."""
+"""Contrast between classes: both networks' embeddings together within a class, apart otherwise."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class SupervisedContrast(TransferLoss):
 
     The student's and the teacher's feature on an input are two views of it, and SupCon
     (:func:`supervised_contrast`) draws views of one class together, by ``batch.label``. Each
-    network has a projection head of its own, since their features differ in size; both are
-    trained beside the student. In the authors' code it is the generator that minimises this, on
-    features as they are: see :class:`generators.contrast.ClassContrast`.
+    network has a projection head of its own, since their features differ in size; both are trained
+    beside the student. In the authors' code the generator minimises this, on features as they are:
+    see :class:`generators.contrast.ClassContrast`.
 
     Args:
         taps: features [B, D]; of maps and tokens the average is taken.

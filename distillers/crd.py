@@ -1,4 +1,4 @@
-"""Contrastive representation distillation against a memory of both networks' embeddings."""
+"""Contrastive representation distillation with a memory of both networks' embeddings."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ class CRD(TransferLoss):
     classes. The mean in r is the authors' Z without the number of entries, which cancels; it is
     measured on the first batch.
 
-    The authors draw K entries for each input. Here their expectation is computed, over all that
-    could be drawn: once a matrix product has given every score that costs about as much as drawing
-    and gathering K of them, has no sampling noise, and gives the same bits every time on a GPU.
+    The authors draw K entries for each input. Here their expectation over all possible draws is
+    computed: a matrix product gives every score, costs about as much as drawing and gathering K of
+    them, has no sampling noise, and gives the same bits every time on a GPU.
 
     The memory takes either of two forms. With real data of at most ``capacity`` inputs each has an
     entry, found by ``batch.index``, which follows its embedding with ``momentum``, and an input's
     positive is its entry from before this step. Larger sets, and synthesized inputs, which come
     once, have a queue of the latest K inputs; the positive is then the other network's present
-    embedding. Both are part of the loss's state. Under DDP each rank has a memory of what it saw.
+    embedding. Both are part of the loss's state. Under DDP each rank remembers its own inputs.
 
     Args:
-        data: says how many inputs there are, if the run may read them.
+        data: gives the number of inputs, if the run may read them.
         taps: vectors [B, D]; of maps and tokens the average is taken.
         temperature: τ > 0.
         negatives: K, at least 1.
@@ -127,7 +127,7 @@ class Contrast(nn.Module):
 
 
 class Memory(nn.Module):
-    """What both networks made of earlier inputs, to compare each with the other.
+    """Both networks' embeddings of earlier inputs, to compare each with the other's.
 
     Args:
         size: how many entries.
@@ -136,8 +136,8 @@ class Memory(nn.Module):
         queue: whether entries are those of the latest inputs, rather than of fixed ones.
 
     Attributes:
-        embeddings: [2, size, width], the teacher's and the student's; at first random and of
-            length about 1, as the authors have them.
+        embeddings: [2, size, width], the teacher's and the student's; at first random and of length
+            about 1, as in the authors' code.
         labels: [size].
         written: how many inputs have come so far.
     """
@@ -156,15 +156,15 @@ class Memory(nn.Module):
         """Write embeddings [2, B, width], in the order of the entries; returns the positives."""
         size, start = len(self.labels), self.written
         self.written += len(label)
-        if self.queue:  # of more than there are entries, the last ones
+        if self.queue:  # if there are more than entries, the last ones
             slots = torch.arange(start, self.written, device=label.device)[-size:] % size
             self.embeddings.index_copy_(1, slots, z[:, -size:])
             self.labels.index_copy_(0, slots, label[-size:])
             return z
         if index is None:
             raise ValueError(
-                "CRD finds an input's entry by batch.index, which this source leaves out: use a "
-                "source that gives it, or capacity=0 for a queue"
+                "CRD finds an input's entry by batch.index, which this source does not give: use a "
+                "source that does, or capacity=0 for a queue"
             )
         before = self.embeddings[:, index]
         after = F.normalize(self.momentum * before + (1 - self.momentum) * z, dim=2)
@@ -173,7 +173,7 @@ class Memory(nn.Module):
         return before
 
     def entries(self) -> tuple[Tensor, Tensor]:
-        """Embeddings [2, M, width] and labels [M] of all that there is."""
+        """Embeddings [2, M, width] and labels [M] of all entries."""
         if not self.queue:
             return self.embeddings, self.labels
         return self.embeddings[:, : self.written], self.labels[: self.written]
@@ -191,7 +191,7 @@ def nce(positive: Tensor, negative: Tensor, allowed: Tensor, log_mean: Tensor, k
     Args:
         positive: scores [2, B] of each input's positive.
         negative: scores [2, B, M].
-        allowed: [B, M], which negatives count; an input with none has its positive alone.
+        allowed: [B, M], which negatives count; an input with none has only its positive.
         log_mean: [2].
         k: K, how many negatives the mean stands for.
     """

@@ -1,4 +1,4 @@
-"""A transfer loss that lets the student's places look at the teacher's."""
+"""A transfer loss by attention of the student's places to the teacher's."""
 
 from __future__ import annotations
 

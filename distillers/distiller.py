@@ -1,4 +1,4 @@
-"""A student, a teacher that is no part of it, and the objective between them."""
+"""The distiller: a student, a teacher outside its module tree, and the objective."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def resolve_taps(objective: Objective, student: nn.Module, teacher: Classifier |
     """Let every loss name the stages that it reads, now that both networks are known.
 
     Raises:
-        ValueError: where one of them lacks what a loss reads.
+        ValueError: if one of them lacks what a loss reads.
     """
     for loss in transfer_losses(objective):
         if not loss.taps:
@@ -52,16 +52,16 @@ def teacher_taps(objective: Objective) -> tuple[str, ...]:
 class Distiller(nn.Module):
     """Turns a batch into the student's loss.
 
-    Where inputs have an index, the losses also tell KL(p_t ‖ p_s) of each, for a source that
-    chooses by it. Where a batch brings the teacher's answers, and logits are all that losses read,
-    the teacher is not asked again.
+    If inputs have an index, the losses also give KL(p_t ‖ p_s) for each, for a source that chooses
+    by it. If a batch brings the teacher's answers, and the losses read only logits, the teacher is
+    not asked again.
 
     The student and the losses' own parameters (projections) are one module tree, so that DDP, the
-    optimizer and the checkpoint see them all. The teacher is outside of it: a frozen view that
-    no ``.train()``, ``.to()`` or ``state_dict()`` reaches. So prepare the teacher first.
+    optimizer and the checkpoint see them all. The teacher is outside it: a frozen view that no
+    ``.train()``, ``.to()`` or ``state_dict()`` reaches. So prepare the teacher first.
 
-    Where a loss reads labels and the batch has none, the teacher's predictions are the labels.
-    Losses whose parameters depend on the shapes of features get them from one dry pass, here.
+    If a loss reads labels and the batch has none, the teacher's predictions are the labels. Losses
+    with parameters that depend on the shapes of features get them from one dry pass, here.
 
     Args:
         student: with the taps of :func:`student_taps`; already on the runtime's device.
@@ -71,7 +71,7 @@ class Distiller(nn.Module):
         labels: "source" takes a batch's own labels, "teacher" always the teacher's predictions.
 
     Attributes:
-        adaptations: a line for each pair of features whose shapes differ, and what joins them.
+        adaptations: a line for each pair of features with different shapes, on what joins them.
         teacher: the view, or None where no loss needs one.
         teacher_queries: how many inputs the teacher has answered; kept with the state.
 
@@ -114,10 +114,10 @@ class Distiller(nn.Module):
     def forward(self, batch: Batch) -> Losses:
         """Both networks on one batch, then the objective in float32.
 
-        The student is put into train mode, whoever left it in eval mode: nothing trains in eval.
+        The student is put into train mode first, in case something left it in eval mode.
 
         Raises:
-            ValueError: where labels are needed and neither batch nor teacher gives any.
+            ValueError: if labels are needed and neither batch nor teacher gives any.
         """
         self.train()
         teacher = self._ask_teacher(batch)
@@ -131,7 +131,7 @@ class Distiller(nn.Module):
                 )
             batch = dataclasses.replace(batch, label=teacher.logits.argmax(dim=1))
         losses: Losses = self.objective(student, teacher, batch)
-        # backward wants a graph where all losses are off, and DDP a gradient for what none reads
+        # backward needs a graph if all losses are off, and DDP a gradient for unread parameters
         losses.total = losses.total + 0 * student.logits.sum()
         if teacher is not None:
             losses.teacher_logits = teacher.logits

@@ -1,4 +1,4 @@
-"""Factor transfer: the teacher's features paraphrased, the student's translated."""
+"""Factor transfer: a paraphraser of the teacher's features, a translator of the student's."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from models.initialization import initialize
 def factor_distance(student: Tensor, teacher: Tensor, p1: float = 2, p2: float = 1) -> Tensor:
     """mean |Q_s − Q_t|^p2 with Q ∝ mean_c |F_c|^p1 of unit L2 norm per input (Kim et al., eq. 5).
 
-    The paper normalises factors as they are; their mean over channels comes from the field's
-    code, which the usual weight of 200 belongs to, and lets factors differ in channels.
+    The paper normalises factors as they are; the mean over channels comes from the field's code, to
+    which the usual weight of 200 belongs, and lets factors differ in channels.
 
     Args:
         student: factors [B, C, H, W], or [B, C, N].
@@ -36,12 +36,12 @@ class FactorTransfer(TransferLoss):
     reconstruct the teacher's features; its code E(F_t) are the teacher's factors. A translator
     turns the student's features into factors like them (:func:`factor_distance`).
 
-    The paper trains the paraphraser first, on the training set. Here it learns within the run,
-    from whatever inputs the source makes: alone for the first part, then beside the student, since
-    synthesized inputs change while the generator learns. Its factors are detached, so it
-    minimises its reconstruction and nothing else. That counts relative to the features' energy,
-    and has a weight of its own because the distance needs a large one:
-    weight·``reconstruction`` should be about 1.
+    The paper trains the paraphraser first, on the training set. Here it learns within the run, from
+    whatever inputs the source makes: alone for the first part, then beside the student, since
+    synthesized inputs change while the generator learns. Its factors are detached, so it minimises
+    its reconstruction and nothing else. That error is relative to the features' energy, and has a
+    weight of its own because the distance needs a large one: weight·``reconstruction`` should be
+    about 1.
 
     Args:
         taps: maps [B, C, H, W] or tokens; the larger map is average-pooled to the smaller.
@@ -121,7 +121,7 @@ class Paraphraser(nn.Module):
         initialize(self)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Factors [B, factors, H, W] of maps, and the share of the energy that they lose."""
+        """Factors [B, factors, H, W] of maps, and the share of the energy that is lost."""
         factors = self.encoder(x)
         energy = x.square().mean().clamp_min(torch.finfo(x.dtype).eps)
         return factors, F.mse_loss(self.decoder(factors), x) / energy

@@ -20,12 +20,11 @@ from models.features import channels, comparable, pool_to, to_map
 class FitNet(TransferLoss):
     """Σ_taps mean (r(F_s) − F_t)², a hint to a middle layer (Romero et al., ICLR 2015, eq. 3).
 
-    The regressor r is a learned 1×1 convolution (a linear layer on tokens and vectors), always,
-    with BatchNorm. The paper's convolution, without padding, also makes sizes equal; here the
-    larger map is average-pooled. BatchNorm, and the mean in place of half a sum, are the field's:
-    the usual weight of 100 belongs to them, and without BatchNorm it is more than SGD bears. The
-    paper minimises the hint first and distils afterwards: a ``schedule`` that ends the hint comes
-    near to that.
+    The regressor r is always a learned 1×1 convolution (a linear layer on tokens and vectors) with
+    BatchNorm. The paper's convolution, without padding, also makes sizes equal; here the larger map
+    is average-pooled. BatchNorm, and the mean in place of half a sum, come from the field's code,
+    with its usual weight of 100; without BatchNorm, SGD diverges at that weight. The paper
+    minimises the hint first and distils afterwards: a ``schedule`` that ends the hint is similar.
 
     Args:
         taps: features of any kind; the default is the last stage but one.
@@ -79,7 +78,7 @@ class FSP(TransferLoss):
         taps: two or more, maps [B, C, H, W] or tokens, in the order of the network.
 
     Raises:
-        ValueError: where there is one tap only, which has no flow.
+        ValueError: if there is one tap only, which has no flow.
     """
 
     def __init__(self, taps: Taps = STAGES) -> None:
@@ -165,7 +164,7 @@ class Variational(nn.Module):
             nn.Conv1d(teacher, teacher, 1, bias=False),
         )
         excess = variance - self.EPSILON
-        inverse_softplus = excess + math.log(-math.expm1(-excess))  # finite however large
+        inverse_softplus = excess + math.log(-math.expm1(-excess))  # finite for large values too
         self.raw_variance = nn.Parameter(torch.full((teacher, 1), inverse_softplus))
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""A backbone that no logit trains: features alone, and a classifier on detached features."""
+"""Training a backbone by features only, and a classifier on detached features."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class FeatureOnly(TransferLoss):
     """Σ_taps mean (P F_s − F_t)², P a learned 1×1 convolution without bias, always.
 
     Feature distillation without losses on logits (Cooper et al., Logit-Based Losses Limit the
-    Effectiveness of Feature Knowledge Distillation, 2025, arXiv:2511.14981). It is to be the
-    backbone's only loss: beside it belongs :class:`DetachedCrossEntropy`, and no KD. Of two maps
-    the larger is average-pooled to the smaller; tokens beside a map become one.
+    Effectiveness of Feature Knowledge Distillation, 2025, arXiv:2511.14981). It should be the
+    backbone's only loss: use it with :class:`DetachedCrossEntropy`, and without KD. Of two maps the
+    larger is average-pooled to the smaller; tokens beside a map become one.
 
     The paper chooses the teacher's layers by their quality, which ``python -m tools.quality``
     measures; the choice itself is left to ``taps``.
@@ -54,10 +54,10 @@ class FeatureOnly(TransferLoss):
 class DetachedCrossEntropy(TransferLoss):
     """Cross-entropy of the student's last linear layer on a detached feature; batch mean.
 
-    It trains the classifier, and nothing before it (Cooper et al., 2025, arXiv:2511.14981).
+    It trains only the classifier, nothing before it (Cooper et al., 2025, arXiv:2511.14981).
 
     Args:
-        taps: one, the feature whose average, or which itself, the student's last layer reads.
+        taps: one, the feature that the student's last layer reads, or averages and reads.
 
     Raises:
         ValueError: for a student that does not end in a linear layer on that feature.

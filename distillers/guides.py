@@ -1,4 +1,4 @@
-"""More than one teacher: assistants of intermediate size beside the run's own teacher."""
+"""Several teachers: assistants of intermediate size beside the run's own teacher."""
 
 from __future__ import annotations
 
@@ -21,11 +21,10 @@ class DenselyGuided(TransferLoss):
     """Σ_k τ²·KL(softmax(g_k/τ) ‖ softmax(s/τ)) over the guides g_k that this step keeps: the
     teacher and all its assistants (DGKD, Son et al., ICCV 2021).
 
-    At each step ``drop`` of them, drawn at random, are left out, and are not run; at least one
-    stays. In a chain, every network is the student of one run: the first assistant's run has no
-    guides here, the second's has the first, the student's has them all. Without guides, and with
-    each student the ``teacher.checkpoint`` of the next run, the chain is TAKD (Mirzadeh et al.,
-    AAAI 2020).
+    At each step ``drop`` of them, drawn at random, are left out and not run; at least one stays. In
+    a chain, every network is the student of one run: the first assistant's run has no guides here,
+    the second's has the first, the student's has them all. Without guides, and with each student
+    the ``teacher.checkpoint`` of the next run, the chain is TAKD (Mirzadeh et al., AAAI 2020).
 
     The authors' code divides each KL by the number of classes too; here it is the batch's mean.
 
@@ -73,7 +72,7 @@ class DenselyGuided(TransferLoss):
         return torch.stack(losses).sum()
 
     def _draw(self) -> list[int]:
-        """Who guides this step: 0 is the teacher. Drawn without the device, which is not asked."""
+        """The guides of this step; 0 is the teacher. Drawn on the host, without waiting."""
         seed = self.runtime.noise("guides", self.steps).initial_seed()
         self.steps += 1
         return sorted(random.Random(seed).sample(range(1 + len(self.guides)), self.kept))

@@ -1,4 +1,4 @@
-"""Self-supervised distillation: what class it is and how far it is turned, asked of every stage."""
+"""Self-supervised distillation: every stage predicts class and rotation together."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ class HSAKD(TransferLoss):
     """Σ_taps τ²·KL(q_t ‖ q_s) + τ²·KL(p_t ‖ p_s), over inputs turned by 0°, 90°, 180° and 270°.
 
     Hierarchical Self-supervised Augmented KD (Yang et al., IJCAI 2021). p are the networks' own
-    answers, and q [4B, 4C] those of auxiliary classifiers on each tap, which tell class and turn
-    together: class c turned k times is 4c + k. Beside it belongs the cross-entropy of the inputs as
-    they are (``loss=[hsakd,ce]``), and no further KD.
+    answers, and q [4B, 4C] those of auxiliary classifiers on each tap, which predict class and turn
+    together: class c turned k times is 4c + k. Use it with the cross-entropy of the unturned inputs
+    (``loss=[hsakd,ce]``), and without further KD.
 
-    The loss shows the three turned copies to both networks itself, whatever the source. The
-    teacher's classifiers learn the joint labels on its frozen features, the cheaper of the authors'
-    two ways, but within the run: alone for the first part of it, then beside the student.
-    Each classifier has a 3×3 convolution with BatchNorm for each stage still to come, halving the
-    size, and one more on the last; the authors repeat the network's own blocks.
+    The loss itself shows the three turned copies to both networks, for any source. The teacher's
+    classifiers learn the joint labels on its frozen features, the cheaper of the authors' two ways,
+    but within the run: alone for the first part of it, then beside the student. Each classifier has
+    a 3×3 convolution with BatchNorm for each stage still to come, halving the size, and one more on
+    the last; the authors repeat the network's own blocks.
 
     Args:
         num_classes: C.
@@ -109,7 +109,7 @@ class HSAKD(TransferLoss):
         return transfer * float(self.transfers) + learning
 
     def _ask(self, network: Classifier, x: Tensor) -> Outputs:
-        """Its outputs for each input turned once, twice and three times, [3B, ...]."""
+        """A network's outputs for each input turned once, twice and three times, [3B, ...]."""
         turned = torch.cat([x.rot90(k, (-2, -1)) for k in range(1, TURNS)])
         with self.runtime.autocast():
             outputs: Outputs = network(turned)

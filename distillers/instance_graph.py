@@ -1,4 +1,4 @@
-"""The graph that the inputs of a batch span in each layer, and how it changes between layers."""
+"""The graph between a batch's inputs in each layer, and how it changes between layers."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class IRG(TransferLoss):
     L_T = Σ mean (λ_s − λ_t)² over consecutive taps that have places, where λ [B] is an input's
     squared distance from its own feature one tap before.
 
-    The paper leaves open how distances of unlike features compare. As in the field's code, A and λ
-    are divided by their largest entry; between two taps the larger map is average-pooled, and
-    the larger number of channels averaged in groups. Nothing is learned, and what is compared
-    between the networks has no width.
+    The paper leaves open how distances of features of different sizes compare. As in the field's
+    code, A and λ are divided by their largest entry; between two taps the larger map is
+    average-pooled, and the larger number of channels averaged in groups. Nothing is learned, and
+    what is compared between the networks has no width.
 
     Args:
         taps: features of any kind, in the order of the network.

@@ -1,4 +1,4 @@
-"""The teacher's features, generated from what a mask leaves of the student's."""
+"""The teacher's features, generated from the student's masked features."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class MGD(TransferLoss):
     channels and places.
 
     The paper writes of masked pixels. The authors' code for classification, which the weight of
-    7e-5 and the ratio of 0.15 come from, masks whole channels of each input; for
-    segmentation its ratio is .75. Of two maps the larger is average-pooled to the smaller, where
-    the authors need one size; their r has a bias.
+    7e-5 and the ratio of 0.15 come from, masks whole channels of each input; for segmentation its
+    ratio is 0.75. Of two maps the larger is average-pooled to the smaller, where the authors need
+    one size; their r has a bias.
 
     Args:
         runtime: the randomness of the masks.

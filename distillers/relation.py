@@ -1,6 +1,6 @@
 """Transfer losses on relations: between the inputs of a batch, and between channels.
 
-Relations between inputs are those within one process's batch; under DDP no other rank's are seen.
+Relations are between the inputs of one process's batch; under DDP ranks do not see each other's.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from distillers.base import Side, Taps, TransferLoss
 from models.classifier import Outputs
 from models.features import channels, comparable, to_map, to_vector
 
-ANGLES = 2**24  # numbers in one piece of RKD's angles; more are computed piece by piece
+ANGLES = 2**24  # numbers in one piece of RKD's angles; more are computed in pieces
 
 
 class SimilarityPreserving(TransferLoss):
@@ -73,11 +73,11 @@ class PKT(TransferLoss):
 class RKD(TransferLoss):
     """Σ_taps distance·mean_ij ℓ(d_s, d_t) + angle·mean_ijk ℓ(cos_s, cos_t), ℓ Huber's with δ = 1.
 
-    Relational Knowledge Distillation (Park et al., CVPR 2019): d are distances over
-    their mean, cos that of the angle at i between j and k. The B³ angles are all compared, but
-    where there are many, piece by piece and once more in the backward pass, so that memory grows
-    with B². An input that coincides with another has no direction from it: 1e-4 of an
-    embedding's length and less counts as coincidence, where the authors have 1e-12.
+    Relational Knowledge Distillation (Park et al., CVPR 2019): d are distances over their mean, cos
+    that of the angle at i between j and k. All B³ angles are compared; if there are many, in pieces
+    that the backward pass computes again, so that memory grows with B². An input that coincides
+    with another has no direction from it: a distance of at most 1e-4 of an embedding's length
+    counts as coincidence, 1e-12 in the authors' code.
 
     Args:
         taps: vectors [B, D]; of maps and tokens the average is taken.
@@ -174,7 +174,7 @@ class ICKD(TransferLoss):
 
 def squared_distances(x: Tensor) -> Tensor:
     """[B, B] between the rows of x [B, D]; the diagonal is exactly 0."""
-    x = x - x.mean(dim=0)  # what all have in common would cost digits
+    x = x - x.mean(dim=0)  # a common offset would cost precision
     square = x.square().sum(dim=1)
     distances = (square[:, None] + square - 2 * _gram(x)).clamp_min(0)
     return distances.masked_fill(torch.eye(len(x), dtype=torch.bool, device=x.device), 0)

@@ -49,7 +49,7 @@ class KD(TransferLoss):
     ``temperature=1`` is the forward KL that ZSKT's student minimises.
 
     Args:
-        temperature: τ > 0; the factor τ² keeps the gradient's size alike at any τ.
+        temperature: τ > 0; the factor τ² keeps the gradient's size the same at any τ.
     """
 
     def __init__(self, temperature: float = 4.0) -> None:
@@ -90,10 +90,10 @@ class LogitL1(TransferLoss):
 class DKD(TransferLoss):
     """τ²·(α·TCKD + β·NCKD), batch mean (Zhao et al., CVPR 2022).
 
-    TCKD is the KL between the two-way distributions (label, any other class), NCKD the KL
-    between the distributions over the other classes alone. ``alpha=1`` with β weighted by the
-    teacher's 1 − p_label would be KD again. A large β wants the warm-up of its weight that
-    ``loss=dkd`` has: the paper's 20 of 240 epochs.
+    TCKD is the KL between the two-way distributions (label, any other class), NCKD the KL between
+    the distributions over the other classes alone. ``alpha=1`` with β weighted by the teacher's
+    1 − p_label would be KD again. A large β needs the warm-up of its weight that ``loss=dkd`` has:
+    the paper's 20 of 240 epochs.
 
     Args:
         alpha: weight of the label's class.
@@ -146,7 +146,7 @@ def positive(temperature: float) -> float:
     """The temperature.
 
     Raises:
-        ValueError: where it is 0 or less.
+        ValueError: if it is 0 or less.
     """
     if temperature <= 0:
         raise ValueError(f"temperature must be above 0, but is {temperature}")

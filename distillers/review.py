@@ -1,4 +1,4 @@
-"""Knowledge review: each of the teacher's stages teaches the student's later ones too."""
+"""Knowledge review: each of the teacher's stages also teaches the student's later stages."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ def _pyramid(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 class Fusion(nn.Module):
-    """Attention-based fusion (ABF): a stage joined with what the deeper ones have come to.
+    """Attention-based fusion (ABF): a stage joined with the fusion of the deeper ones.
 
     Args:
         student: channels of the student's stage.
         width: in which stages are fused.
         teacher: channels of the teacher's stage.
-        deepest: whether nothing comes from deeper.
+        deepest: whether there is no deeper stage.
     """
 
     def __init__(self, student: int, width: int, teacher: int, deepest: bool) -> None:
@@ -54,7 +54,7 @@ class Fusion(nn.Module):
         self.attention = None if deepest else nn.Conv2d(2 * width, 2, 1)
 
     def forward(self, x: Tensor, deeper: Tensor | None) -> tuple[Tensor, Tensor]:
-        """What is held against the teacher's stage, and what the next shallower stage gets."""
+        """The feature to compare with the teacher's stage, and the next shallower stage's input."""
         x = self.inward(x)
         if self.attention is not None:
             assert deeper is not None
@@ -68,11 +68,11 @@ class ReviewKD(TransferLoss):
     """HCL between the teacher's stages and the student's fused ones (Chen et al., CVPR 2021).
 
     From the deepest stage to the first, :class:`Fusion` joins a stage of the student with the
-    fusion of all deeper ones, and its projection is held against the teacher's stage. The pooled
+    fusion of all deeper ones, and its projection is compared with the teacher's stage. The pooled
     features are the deepest stage, a map of one place, as in the authors' code. Where two maps
     differ in size the larger is average-pooled to the smaller; the authors enlarge the student's.
-    The teacher's stages are what our networks give there, after the last rectifier; the authors'
-    code takes them before it, which taps by module path can, where a module ends there.
+    The teacher's stages are read after the last rectifier; the authors' code reads them before it,
+    which taps by module path can do if a module ends there.
 
     Args:
         taps: from the first stage on; maps, tokens, or vectors.

@@ -1,4 +1,4 @@
-"""Transfer losses that learn which of the teacher's layers teaches which of the student's."""
+"""Transfer losses that learn which teacher layer teaches which student layer."""
 
 from __future__ import annotations
 

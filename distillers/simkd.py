@@ -1,4 +1,4 @@
-"""The teacher's classifier, used again."""
+"""SimKD: the teacher's classifier, reused by the student."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from models.features import channels, comparable, to_map
 class SimKD(TransferLoss):
     """mean (P(F_s) − F_t)², and the student classifies by the teacher's last layer.
 
-    Knowledge distillation with the reused teacher classifier (Chen et al., CVPR 2022). The
-    student is a :class:`models.simkd.SimKDStudent`, which has the projector P in it
-    (``student=simkd``). Before the first step its classifier becomes the teacher's, frozen.
-    Nothing else belongs beside this loss: no labels, and no KD.
+    Knowledge distillation with the reused teacher classifier (Chen et al., CVPR 2022). The student
+    is a :class:`models.simkd.SimKDStudent`, which has the projector P in it (``student=simkd``).
+    Before the first step its classifier becomes the teacher's, frozen. Use this loss alone, without
+    labels or KD.
 
-    Of two maps the larger is average-pooled to the smaller. The authors pool a larger student's
-    map before P; here P is part of the network and sees it as it is.
+    Of two maps the larger is average-pooled to the smaller. The authors pool a larger student's map
+    before P; here P is part of the network and sees the map unpooled.
 
     Args:
         taps: one, the student's ``projected`` map beside the map [B, C, H, W] that the teacher

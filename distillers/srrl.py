@@ -1,4 +1,4 @@
-"""What the teacher's own classifier makes of the student's feature."""
+"""A transfer loss on the teacher's own classifier, applied to the student's feature."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from models.features import channels, to_vector
 class SRRL(TransferLoss):
     """mean (h − f_t)² + ``regression``·mean (W_t h + b_t − t)², h = r(f_s) pooled.
 
-    Softmax regression representation learning (Yang et al., ICLR 2021, with L2 on the logits):
-    the feature is to be the teacher's, and to lead the teacher's frozen classifier (W_t, b_t) to
-    the teacher's logits t. The learned connector r is a 1×1 convolution without bias, BatchNorm
-    and, where the teacher's feature is never negative in the dry pass, a rectifier. The
-    cross-entropy of the labels belongs beside it.
+    Softmax regression representation learning (Yang et al., ICLR 2021, with L2 on the logits): the
+    feature should match the teacher's, and the teacher's frozen classifier (W_t, b_t) should turn
+    it into the teacher's logits t. The learned connector r is a 1×1 convolution without bias,
+    BatchNorm and, where the teacher's feature is never negative in the dry pass, a rectifier. Use
+    it with the cross-entropy of the labels.
 
-    Both weights of 1 are what reimplementations beside other methods take, not read in the paper.
-    The authors connect the map and then average it; by default this is what is averaged already,
-    as in those reimplementations, and ``taps=[stage-1]`` gives the authors' order.
+    Both weights of 1 come from reimplementations that compare methods, not from the paper. The
+    authors connect the map and then average it; by default this is what is averaged already, as in
+    those reimplementations, and ``taps=[stage-1]`` gives the authors' order.
 
     Args:
         taps: one, the vector [B, D] that the teacher's last linear layer reads, or the map or

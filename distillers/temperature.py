@@ -14,10 +14,10 @@ from models.classifier import Outputs
 
 
 class CTKD(TransferLoss):
-    """mean τ²·KL(softmax(t/τ) ‖ softmax(s/τ)), τ = base + span·σ(h): the student wants it small,
-    the temperature wants it large (Li et al., Curriculum Temperature, AAAI 2023).
+    """mean τ²·KL(softmax(t/τ) ‖ softmax(s/τ)), τ = base + span·σ(h): the student minimises it,
+    the temperature maximises it (Li et al., Curriculum Temperature, AAAI 2023).
 
-    One optimizer step does both: what h learns from is multiplied by −λ, a gradient reversal. The
+    One optimizer step does both: the gradient of h is multiplied by −λ, a gradient reversal. The
     task gets harder as λ rises along half a cosine, 0 to 1, over the first ``curriculum`` of the
     run, and stays at 1: the paper's E_loops is 10 of 240 epochs.
 
@@ -31,7 +31,7 @@ class CTKD(TransferLoss):
         reversal: λ in [0, 1].
 
     Raises:
-        ValueError: where an argument is out of its range.
+        ValueError: if an argument is out of its range.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class CTKD(TransferLoss):
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
         assert teacher is not None
         h = self.temperature(student.logits.detach(), teacher.logits)
-        h = (1 + self.reversal) * h.detach() - self.reversal * h  # its value, and −λ of its slope
+        h = (1 + self.reversal) * h.detach() - self.reversal * h  # h, its gradient times −λ
         tau = self.base + self.span * h.sigmoid()
         kl = kl_divergences(student.logits / tau, teacher.logits / tau)
         return (tau.square() * kl[:, None]).mean()
@@ -76,9 +76,9 @@ class GlobalTemperature(nn.Module):
 class InstanceTemperature(nn.Module):
     """CTKD's Instance-T: a number for each input, [B, 1], 0 at first.
 
-    Two layers on both networks' probabilities, in the order of the teacher's, so that it is not
-    the class that counts but how sure the two are. The authors' code has a BatchNorm between the
-    layers, which a batch of one input would not survive; here there is none.
+    Two layers on both networks' probabilities, sorted by the teacher's, so that not the class
+    counts but how sure the two are. The authors' code has a BatchNorm between the layers, which
+    fails on a batch of one input; here there is none.
 
     Args:
         num_classes: C of the logits [B, C].
@@ -104,8 +104,9 @@ class ATKD(TransferLoss):
     After J. Guo, Reducing the Teacher-Student Gap via Adaptive Temperatures (ATKD, OpenReview
     2022), which calls log Σ exp(z/τ) the sharpness of logits z of mean 0. To second order that is
     log C + std(z)²/2τ², so these temperatures make teacher and student equally sharp on every
-    input, with a spread of ``multiplier``. They are constants to the gradient, as temperatures
-    are, where :class:`distillers.response.StandardizedKD` differentiates the student's spread.
+    input, with a spread of ``multiplier``. They are constants to the gradient, like other
+    temperatures, while :class:`distillers.response.StandardizedKD` differentiates the student's
+    spread.
 
     The paper was not published with code. The biased std and the multiplier are those of its
     author's earlier code (Spherical KD, 2020: 2 to 3); the factor τ_s·τ_t is KD's τ² where both

@@ -14,7 +14,7 @@ from models.classifier import Outputs
 from models.taps import named_taps
 
 Attention = nn.MultiheadAttention | None
-"""What turns a tap's feature into queries, keys and values; None where the feature is these."""
+"""The layer from a tap's feature to queries, keys and values; None if the feature is these."""
 
 
 class MiniLM(TransferLoss):
@@ -29,8 +29,8 @@ class MiniLM(TransferLoss):
     Maps are computed here, since fused attention has none. The tap is what Q, K and V come from:
     timm's ``blocks.N.attn.qkv``, or torchvision's ``encoder.layers.encoder_layer_N.ln_1``, whose
     output is multiplied by the attention layer's weights once more. ``attention`` is the last
-    layer's, in both. What a network does to Q and K afterwards (norms, rotary positions) is not
-    seen.
+    layer's, in both. What a network does to Q and K afterwards (norms, rotary positions) is
+    ignored.
 
     Args:
         taps: of both networks, with equally many tokens.
@@ -73,7 +73,7 @@ class MiniLM(TransferLoss):
                 )
             if any(width % self.heads for width in widths):
                 raise ValueError(
-                    f"relation_heads={self.heads} divides not both of the widths {widths[0]} "
+                    f"relation_heads={self.heads} does not divide both widths, {widths[0]} "
                     f"and {widths[1]}: choose a number that does"
                 )
 
@@ -103,10 +103,10 @@ class MiniLM(TransferLoss):
 
 
 def attention_at(side: Side, tap: str, role: str) -> Attention:
-    """What makes Q, K and V of a tap.
+    """The layer that makes Q, K and V from a tap.
 
     Raises:
-        ValueError: where the tap is neither a layer of these three nor what such a layer reads.
+        ValueError: if the tap is neither such a layer nor the input of one.
     """
     assert side.network is not None
     module = side.network.module

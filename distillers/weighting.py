@@ -1,4 +1,4 @@
-"""Response losses that weigh inputs against each other."""
+"""Response losses with a weight for each input."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run's length from a budget of time: real steps are timed, and fix the number of steps."""
+"""A run's length from a time budget: timing real steps gives the number of steps."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from engine.loop import Training
 
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
-TOLERANCE = 0.15  # of the budget, that a run may be off without a word
+TOLERANCE = 0.15  # of the budget; a run that is further off says why
 SHARE = 0.03  # of the budget, spent on each part that is timed
 LEAST, MOST = 0.3, 20.0  # seconds of timing for each part, whatever the budget
 BRIEF = 1.0  # seconds of timing for a plan without a budget
@@ -29,7 +29,7 @@ def parse_budget(text: str | float) -> float:
     """Seconds of ``"90s"``, ``"10m"``, ``"1h30m"``, ``"2h"`` or a number of seconds.
 
     Raises:
-        ValueError: for anything else, and for nothing at all.
+        ValueError: for anything else, empty text included.
     """
     written = str(text).strip().lower()
     parts = re.findall(r"(\d+(?:\.\d+)?)([smhd])", written)
@@ -41,12 +41,12 @@ def parse_budget(text: str | float) -> float:
         except ValueError:
             seconds = 0.0
     if not 0 < seconds < float("inf"):
-        raise ValueError(f"budget={text} is no time: write 90s, 10m, 1h30m or 2h")
+        raise ValueError(f"budget={text} is not a time: write 90s, 10m, 1h30m or 2h")
     return seconds
 
 
 def spell(seconds: float) -> str:
-    """``seconds`` as people say it: 4.2 s, 3 min 20 s, 2 h 5 min."""
+    """``seconds`` in readable form: 4.2 s, 3 min 20 s, 2 h 5 min."""
     if seconds < 60:
         return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -57,7 +57,7 @@ def spell(seconds: float) -> str:
 
 
 def verdict(budget: float, taken: float, rounds: bool) -> str:
-    """Why a run took another time than its budget; nothing where it is within 15 %.
+    """Why a run took more or less time than its budget; nothing if it is within 15 %.
 
     Args:
         rounds: whether synthesis comes in rounds, which a run makes whole or not at all.
@@ -68,16 +68,16 @@ def verdict(budget: float, taken: float, rounds: bool) -> str:
     reasons = [f"the machine was {speed} than when the first steps were timed"]
     if rounds and taken < budget:
         reasons.append("one more round of synthesis would not have fitted")
-    reasons.append("what a step costs has changed on the way")
+    reasons.append("the cost of a step changed during the run")
     return (
-        f"this run took {spell(taken)} in all, and its budget was {spell(budget)}: "
+        f"this run took {spell(taken)} in total, and its budget was {spell(budget)}: "
         f"{', or '.join(reasons)}"
     )
 
 
 @dataclass
 class Pace:
-    """What the parts of a run take on this machine.
+    """How long the parts of a run take on this machine.
 
     Args:
         step: seconds of a batch and the student's step on it.
@@ -116,10 +116,10 @@ class Timing:
         return self.source.plan(steps) if isinstance(self.source, Planner) else Workload()
 
     def steps_within(self, seconds: float, budget: str) -> int:
-        """The most steps that ``seconds`` hold.
+        """The largest number of steps that fit into ``seconds``.
 
         Raises:
-            ValueError: where one step and one evaluation do not fit, naming what would.
+            ValueError: if one step and one evaluation do not fit, saying what would.
         """
         steps = bisect.bisect_right(range(1, UNKNOWN), seconds, key=self.seconds)
         if steps < 1:
@@ -136,8 +136,8 @@ def time_steps(training: Training, seconds: float) -> Timing:
     """Time a few real steps: synthesis, the student's step, schedules, clipping, EMA and meters.
 
     Args:
-        training: of parts that are thrown away after.
-        seconds: that each part is timed for, at least; one period of the source is whole.
+        training: a loop whose parts are thrown away afterwards.
+        seconds: the least time to measure each part, in whole periods of the source.
     """
     parts, runtime = training.parts, training.runtime
     runtime.compile(parts.student.module)
@@ -170,7 +170,7 @@ def _timed_rounds(source: Practising, runtime: Runtime, seconds: float) -> float
 
 
 def _timed(work: Callable[[], Any], runtime: Runtime, seconds: float) -> float:
-    """Mean seconds of the work, done once and again until the time is over."""
+    """Mean seconds of the work, repeated until the time is up."""
     began, count = _now(runtime), 0
     while True:
         work()
@@ -181,7 +181,7 @@ def _timed(work: Callable[[], Any], runtime: Runtime, seconds: float) -> float:
 
 
 def _now(runtime: Runtime) -> float:
-    """Once the device has done all that it was given."""
+    """The time, once the device has finished its work."""
     if runtime.device.type == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter()

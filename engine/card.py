@@ -1,4 +1,4 @@
-"""README.md of a run directory: the card of the student that the run left."""
+"""README.md of a run directory: the model card of the run's student."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ RANKS = (
     "and 0.84), and lay 20 to 24 points below it."
 )
 MEANINGS = {  # of the figures that engine.diagnostics finds
-    "class_balance": "entropy of the classes that the teacher sees in them; 1 is even",
-    "teacher_entropy": "of its answer to one input, the mean in nats",
-    "agreement": "of student and teacher on them, which is no measure of quality",
+    "class_balance": "entropy of the classes that the teacher predicts for them; 1 is uniform",
+    "teacher_entropy": "of its prediction for one input, the mean in nats",
+    "agreement": "of student and teacher on them; not a measure of quality",
     "bn_gap": "distance of their BatchNorm statistics from the teacher's, mean over layers",
     "frechet_distance": "to the test inputs, in the teacher's features",
     "diversity": "distance to the nearest neighbour; that of test inputs is 1",
@@ -36,20 +36,20 @@ MEANINGS = {  # of the figures that engine.diagnostics finds
 
 
 def write_card(folder: Path, text: str) -> None:
-    """Write README.md, unless somebody else's is there, which stays.
+    """Write README.md, unless there is one that this program did not write.
 
     Raises:
-        ValueError: where it cannot be written.
+        ValueError: if it cannot be written.
     """
     path = folder / CARD
     if path.exists() and not path.read_bytes().startswith(MARK.encode()):
-        print(f"{path} is not this program's and stays; the run's card is not written", flush=True)
+        print(f"{path} is not this program's file and stays; no card is written", flush=True)
         return
     write_whole(path, text)
 
 
 def card(folder: Path, config: dict[str, Any], parts: Parts, result: dict[str, Any]) -> str:
-    """The card in Markdown; equal runs have equal cards, but for time, memory and versions.
+    """The card in Markdown; equal runs have equal cards, except for time, memory and versions.
 
     Args:
         folder: the run directory, for its versions.json.
@@ -62,7 +62,7 @@ def card(folder: Path, config: dict[str, Any], parts: Parts, result: dict[str, A
     sections = [
         f"{MARK}\n# {' '.join(student['name'].split())}{of}",
         _origin(config, parts, result),
-        "## The command\n\nIt makes this run again. Add `run_dir=` and, where data sets are not "
+        "## The command\n\nIt repeats this run. Add `run_dir=` and, where data sets are not "
         "in `datasets/`, `data.root=`.\n\n" + _indented(_command(config)),
         _figures(config, parts, result),
         _synthesized(result),
@@ -79,7 +79,7 @@ def _origin(config: dict[str, Any], parts: Parts, result: dict[str, Any]) -> str
     names = ", ".join(map(_code, classes[:NAMES])) + (", …" if len(classes) > NAMES else "")
     read = result["cost"]["real_training_inputs_read"]
     if config["data_free"]:
-        use = "for evaluation alone" if parts.dataset.has("test") else "nothing was read"
+        use = "for evaluation only" if parts.dataset.has("test") else "nothing was read"
     else:
         use = f"{read:,} training inputs read"
     averaged = f", averaged over its steps (decay {config['ema']:g})" if config["ema"] else ""
@@ -120,7 +120,7 @@ def _command(config: dict[str, Any]) -> str:
     """For a shell, in lines of at most about 90 characters."""
     try:
         words = overrides_of(config)
-    except ValueError:  # put together by a program
+    except ValueError:  # a configuration that a program put together
         return "python train.py    # with the settings in config.yaml"
     lines = ["python train.py"]
     for word in map(shlex.quote, words):
@@ -135,7 +135,7 @@ def _figures(config: dict[str, Any], parts: Parts, result: dict[str, Any]) -> st
     rows = []
     if on["labels"]:
         rows.append(
-            ("accuracy", _percent(student["accuracy"]), "share of inputs given their label")
+            ("accuracy", _percent(student["accuracy"]), "share of inputs classified correctly")
         )
     if teacher and on["labels"]:
         same = "on the same inputs"
@@ -165,13 +165,13 @@ def _best(student: dict[str, Any]) -> str:
         return ""
     return (
         f"\n\nThe highest accuracy of all evaluations was {_percent(student['best_accuracy'])}; "
-        "chosen on the test split, it is no estimate."
+        "since it is chosen on the test split, it is not a fair estimate."
     )
 
 
 def _by_class(result: dict[str, Any]) -> str:
-    """What is known without labels; it says that it is no accuracy."""
-    text = "\n\nThere are no labels: the accuracy is not known, and agreement is no estimate of it."
+    """What is known without labels, with a note that this is not accuracy."""
+    text = "\n\nThere are no labels: accuracy is unknown, and agreement is not an estimate of it."
     if not result["measured_on"]["real"]:
         text += f" {RANKS}"
     rows = [
@@ -220,9 +220,9 @@ def _use(config: dict[str, Any], parts: Parts) -> str:
     lines = loading_lines(node, student.spec, len(parts.dataset.classes))
     return (
         f"## Use\n\nIn plain PyTorch, from this folder:\n\n```python\n{lines}\n```\n\n"
-        "With its normalisation inside, and without the source of its network, as ONNX or as "
-        "PyTorch's own `.pt2`, where RUN is this folder, from Reverie's folder or with that on "
-        "PYTHONPATH:\n\n"
+        "To export it with its normalisation, as ONNX or as PyTorch's own `.pt2`, which need no "
+        "source of its network, run this in Reverie's folder or with that on PYTHONPATH; RUN is "
+        "this folder:\n\n"
         + _indented(f"python -m tools.export RUN student.pt2{trust}")
         + f"\n\n```python\n{exported_lines(student.spec)}\n```\n\n"
         "To measure it on any data:\n\n"
@@ -242,12 +242,12 @@ def _table(head: tuple[str, ...], rows: list[Any]) -> str:
 
 
 def _cell(text: str) -> str:
-    """Text that neither a bar nor a line break takes out of its cell."""
+    """Text for one table cell: on one line, with bars escaped."""
     return " ".join(text.split()).replace("|", "\\|")
 
 
 def _code(text: str) -> str:
-    """Verbatim, whatever it holds."""
+    """Text as inline code, even if it contains backticks."""
     fence = "`" * (1 + max((len(run) for run in re.findall("`+", text)), default=0))
     pad = " " if "`" in text else ""
     return f"{fence}{pad}{text}{pad}{fence}"

@@ -12,14 +12,14 @@ import torch
 
 from core.runtime import Runtime
 
-FOLDER = re.compile(r"(step|partial)-(\d{9,})")  # ours; whatever else lies beside them stays
+FOLDER = re.compile(r"(step|partial)-(\d{9,})")  # ours; anything else beside them stays
 FILE = re.compile(r"rank(\d+)\.pt")
 
 
 class Checkpoints:
-    """A folder with one subfolder for a step, which holds one file for each rank.
+    """A folder with one subfolder per saved step, which holds one file per rank.
 
-    Only names of our own making are ever removed, and a folder only once it is empty.
+    Only files that a run has written are ever removed, and a folder only once it is empty.
 
     Args:
         folder: of all checkpoints of a run.
@@ -30,7 +30,7 @@ class Checkpoints:
         self.folder, self.runtime = folder, runtime
 
     def whole(self) -> list[Path]:
-        """The folders of checkpoints, oldest first; empty ones are none."""
+        """The folders of checkpoints, oldest first; empty ones do not count."""
         return [folder for folder in self._ours("step") if files(folder)]
 
     def _ours(self, kind: str) -> list[Path]:
@@ -43,7 +43,7 @@ class Checkpoints:
         """Write this rank's state; the checkpoint appears when every rank's is on disk.
 
         Raises:
-            ValueError: where it cannot be written; the last good checkpoint is untouched.
+            ValueError: if it cannot be written; the last good checkpoint is untouched.
         """
         partial, final = (self.folder / f"{kind}-{step:09d}" for kind in ("partial", "step"))
         failure = None
@@ -74,8 +74,8 @@ class Checkpoints:
         """This rank's state in the last checkpoint, or None at the start of a run.
 
         Raises:
-            ValueError: where it was saved by another number of processes, or is damaged: on
-                every rank, whichever it concerns.
+            ValueError: if it was saved by another number of processes, or is damaged; every rank
+                raises it, whichever file is concerned.
         """
         found = self.whole()
         state = failure = None
@@ -131,7 +131,7 @@ class Checkpoints:
                 folder.rmdir()
 
     def remove(self) -> None:
-        """Take away every checkpoint, and the folder where nothing else is in it."""
+        """Remove every checkpoint, and the folder if nothing else is in it."""
         for folder in self._ours("partial") + self._ours("step"):
             _discard(folder)
         if self.folder.is_dir() and not any(self.folder.iterdir()):
@@ -145,7 +145,7 @@ def files(folder: Path) -> list[Path]:
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """The state in one file, once its checksums are verified (torch.load looks at none).
+    """The state in one file, once its checksums are verified (torch.load checks none).
 
     torch.save writes a zip archive, which has a CRC-32 of each of its entries. Reading them takes
     under a second for a gigabyte, and a megabyte of memory.
@@ -168,7 +168,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def _place(partial: Path, final: Path) -> None:
-    """Give a written checkpoint its name."""
+    """Rename a completely written checkpoint to its final name."""
     if final.is_dir():
         if files(final):  # saved when its step was due, and again by a stop right after
             return

@@ -18,9 +18,9 @@ from engine.keys import annotation_of
 from engine.overrides import Setting
 from engine.run import NOT_IDENTITY
 
-NAMED = ("experiment", "method", "data")  # groups that a command names in any case, if chosen
+NAMED = ("experiment", "method", "data")  # groups that a command always names, if chosen
 ELSEWHERE = (*NOT_IDENTITY, "budget")  # what a run computes follows from its number of steps
-ABSENT = object()  # a key that is taken away
+ABSENT = object()  # a key that is removed
 PASSES = (
     4  # one for what is written in its place, one for what is read from there; and two to spare
 )
@@ -30,7 +30,7 @@ def overrides_of(config: Mapping[str, Any]) -> list[str]:
     """The arguments of ``train.py`` that compose this plain configuration.
 
     It is made from what the configuration says, not from what somebody typed: equal runs have equal
-    commands, and a teacher that was trained on the way has one of its own. Keys that do not change
+    commands, and a teacher trained on the way has a command of its own. Keys that do not change
     what is computed, such as where the run and its data lie, are left out.
 
     Raises:

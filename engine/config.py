@@ -47,12 +47,12 @@ def groups() -> dict[str, list[str]]:
 def compose(arguments: Sequence[str], complete: bool = True) -> DictConfig:
     """Compose the configuration that the command-line overrides describe.
 
-    Group choices are composed by Hydra; keys are then set and the result is held against the
-    schema and against the signature of every ``_target_``.
+    Group choices are composed by Hydra; keys are then set, and the result is checked against the
+    schema and the signature of every ``_target_``.
 
     Args:
         arguments: overrides.
-        complete: whether it is held against them; false where keys without a default are to come.
+        complete: whether to check it; false if keys without a default are still to be set.
 
     Raises:
         ConfigError: naming every mistake at once, each with what was probably meant.
@@ -89,12 +89,12 @@ def _settle(config: DictConfig, values: Sequence[Setting], mistakes: list[str]) 
     for setting in values:
         set_key(config, setting, mistakes, groups())
     if config.budget is not None and {"steps", "budget"} <= {setting.key for setting in values}:
-        mistakes.append("steps and budget are two lengths of one run: leave one of them")
+        mistakes.append("steps and budget both set the length of a run: leave one of them out")
     _fold_taps(config)
 
 
 def _missing(config: DictConfig, arguments: Sequence[str]) -> str | None:
-    """What a run without data still has to be told."""
+    """What a run without data still needs to be told."""
     try:
         return missing(plain(config), arguments, _networks)
     except OmegaConfBaseException:
@@ -108,7 +108,7 @@ def _networks() -> dict[str, dict[str, Any]]:
 
 
 def written(group: str, name: str) -> DictConfig:
-    """What a choice's file says, over the files of its group that it starts from.
+    """A choice's file, merged over the files of its group that it starts from.
 
     Hydra, which composes whole runs, takes a tenth of a second for each.
     """
@@ -128,7 +128,7 @@ def plain(config: DictConfig) -> dict[str, Any]:
 
 
 def _hydra(file: str, overrides: Sequence[str] = (), whole: bool = False) -> DictConfig:
-    """What Hydra makes of a file and group choices, a copy of the caller's own.
+    """A file and group choices composed by Hydra, as a copy that the caller may change.
 
     Args:
         whole: with the node that holds what was chosen.
@@ -161,7 +161,7 @@ def _written(root: Path, choice: str) -> dict[str, Any]:
 
 
 def _leaves(node: DictConfig) -> dict[str, Any]:
-    """What a network is built from, by dotted key; how it is trained is no part of it."""
+    """What a network is built from, by dotted key; how it is trained is left out."""
     found: dict[str, Any] = {}
     for path in paths_of(node):
         value = OmegaConf.select(node, path)
@@ -194,7 +194,7 @@ def _fold_taps(config: DictConfig) -> None:
 
 
 def _check(config: DictConfig, mistakes: list[str]) -> None:
-    """Hold the composed configuration against the schema, leaf by leaf."""
+    """Check the composed configuration against the schema, leaf by leaf."""
     try:
         plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=False)
     except OmegaConfBaseException as error:

@@ -1,4 +1,4 @@
-"""What a run says, and what ends when it cannot say it: nothing."""
+"""Console output of a run, which goes on even if its output cannot be written."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from core.memory import is_exhausted
 
 SMALLER = """
 The last good checkpoint is kept, and the same command goes on from it where more memory is free.
-With less, give another run_dir=... and a smaller batch_size or source.synthesis_batch_size, or
+Otherwise, give another run_dir=... and a smaller batch_size or source.synthesis_batch_size, or
 precision=bf16."""
 
 
 class _Unbroken:
-    """A stream whose reader may go away (``| head -1``), or whose disk may be full: then mute."""
+    """A stream that goes mute once its reader is gone (``| head -1``) or its disk is full."""
 
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream
@@ -50,7 +50,7 @@ class _Unbroken:
 
 @contextlib.contextmanager
 def unbroken() -> Iterator[None]:
-    """Nothing that is printed within can end the program."""
+    """A context in which a failed print does not end the program."""
     out, err = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = (s and _Unbroken(s) for s in (out, err))  # type: ignore[assignment]
     try:
@@ -60,9 +60,9 @@ def unbroken() -> Iterator[None]:
 
 
 def explain(error: Exception) -> int:
-    """Say on stderr what ended a run, once however many ranks it ended; gives the exit code.
+    """Print on stderr what ended a run, once for all ranks; returns the exit code.
 
-    1 for what a user can mend, 70 (BSD's "internal software error") for what nobody foresaw.
+    1 for a user error, 70 (BSD's "internal software error") for anything unforeseen.
     """
     if isinstance(error, (ValueError, OSError)):
         said = (
@@ -91,7 +91,7 @@ def _one_line(error: Exception) -> str:
 
 
 def _is_first(text: str) -> bool:
-    """Whether no other rank has said the same; rank 0 says it where they cannot be asked."""
+    """Whether no other rank has printed it; if they cannot be asked, rank 0 prints it."""
     if not dist.is_initialized():
         return os.environ.get("RANK", "0") == "0"
     try:

@@ -1,4 +1,4 @@
-"""What a teacher makes of synthesized inputs, held against real test inputs."""
+"""How a teacher sees synthesized inputs, compared with real test inputs."""
 
 from __future__ import annotations
 
@@ -47,10 +47,10 @@ class Gaussian:
 
 
 def frechet_distance(a: Gaussian, b: Gaussian) -> float:
-    """‖μ₁−μ₂‖² + tr(C₁ + C₂ − 2(C₁C₂)^½), as FID has it (Heusel et al., NeurIPS 2017, eq. 6).
+    """‖μ₁−μ₂‖² + tr(C₁ + C₂ − 2(C₁C₂)^½), as in FID (Heusel et al., NeurIPS 2017, eq. 6).
 
     The trace of (C₁C₂)^½ is the sum of the singular values of R₁R₂ᵀ: their squares are the
-    eigenvalues of C₁^½C₂C₁^½. So neither covariance needs to be regular, nor a root be taken.
+    eigenvalues of C₁^½C₂C₁^½. So the covariances may be singular, and no matrix root is needed.
     """
     spread = a.root.square().sum() + b.root.square().sum()
     shared = torch.linalg.svdvals(a.root @ b.root.T).sum()
@@ -64,13 +64,13 @@ def nearest_neighbour(x: Tensor) -> float:
 
 
 def class_balance(histogram: list[float]) -> float:
-    """Entropy of the fractions of each class over that of equal ones, in [0, 1]."""
+    """Entropy of the classes' fractions, divided by that of equal ones; in [0, 1]."""
     entropy = sum(-p * math.log(p) for p in histogram if p)
     return min(1.0, max(0.0, entropy / math.log(max(2, len(histogram)))))
 
 
 def collapse(histogram: list[float], count: int, diversity: float | None) -> dict[str, str]:
-    """In words, what is wrong with inputs of these classes and this diversity; empty if nothing.
+    """Warnings about inputs of these classes and this diversity; empty if there are none.
 
     Args:
         histogram: fraction of each predicted class.
@@ -90,13 +90,13 @@ def collapse(histogram: list[float], count: int, diversity: float | None) -> dic
     if diversity is not None and diversity < NEAR_DUPLICATES:
         found["near_duplicates"] = (
             f"the synthesized inputs are near-duplicates: diversity {diversity:.2g}, "
-            "where that of test inputs is 1"
+            "while that of test inputs is 1"
         )
     return found
 
 
 def announce(found: Mapping[str, Any], before: Mapping[str, Any], step: int) -> None:
-    """Print the warnings that the evaluation before did not have."""
+    """Print the warnings that the previous evaluation did not have."""
     clear = "\r\033[K" if sys.stdout.isatty() else ""  # of the progress line
     for name, words in found.get("warnings", {}).items():
         if name not in before.get("warnings", {}):
@@ -144,16 +144,16 @@ class Reference:
 
 
 class Inspector:
-    """Holds synthesized inputs against test inputs, as the teacher sees both.
+    """Compares synthesized inputs with test inputs, as the teacher sees both.
 
-    They are compared in the space of the teacher's penultimate features (its tap ``pooled``), or
-    of its logits where it has no such tap, does not show it (a black box), or has more than 2048
-    of them. An evaluator shows it the outputs of ``reader``, a view of the teacher, for the test
-    split in passing.
+    They are compared in the space of the teacher's penultimate features (its tap ``pooled``), or of
+    its logits if it has no such tap, hides it (a black box), or has more than 2048 features. During
+    an evaluation the evaluator passes it the outputs of ``reader``, a view of the teacher, for the
+    test split.
 
     Args:
         teacher: its BatchNorm statistics are compared with those of the inputs, if it has any.
-        student: to measure agreement where it is being taught.
+        student: to measure its agreement with the teacher on what it is taught.
         runtime: of the run.
         rows: in the test split; 0 where there are no real inputs to compare with.
     """
@@ -178,7 +178,7 @@ class Inspector:
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> dict[str, Any]:
-        """Look at images [B, *shape], as many on every rank; the findings are those of all ranks.
+        """Measure images [B, *shape], as many on every rank; the findings are those of all ranks.
 
         Returns:
             ``class_histogram``: fraction of each predicted class; ``class_balance``: its entropy
@@ -188,7 +188,7 @@ class Inspector:
             ``frechet_distance``, to the whole test split, and ``diversity``: the mean distance to
             the nearest neighbour, divided by that among equally many test inputs; ``warnings``.
 
-        A sample of 512 biases the Fréchet distance: real inputs, too, are above 0, and more so the
+        A sample of 512 biases the Fréchet distance: real inputs score above 0 too, the more so the
         fewer they are. It compares runs with one another, but not with published distances. An
         input that a source hands out twice is its own near-duplicate.
         """
@@ -202,7 +202,7 @@ class Inspector:
         return found
 
     def _answers(self, outputs: Outputs, student: Tensor) -> dict[str, Any]:
-        """What outputs and the student's logits say by themselves."""
+        """The findings that need only the outputs and the student's logits."""
         predicted = outputs.logits.argmax(1)
         histogram = torch.bincount(predicted, minlength=outputs.logits.shape[1]) / len(predicted)
         entropy = torch.special.entr(outputs.logits.softmax(1)).sum(1).mean()
@@ -225,7 +225,7 @@ class Inspector:
     def _compare(self, features: Tensor) -> dict[str, float]:
         """Fréchet distance and diversity, unless there is a single input on either side.
 
-        Where all test inputs look alike, there is no diversity to hold against theirs.
+        If all test inputs look alike, there is no diversity to compare with.
         """
         if self.reference is None:
             return {}

@@ -17,7 +17,7 @@ BINS = 15  # Guo et al., ICML 2017
 
 @dataclass
 class Answers:
-    """What a student says of n inputs; tensors [n] on the device.
+    """A student's predictions for n inputs; tensors [n] on the device.
 
     Args:
         predicted: class of the largest logit.
@@ -35,17 +35,17 @@ class Answers:
 
     @property
     def compared(self) -> tuple[Tensor | None, Tensor | None]:
-        """What the predictions are held against: labels, the teacher's predictions."""
+        """What the predictions are compared with: labels, the teacher's predictions."""
         return self.labels, self.guidance
 
 
 @dataclass
 class Measured:
-    """Fractions of one split; None is what cannot be known without labels or without a teacher.
+    """Fractions of one split; None stands for what needs labels or a teacher that are missing.
 
     Args:
         inputs: how many.
-        reference: what decides an input's class below: its "label", or the "teacher" without.
+        reference: what decides an input's class below: its "label", or else the "teacher".
         accuracy, ece, agreement, ece_to_teacher: see :class:`Evaluator`.
         teacher_accuracy: on the same inputs.
         classes: for each its number of ``inputs`` and, over these, ``accuracy``, ``agreement`` and
@@ -76,7 +76,7 @@ class Evaluator:
         split: an opened test split.
         runtime: of the run.
         batch_size: of evaluation.
-        inspector: is shown the teacher's outputs for the split.
+        inspector: receives the teacher's outputs for the split.
 
     Attributes:
         tally: [3, classes + 1] labels, the teacher's answers, and right answers by label; None
@@ -98,11 +98,11 @@ class Evaluator:
         self.guidance = None if teacher is None else self._predictions(teacher, inspector)
 
     def teacher_accuracy(self) -> float | None:
-        """Of the teacher on the whole split, as a fraction; None without teacher or labels."""
+        """The teacher's on the whole split, as a fraction; None without teacher or labels."""
         return None if self.tally is None else float(self.tally[2].sum()) / len(self.split)
 
     def guessing_accuracy(self) -> float:
-        """Of the teacher, if its answers were dealt out to the inputs at random: Σ_c p_c·q_c with
+        """The teacher's, if its answers were assigned to the inputs at random: Σ_c p_c·q_c with
         the frequencies of the labels p and of the answers q (the chance agreement of Cohen's κ)."""
         assert self.tally is not None, "there are labels and a teacher"
         labels, answers, _ = self.tally.double() / len(self.split)
@@ -112,16 +112,16 @@ class Evaluator:
         """Fractions: accuracy and ece where the split has labels, agreement with a teacher.
 
         ``ece`` is the expected calibration error over 15 bins of equal width (Guo et al., 2017).
-        Without labels nobody knows what is right: ``ece_to_teacher`` is the same with agreement in
-        the place of accuracy: how far its confidence is from how often the teacher agrees.
+        Without labels the truth is unknown: ``ece_to_teacher`` is the same with agreement in the
+        place of accuracy: how far its confidence is from how often the teacher agrees.
         """
         return self._figures(self._answers())
 
     def measure(self) -> Measured:
-        """The same and, class by class, what it is made of; in a single process.
+        """The same figures, and those of each class; in a single process.
 
         Raises:
-            ValueError: where there are neither labels nor a teacher to compare with, or answers
+            ValueError: if there are neither labels nor a teacher to compare with, or answers
                 are not finite.
         """
         assert self.runtime.world_size == 1, "each rank would see its own rows only"
@@ -129,7 +129,7 @@ class Evaluator:
         reference = answers.guidance if answers.labels is None else answers.labels
         if reference is None:
             raise ValueError(
-                "the data has no labels, so that agreement with a teacher is all that can be "
+                "the data has no labels, so only agreement with a teacher can be "
                 "measured: give teacher=NAME teacher.checkpoint=FILE"
             )
         if strange := int((~answers.confidence.isfinite()).sum()):

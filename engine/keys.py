@@ -1,4 +1,4 @@
-"""One key of a configuration: how it is set, what may stand there, what was meant."""
+"""One key of a configuration: setting it, its allowed values, and what was probably meant."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def set_key(
 
     Args:
         mistakes: gains a line where the key or its value is wrong.
-        groups: names that are no keys, but may have been meant.
+        groups: names that are not keys, but may have been meant.
     """
     *parents, last = (key := setting.key).split(".")
     node: Any = config

@@ -1,4 +1,4 @@
-"""How long a run will be: its number of steps from a budget of time, and its plan."""
+"""How long a run will be: its number of steps from a time budget, and its plan."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ class Length:
         directory: claimed.
 
     Attributes:
-        seconds: that timing took.
+        seconds: how long timing took.
 
     Raises:
-        ValueError: for a budget that is no time.
+        ValueError: for a budget that is not a time.
     """
 
     def __init__(self, settings: dict[str, Any], directory: RunDirectory) -> None:
@@ -95,7 +95,7 @@ class Length:
         available = offered(self.settings, dataset, teacher, runtime) | {"student": student}
         figures = "accuracy, agreement and calibration"
         if not inputs.split.labelled:
-            figures = "agreement with the teacher, which is no accuracy, and calibration to it"
+            figures = "agreement with the teacher, which is not accuracy, and calibration to it"
         return plan(
             self.settings, known, teacher, available, timing, f"{figures}, on {inputs.words}"
         )

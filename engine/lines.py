@@ -1,4 +1,4 @@
-"""Scalars for programs: one JSON object a line, continued after a kill as events are."""
+"""Scalars for other programs: one JSON object per line, continued after a kill."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ class Lines:
             os.truncate(path, self.length)
 
     def add(self, values: Mapping[str, float | int]) -> None:
-        """Append one object; a value that JSON cannot say (NaN, infinity) becomes null.
+        """Append one object; a value that JSON cannot hold (NaN, infinity) becomes null.
 
         Raises:
-            OSError: where the line cannot be written; nothing of it stays.
+            OSError: if the line cannot be written; nothing of it stays.
         """
         valid = {k: v if math.isfinite(v) else None for k, v in values.items()}
         line = json.dumps(valid, allow_nan=False).encode() + b"\n"

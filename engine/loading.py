@@ -36,7 +36,7 @@ def loading_lines(
         node: plain, as under ``student.model`` in a run's configuration.
         spec: what the student expects.
         num_classes: of the student.
-        file: where the student's file lies.
+        file: path of the student's file.
     """
     modules = {"torch", "safetensors.torch"}
     sizes = {"in_channels": spec.shape[0], "input_size": spec.shape[1:], "num_classes": num_classes}

@@ -1,4 +1,4 @@
-"""The one loop, and what it keeps, logs and saves on the way."""
+"""The training loop, with its logging, evaluations and checkpoints."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from models.classifier import Classifier
 
 
 class Training:
-    """The one loop: every method is a source, a distiller and their settings.
+    """The training loop of all methods: a method is a source, a distiller and their settings.
 
     Args:
         config: plain settings.
         parts: what is trained, and on what.
         teacher: frozen, or None.
-        inputs: that the student is measured on.
+        inputs: what the student is measured on.
         directory: claimed; None for steps that are timed and leave nothing.
         runtime: of the run.
     """
@@ -85,7 +85,7 @@ class Training:
             try:
                 with self.clock.part("synthesis"):
                     batch = self.parts.source.next()
-            except Stopped:  # in the midst of a long synthesis, which the resumed run repeats
+            except Stopped:  # in the middle of a long synthesis, which the resumed run repeats
                 self._stop(step)
             with self.clock.part("distillation"):
                 self._learn(network, batch, step)
@@ -137,12 +137,12 @@ class Training:
         self.recent.append(batch.teacher_input.detach())
 
     def _check_first(self, step: int) -> None:
-        """An earlier run does not give way to one whose first step is not finite."""
+        """Check that the first step is finite, before an earlier run is replaced."""
         self.meter.check()
         check_finite({"student": self.parts.student.state_dict()}, step + 1)
 
     def _log(self, step: int) -> None:
-        """Bring the metrics over, check that they are finite, and write them."""
+        """Fetch the metrics from the device, check that they are finite, and write them."""
         losses = self.meter.flush()
         self.losses = brief(losses)
         if not (self.runtime.main and losses):
@@ -164,7 +164,7 @@ class Training:
 
     def _evaluate(self, step: int) -> None:
         averaged = [self.parts.ema.module] if self.parts.ema else []
-        for module in [self.parts.student, *averaged]:  # each rank has seen other inputs
+        for module in [self.parts.student, *averaged]:  # each rank has seen different inputs
             self.runtime.average(list(module.buffers()))
         before = self.found
         self.look()
@@ -181,7 +181,7 @@ class Training:
             self.board.images("synthesized/inputs", grid, step)
 
     def look(self) -> None:
-        """Evaluate the student, and what was synthesized for it last."""
+        """Evaluate the student and the inputs that were synthesized last."""
         self.metrics = self.evaluate()
         if self.validate:
             self.metrics["val_accuracy"] = self.validate()["accuracy"]
@@ -190,7 +190,7 @@ class Training:
             self.found = self.inspect(torch.cat(list(self.recent)))
 
     def _begin(self) -> None:
-        """Begin to write, once a step shows that the run can be made."""
+        """Start writing, once a step has shown that the run works."""
         self.directory.begin()
         if self.runtime.main:
             self.board = Board(self.directory.path, self.events)
@@ -226,7 +226,7 @@ class Training:
         """Continue from the last checkpoint, or start; returns the first step to take.
 
         Raises:
-            ValueError: for a checkpoint whose contents these parts do not have.
+            ValueError: for a checkpoint that does not fit these parts.
         """
         self.began = time.perf_counter()
         self.wall_before = 0.0
@@ -248,7 +248,7 @@ class Training:
         return int(state["step"])
 
     def _say_budget(self) -> None:
-        """Why the run took another time than it was given, where it did."""
+        """Why the run took more or less time than its budget, if it did."""
         if (budget := self.config["budget"]) is not None:
             taken = self._wall() + self.clock.seconds["timing"]
             rounds = isinstance(self.parts.source, Practising)
@@ -259,8 +259,8 @@ class Training:
         return self.wall_before + time.perf_counter() - self.began
 
     def _finish(self) -> dict[str, Any]:
-        """The result, and everything that a reader of the run directory wants."""
-        if not self.begun:  # all steps were made before; a file of the result is brought back
+        """Write everything that a finished run leaves, and return the result."""
+        if not self.begun:  # all steps were made before; a lost file of the result is restored
             self._begin()
         if not self.metrics:
             self._evaluate(self.steps)
@@ -285,7 +285,7 @@ class Training:
 
 
 def _is_due(steps: int, count: int, step: int) -> bool:
-    """Whether ``step`` is one of ``count`` spread evenly over the run, of which its end is one.
+    """Whether ``step`` is one of ``count`` spread evenly over the run, its last step included.
 
     The multiples of ``steps / count``, rounded down; none is ever listed, however many they are.
     """

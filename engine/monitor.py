@@ -1,4 +1,4 @@
-"""What a run shows while it goes: TensorBoard, a progress line, and whether all is finite."""
+"""Monitoring of a run: TensorBoard, a progress line, and checks that values are finite."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class LossMeter:
         self._rows.append((step, torch.stack([v.float() for v in values.values()])))
 
     def check(self) -> None:
-        """Raise what :meth:`flush` would raise now, and keep all."""
+        """Raise what :meth:`flush` would raise now, and keep all values."""
         table = torch.stack([row for _, row in self._rows])
         if not bool(table.isfinite().all()):
             self._raise(table.tolist())
@@ -105,7 +105,7 @@ class LossMeter:
 
 
 def check_finite(state: Any, step: int, path: str = "") -> None:
-    """A finite loss can still have an update that is not: that makes no good checkpoint.
+    """Check that a state is finite: after a finite loss, too, an update may not be.
 
     Raises:
         ValueError: for a floating-point tensor in a nested state that is not finite, naming it.
@@ -125,14 +125,14 @@ def check_finite(state: Any, step: int, path: str = "") -> None:
 
 
 def brief(values: Mapping[str, float]) -> dict[str, float]:
-    """Without the part of a name before its slash, but where two would then be called the same."""
+    """Names without the part before the slash, except where two would then be the same."""
     short = {name: name.partition("/")[2] for name in values}
     taken = Counter(short.values())
     return {name if taken[short[name]] > 1 else short[name]: v for name, v in values.items()}
 
 
 def _written(method: Callable[..., Any]) -> Callable[..., Any]:
-    """Tell in one message what could not be written, by TensorBoard's thread or here."""
+    """Raise one message for metrics that could not be written, by TensorBoard's thread or here."""
 
     @functools.wraps(method)
     def told(board: Board, *args: Any) -> Any:
@@ -148,7 +148,7 @@ def _written(method: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _silence(args: threading.ExceptHookArgs) -> None:
-    """The thread that writes events hands an OSError to the next call, which tells it."""
+    """The thread that writes events hands an OSError to the next call, which raises it."""
     if not issubclass(args.exc_type, OSError):
         threading.__excepthook__(args)
 
@@ -156,8 +156,8 @@ def _silence(args: threading.ExceptHookArgs) -> None:
 class Board:
     """TensorBoard events in the run directory, continued after a kill without a repeated step.
 
-    TensorBoard shows groups in the order of their names, so that what one looks at first has the
-    first: eval, loss, lr, synthesized, system.
+    TensorBoard shows groups in the order of their names, so what one looks at first comes first:
+    eval, loss, lr, synthesized, system.
 
     The same scalars stand in metrics.jsonl, for programs. A checkpoint records how long the files
     were; a resume cuts them back to that length. Files that other programs write to the folder stay
@@ -201,7 +201,7 @@ class Board:
 
     @_written
     def histogram(self, tag: str, fractions: list[float], step: int) -> None:
-        """Predicted classes, each class its own bar."""
+        """A histogram of the predicted classes, one bar per class."""
         n = len(fractions)
         self.writer.add_histogram_raw(
             tag,
@@ -217,7 +217,7 @@ class Board:
 
     @_written
     def summarize(self, settings: dict[str, Any]) -> None:
-        """Settings for the page HPARAMS; its metrics are the last values of the scalars.
+        """Settings for the HPARAMS page; its metrics are the last values of the scalars.
 
         Of the three summaries, the first would list the settings that are shown, and TensorBoard
         would take one run's list for all runs. Without it, each run's settings are shown.
@@ -231,7 +231,7 @@ class Board:
 
 
 class Progress:
-    """One live line on a terminal; elsewhere a line now and then.
+    """One live line on a terminal; elsewhere an occasional line.
 
     Args:
         steps: of the whole run.

@@ -17,7 +17,7 @@ from hydra.errors import HydraException
 from core.annotations import shorten
 from core.check import describe_unknown
 
-OPTIONAL = ("experiment", "loss")  # groups of which nothing may be chosen
+OPTIONAL = ("experiment", "loss")  # groups from which no choice is needed
 
 # One folder of models serves both roles.
 ALIASES = {"teacher": "model@teacher.model", "student": "model@student.model"}
@@ -33,7 +33,7 @@ class Setting:
 
     Args:
         key: dotted.
-        mark: what stands before it: "~" takes it away, "+" and "++" may add it.
+        mark: what stands before it: "~" removes it, "+" and "++" may add it.
         text: what follows "=", as the shell gave it, for keys that hold paths.
         value: the same as Hydra's grammar reads it, for all others.
         mistake: why the grammar cannot read it, if it cannot.
@@ -54,10 +54,10 @@ class Setting:
         return self.mark.startswith("+")
 
     def path(self) -> str | None:
-        """The text as a path: nothing but null, ~ and quotes around all of it means anything.
+        """The text as a path: only null, ~ and quotes around the whole have a meaning.
 
         Raises:
-            ValueError: for no text at all, as of a shell's variable that is not set.
+            ValueError: for empty text, such as that of a shell variable that is not set.
         """
         if self.text == "null":
             return None
@@ -72,7 +72,7 @@ class Setting:
 def sort_overrides(
     arguments: Sequence[str], known: dict[str, list[str]], mistakes: list[str]
 ) -> tuple[list[str], list[Setting]]:
-    """Split overrides into group choices, in Hydra's words, and settings of keys, for us.
+    """Split overrides into group choices, in Hydra's syntax, and settings of keys, for us.
 
     Args:
         known: the choices of every group.
@@ -89,7 +89,7 @@ def sort_overrides(
         elif not match or (match[3] is None and match[1] != "~"):
             mistakes.append(f"cannot read {shorten(argument)}: write key=value, such as seed=1")
         elif not _is_text(argument):
-            mistakes.append(f"{shorten(argument)} is no UTF-8 text: rename what it names")
+            mistakes.append(f"{shorten(argument)} is not UTF-8 text: rename what it names")
         else:
             override, mistake = _parse(argument, match)
             if match[2] in known:
@@ -101,17 +101,17 @@ def sort_overrides(
     for setting in settings:  # keys are set once the groups are composed, whatever the order
         name = setting.key.removeprefix("distiller.losses.")
         if setting.deletes and name in added:
-            mistakes.append(f"~{setting.key} takes away what loss={name} adds: leave one")
+            mistakes.append(f"~{setting.key} removes what loss={name} adds: leave one of them out")
     return chosen, settings
 
 
 def _is_text(argument: str) -> bool:
-    """Whether it can be written to a file; bytes that are no UTF-8 come as lone surrogates."""
+    """Whether it can be written to a file; bytes that are not UTF-8 come as lone surrogates."""
     return not any("\ud800" <= letter <= "\udfff" for letter in argument)
 
 
 def _parse(argument: str, match: re.Match[str]) -> tuple[Override | None, str]:
-    """What Hydra's grammar makes of an argument, and a line where that is of no use."""
+    """An argument as Hydra's grammar reads it, and a line if it cannot be used."""
     if len(argument) > LONGEST:
         return None, f"{shorten(argument)} is too long: write it in a file, configs/experiment/"
     try:
@@ -146,7 +146,7 @@ def _choose(
     chosen: list[str],
     mistakes: list[str],
 ) -> None:
-    """Add the override in Hydra's words, each choice that does not exist put right or left out."""
+    """Add the override in Hydra's syntax; choices that do not exist are corrected or left out."""
     if override is None or mistake:
         return mistakes.append(mistake)
     group, value = override.key_or_group, override.value()

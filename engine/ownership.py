@@ -1,4 +1,4 @@
-"""What is a run's: a folder that its contents prove ours, and the files in it that we wrote.
+"""What belongs to a run: a folder that its contents prove ours, and the files we wrote in it.
 
 Nothing else in the folder is ever changed or removed.
 """
@@ -58,18 +58,18 @@ def stranger(folder: Path) -> str | None:
 def outdated(config: dict[str, Any]) -> str | None:
     """Why the run of a recorded configuration cannot be continued by this version."""
     if "terms" in (config.get("distiller") or {}):
-        return f"holds a run of an earlier version, which commit {EARLIER} was the last to continue"
+        return f"holds a run of an earlier version; the last commit to continue it is {EARLIER}"
     return None
 
 
 def blocked(folder: Path) -> str | None:
-    """What stands in the way of a run's files: a folder of a file's name, or the reverse."""
+    """What blocks a run's files: a folder with a file's name, or the reverse."""
     for path in (folder / name for name in NAMES):
         if path.is_dir():
-            return f"{path} is a folder, where a run writes a file"
+            return f"{path} is a folder, but a run writes a file there"
     path = folder / CHECKPOINTS
     if os.path.lexists(path) and not path.is_dir():
-        return f"{path} is no folder, where a run writes its checkpoints"
+        return f"{path} is not a folder, but a run writes its checkpoints there"
     return None
 
 
@@ -95,13 +95,13 @@ def event_files(folder: Path) -> list[Path]:
 
 
 def fault(path: Path) -> str | None:
-    """What is wrong with a file that a finished run leaves, or None where it is as it should be."""
+    """What is wrong with a file that a finished run leaves, or None if nothing is."""
     if not path.is_file():
         return "is missing"
     try:
         if path.name == STUDENT:
             check(path)
-            with safe_open(path, "pt"):  # whose length is what its header says
+            with safe_open(path, "pt"):  # this checks its length against its header
                 pass
             return None if metadata(path).get("format") == FORMAT else "is damaged"
         if path.name == PICTURE:
@@ -117,7 +117,7 @@ def fault(path: Path) -> str | None:
 
 
 def make_way(path: Path) -> None:
-    """Before we write or remove one of our names: what stands there may be somebody else's."""
+    """Keep aside a file that may be somebody else's, before we write or remove one of its name."""
     if path.is_file() and not _ours(path):
         print(f"{path} is damaged or not ours, and kept as {keep_aside(path).name}", flush=True)
 
@@ -134,7 +134,7 @@ def _ours(path: Path) -> bool:
 
 
 def remove_products(folder: Path, checkpoints: Checkpoints) -> None:
-    """Take away what a run has made; what says whose the folder is stays."""
+    """Remove what a run has made, except the files that show whose the folder is."""
     for name in (RESULT, STUDENT, PICTURE, METRICS):
         make_way(folder / name)
         (folder / name).unlink(missing_ok=True)
@@ -146,6 +146,6 @@ def remove_products(folder: Path, checkpoints: Checkpoints) -> None:
 
 
 def remove_partial(folder: Path) -> None:
-    """Take away what a kill left half written."""
+    """Remove what a kill left half written."""
     for name in NAMES:
         (folder / (name + PARTIAL)).unlink(missing_ok=True)

@@ -30,7 +30,7 @@ from models.ema import EMA
 from models.external import library_defaults
 from models.pretrained import freeze, load_classifier
 
-# What is said of a network that is built for other inputs or classes than its file's.
+# Errors of a network that is built for other inputs or classes than its file's.
 MISFIT = re.compile("of another shape|logits of shape|cannot take inputs")
 Optimizers = Callable[..., torch.optim.Optimizer]
 
@@ -101,7 +101,7 @@ def build_objective(node: dict[str, Any], path: str = "", /, **available: Any) -
 
 
 def blank_teacher(config: dict[str, Any], dataset: Dataset) -> Classifier:
-    """The teacher's architecture, untrained; its normalisation is for a file or a user to say."""
+    """The teacher's architecture, untrained; a file or the user gives its normalisation."""
     shape = dataset.shape
     module = build_network(config["teacher"]["model"], shape, dataset.classes, "teacher.model")
     spec = InputSpec(shape, dataset.range, (0.0,) * shape[0], (1.0,) * shape[0])
@@ -111,7 +111,7 @@ def blank_teacher(config: dict[str, Any], dataset: Dataset) -> Classifier:
 def load_teacher(
     config: dict[str, Any], path: str, dataset: Dataset, runtime: Runtime
 ) -> Classifier:
-    """The frozen teacher in a checkpoint, held against the data."""
+    """The frozen teacher in a checkpoint, checked against the data."""
     node = config["teacher"]
     known = expected(node)
     _check_keys(node, dataset)
@@ -133,7 +133,7 @@ def load_teacher(
             raise
         raise ValueError(
             f"{error}. Without data, {len(known.classes)} classes{known.origin('classes')} and "
-            f"inputs of shape {list(dataset.shape)}{known.origin('shape')} are taken: give other "
+            f"inputs of shape {list(dataset.shape)}{known.origin('shape')} are assumed: give other "
             "teacher.classes=... or teacher.shape=..., or settings of the network's own as "
             "teacher.model.KEY=..."
         ) from error
@@ -147,7 +147,7 @@ def load_teacher(
 
 
 def _check_keys(node: dict[str, Any], dataset: Dataset) -> None:
-    """Hold what the user says of a teacher's input against the data."""
+    """Check what the user says about a teacher's input against the data."""
     if node["shape"] is not None and tuple(node["shape"]) != dataset.shape:
         raise ValueError(
             f"teacher.shape={node['shape']}, but data {dataset.name} gives {list(dataset.shape)}: "
@@ -163,7 +163,7 @@ def _check_keys(node: dict[str, Any], dataset: Dataset) -> None:
 def offered(
     config: dict[str, Any], dataset: Dataset, teacher: Classifier | None, runtime: Runtime
 ) -> dict[str, Any]:
-    """What any part may name as an argument, before there is a student."""
+    """What any part may take as an argument, before there is a student."""
     spec = teacher.spec if teacher else dataset.spec
     return {
         "spec": spec,
@@ -184,7 +184,7 @@ def build_distiller(
 ) -> tuple[Distiller, list[str]]:
     """The student, whose taps its losses decide, and the distiller around it, on the device.
 
-    Beside it, lines on what the student returns and on what joins features that differ.
+    With lines on what the student returns and on what joins features that differ.
     """
     teacher, runtime = available["teacher"], available["runtime"]
     spec, classes = available["spec"], available["classes"]
@@ -227,7 +227,7 @@ def build_parts(
         check_budget(teacher, source, distiller, config["batch_size"], config["steps"])
     parameters = [p for p in distiller.parameters() if p.requires_grad]
     if not any(p.requires_grad for p in student.parameters()):
-        raise ValueError(f"the student {student.name} has no parameter that could be trained")
+        raise ValueError(f"the student {student.name} has no trainable parameters")
     make = build(config["optimizer"], Optimizers, "optimizer", **available)
     optimizer = make(parameters)
     schedule = build(config["schedule"], Factor, "schedule", **available)

@@ -52,7 +52,7 @@ def plan(
         ("method", f"{choices['method']}; these apply as well: {' '.join(others)}"),
         *((("", f"not {' '.join(names)}: {why}") for why, names in unfit.items())),
         ("time", f"{_pace(timing)}; {steps:,} steps take about {spell(timing.seconds(steps))}"),
-        ("memory", f"{pace.memory / 2**30:.1f} GiB at most so far"),
+        ("memory", f"{pace.memory / 2**30:.1f} GiB at the peak so far"),
         ("measured", measured),
     ]
     return "\n".join(f"  {name:<9} {text}" for name, text in rows)
@@ -61,7 +61,7 @@ def plan(
 def methods_for(
     teacher: Classifier, generator: Mapping[str, Any], available: Mapping[str, Any]
 ) -> tuple[list[str], dict[str, list[str]]]:
-    """The data-free methods that fit both networks; and the others, by what is against them.
+    """The data-free methods that fit both networks, and the others by the reason against them.
 
     Args:
         generator: the node of the run's generator, of which losses may read a size.
@@ -90,10 +90,10 @@ def methods_for(
 def _check_transfer(
     node: Mapping[str, Any], teacher: Classifier, available: Mapping[str, Any]
 ) -> None:
-    """Whether both networks have what the method's transfer losses read.
+    """Check that both networks have what the method's transfer losses read.
 
     Raises:
-        ValueError: where one has not.
+        ValueError: if one does not.
     """
     student = available["student"]
     objective = build_objective(dict(node), "distiller", **available)

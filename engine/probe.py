@@ -23,8 +23,8 @@ from engine.config import compose, plain
 from engine.parts import build_parts
 from models.classifier import Classifier
 
-METHODS = 2  # that a probe set comes from: what one of them prefers does not decide alone
-SEED = 0  # the same inputs for every run with this teacher, so that runs compare
+METHODS = 2  # that a probe set comes from, so that no method's preferences decide alone
+SEED = 0  # the same inputs for every run with this teacher, so that runs can be compared
 DRAWS = 10  # batches in which distinct inputs are looked for
 
 
@@ -34,8 +34,8 @@ class Inputs:
 
     Args:
         split: with labels or without.
-        words: say what it is.
-        real: False for synthesized inputs, which agreement can be measured on, and no accuracy.
+        words: a description of it.
+        real: False for synthesized inputs, on which agreement can be measured, but not accuracy.
     """
 
     split: Split
@@ -49,7 +49,7 @@ def inputs_for(
     """The test split, or where there is none a :class:`Probe` of the teacher.
 
     Raises:
-        ValueError: where there is neither.
+        ValueError: if there is neither.
     """
     if teacher is None or dataset.has("test"):
         split = dataset.open("test")
@@ -82,8 +82,8 @@ class Probe:
     """Inputs synthesized from a teacher by methods that do not train the student.
 
     They depend on the teacher and on the settings of ``probe`` alone, not on the run's seed or
-    steps, and are kept under ``run_root``: every method's student is measured on the same inputs,
-    but for one that is trained by a method of the probe itself, which another replaces.
+    steps, and are kept under ``run_root``: every method's student is measured on the same inputs.
+    Only a student of one of the probe's own methods is not: another method replaces that one.
 
     Args:
         config: as composed.
@@ -96,7 +96,7 @@ class Probe:
         split: the inputs, without labels.
 
     Raises:
-        ValueError: where fewer than two methods of ``probe.methods`` can be used.
+        ValueError: if fewer than two methods of ``probe.methods`` can be used.
     """
 
     def __init__(
@@ -162,7 +162,7 @@ class Probe:
         if self.runtime.main:
             print(
                 f"measuring: {method} synthesizes {size} inputs (probe.size) "
-                f"from the teacher, once; kept in {self.folder}, they take nothing of a budget",
+                f"from the teacher, once; kept in {self.folder} and not counted in a budget",
                 flush=True,
             )
         for _ in range(settings["steps"] - 1):

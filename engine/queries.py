@@ -1,4 +1,4 @@
-"""What a run will ask of a black box, known before it starts."""
+"""The queries that a run will make of a black box, counted before it starts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def planned_queries(
 ) -> int:
     """Workload of one process over ``steps`` student steps: the source's own and the student's.
 
-    It is exact unless schedules switch off losses; then it is more than the run will take.
+    It is exact unless schedules switch off losses; then it is an upper bound.
     """
     plan = source.plan(steps) if isinstance(source, Planner) else Workload()
     asked = (steps - plan.known_batches) * batch_size if distiller.teacher else 0
@@ -25,10 +25,10 @@ def planned_queries(
 def check_budget(
     teacher: BlackBox, source: Source, distiller: Distiller, batch_size: int, steps: int
 ) -> None:
-    """Hold a run's queries against the budget, before the first is spent.
+    """Check a run's queries against the budget, before the first is spent.
 
     Raises:
-        ValueError: where it does not suffice, with the most steps for which it does.
+        ValueError: if it does not suffice, with the largest number of steps for which it does.
     """
     if teacher.budget is None:
         return

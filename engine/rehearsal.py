@@ -1,4 +1,4 @@
-"""One step of everything, on parts that are thrown away: mistakes are said before they cost."""
+"""A trial step on parts that are thrown away, which shows mistakes before a run starts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from engine.parts import build_parts
 from models.classifier import Classifier
 
 Result = TypeVar("Result")
-SHORT = {"iterations": 1, "generator_steps": 1, "warmup_rounds": 0}  # of a source, where it has it
+SHORT = {"iterations": 1, "generator_steps": 1, "warmup_rounds": 0}  # of a source, if it has them
 
 
 def rehearse(
@@ -36,7 +36,7 @@ def rehearse(
         Whether a step may leave a parameter without gradient, for which DDP would wait.
 
     Raises:
-        ValueError: for a mistake, naming the loss where it is one's.
+        ValueError: for a mistake, naming the loss that made it, if one did.
     """
     alone = copy.copy(runtime)  # no rank waits for another, and nothing is compiled
     alone.world_size, alone.compiled = 1, False
@@ -88,7 +88,7 @@ def _spare(distiller: Distiller) -> bool:
 
 
 def _spare_student(distiller: Distiller, batch: Batch) -> bool:
-    """Whether losses that can be off are all that reaches some of the student's parameters."""
+    """Whether some of the student's parameters are reached only by losses that can be off."""
     distiller.student.zero_grad()
     distiller.student(batch.student_input).logits.sum().backward()
     return any(p.requires_grad and p.grad is None for p in distiller.student.parameters())

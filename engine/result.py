@@ -116,7 +116,7 @@ def finish(
     """Write everything; ``result.json`` last, since it says that the run is finished.
 
     Returns:
-        The result; where only other files of a finished run were lost, the one that stands there.
+        The result; if only other files of a finished run were lost, the one that is there.
     """
     student = parts.result
     path = directory.path / STUDENT
@@ -135,7 +135,7 @@ def finish(
 
 
 def swept(config: dict[str, Any]) -> dict[str, str | float]:
-    """What one varies between runs, by the keys that set it: choices, rates, weights of losses."""
+    """The settings that usually vary between runs, by key: choices, rates, weights of losses."""
     found = config["choices"] | {key: config[key] for key in SWEPT}
     for part in ("optimizer", "source", "distiller", "synthesis"):
         found |= _rates(config.get(part), part)

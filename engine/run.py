@@ -1,4 +1,4 @@
-"""The run directory: who may write it, whose it is, and how an earlier run gives way."""
+"""The run directory: who may write it, whose it is, and how an earlier run is replaced."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class RunDirectory:
         wait: whether to wait for another process that uses the directory, or refuse.
 
     Raises:
-        ValueError: for a directory in use, of another configuration, or that is no run's.
+        ValueError: for a directory in use, of another configuration, or of no run.
     """
 
     def __init__(self, config: DictConfig, runtime: Runtime, wait: bool = False) -> None:
@@ -73,19 +73,19 @@ class RunDirectory:
         c = config.choices
         digest = hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()
         chosen = f"{c.data}-{c.method}-{c.teacher}-{c.student}"
-        plain = re.sub(r"[^\w.]+", "-", chosen)[:LONGEST].strip("-")  # nothing that a shell reads
+        plain = re.sub(r"[^\w.]+", "-", chosen)[:LONGEST].strip("-")  # safe in a shell
         return Path(config.run_root) / f"{plain}-seed{config.seed}-{digest[:8]}"
 
     @contextmanager
     def claimed(self) -> Iterator[RunDirectory]:
-        """Hold the directory; the lock goes with the process, however that ends."""
+        """Lock the directory; the lock is released when the process ends, however it ends."""
         created = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
         handle = self._claim()
         try:
             yield self
         finally:
             if handle is not None:
-                with suppress(OSError):  # where a folder holds something, and so those above it
+                with suppress(OSError):  # a folder that is not empty stays, with its parents
                     for folder in created:
                         folder.rmdir()
                 os.close(handle)
@@ -94,7 +94,7 @@ class RunDirectory:
         """The locked directory, on rank 0; all ranks return together, or raise.
 
         Rank 0 asks for the lock again and again, and the others hear of it each time: in one long
-        wait their patience, which is that of the process group, would end.
+        wait they would reach the process group's timeout.
         """
         handle = failure = None
         told = False
@@ -124,8 +124,8 @@ class RunDirectory:
             self.path.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError) as error:
             raise ValueError(
-                f"{self.path} cannot be a run directory, since it, or a folder above it, is a file "
-                "or a link to nothing: give another run_dir=... or run_root=..."
+                f"{self.path} cannot be a run directory: it, or a folder above it, is a file "
+                "or a broken link; give another run_dir=... or run_root=..."
             ) from error
         handle = os.open(self.path, os.O_RDONLY)
         try:
@@ -152,7 +152,7 @@ class RunDirectory:
     def _check_owner(self) -> None:
         if reason := stranger(self.path):
             raise ValueError(
-                f"{self.path} holds files but is no run directory: give another run_dir=... "
+                f"{self.path} holds files but is not a run directory: give another run_dir=... "
                 f"({reason})"
             )
         if reason := blocked(self.path):
@@ -176,7 +176,7 @@ class RunDirectory:
     def begin(self) -> None:
         """Record the configuration and what computes it, once the first step is made.
 
-        Only here does an earlier run give way to ``overwrite``; until then it is not touched.
+        An earlier run is removed by ``overwrite`` only here; until then it is not touched.
         """
         if self.runtime.main:
             config = self.path / CONFIG
@@ -192,9 +192,9 @@ class RunDirectory:
         self.runtime.barrier()
 
     def _give_way(self) -> None:
-        """Remove the earlier run, whose successor's configuration is on disk.
+        """Remove the earlier run, once the new run's configuration is on disk.
 
-        Whatever ends this, it is done again when the directory is next claimed.
+        If this is interrupted, it is done again when the directory is next claimed.
         """
         remove_products(self.path, self.checkpoints)
         self._write_versions()
@@ -209,11 +209,11 @@ class RunDirectory:
         write_whole(self.path / VERSIONS, json.dumps(used))
 
     def record_steps(self, steps: int) -> None:
-        """Of a run whose number of steps is found after its directory is claimed."""
+        """Set the number of steps, if it is found after the directory is claimed."""
         self.config["steps"] = steps
 
     def recorded_steps(self) -> int | None:
-        """The number of steps of the run that stands here and is to go on."""
+        """The number of steps of the run that is here and will be continued."""
         found = None if self.overwrite else mapping(self.path / CONFIG).get("steps")
         return found if isinstance(found, int) else None
 
@@ -232,16 +232,16 @@ class RunDirectory:
         if self.overwrite or not (self.path / RESULT).exists():
             return []
         names = [RESULT, STUDENT]
-        if self.checkpoints.whole():  # no number hangs on a picture that nothing can bring back
+        if self.checkpoints.whole():  # no figure depends on a picture that nothing can restore
             names.append(PICTURE)
         found = {name: fault(self.path / name) for name in names}
         return [f"{self.path / name} {wrong}" for name, wrong in found.items() if wrong]
 
     def say_lost(self) -> None:
-        """Say what of a finished run will be made again from its last checkpoint.
+        """Print which files of a finished run will be made again from its last checkpoint.
 
         Raises:
-            ValueError: where there is none.
+            ValueError: if there is none.
         """
         lost = self.lost()
         if not lost:
@@ -249,30 +249,30 @@ class RunDirectory:
         found = self.checkpoints.whole()
         if not found:
             raise ValueError(
-                f"{'; '.join(lost)}, and no checkpoint remains from which to bring back what this "
-                "finished run left: put a good copy there, or start again with overwrite=true"
+                f"{'; '.join(lost)}, and no checkpoint remains to restore it from: "
+                "put a good copy there, or start again with overwrite=true"
             )
         for line in lost if self.runtime.main else ():
-            print(f"{line}: it is brought back from {found[-1]}", flush=True)
+            print(f"{line}: it is restored from {found[-1]}", flush=True)
 
 
 def _result(path: Path) -> dict[str, Any]:
-    """A result that :func:`engine.ownership.fault` finds nothing wrong with.
+    """Read a result that :func:`engine.ownership.fault` finds nothing wrong with.
 
     Raises:
-        ValueError: where another version of the code wrote it.
+        ValueError: if another version of the code wrote it.
     """
     result: dict[str, Any] = json.loads(path.read_text())
     if result["schema"] != SCHEMA:
         raise ValueError(
-            f"another version of the code wrote {path}: its schema is {result['schema']}, and "
-            f"{SCHEMA} is read here. Go on with that version, or give another run_dir=..."
+            f"another version of the code wrote {path}: its schema is {result['schema']}, but "
+            f"this version reads {SCHEMA}. Go on with that version, or give another run_dir=..."
         )
     return result
 
 
 def _identity(config: Any) -> dict[str, Any]:
-    """What of a configuration decides what its run computes."""
+    """The part of a configuration that decides what its run computes."""
     kept: dict[str, Any] = copy.deepcopy(config)
     for key in NOT_IDENTITY:
         *parents, last = key.split(".")

@@ -30,7 +30,7 @@ class DataConfig:
 
     dataset: Node
     training: TrainingConfig
-    steps: int  # of a data-free run, whatever the method, so that methods compare
+    steps: int  # of a data-free run, the same for all methods, so that they can be compared
     root: str | Path = "datasets"
     path: str | Path | None = None
     size: int | None = None
@@ -39,7 +39,7 @@ class DataConfig:
 
 @dataclass
 class TeacherConfig:
-    """What its file does not say of its input is for ``shape`` to ``classes`` to say."""
+    """``shape`` to ``classes`` say what its file does not say about its input."""
 
     model: Node
     checkpoint: str | Path | None = None
@@ -49,7 +49,7 @@ class TeacherConfig:
     mean: list[float] | None = None  # one value per channel, in units of the range
     std: list[float] | None = None
     classes: int | list[str] | None = None  # how many, or their names in label order
-    black_box: Node | None = None  # what stands between it and the run
+    black_box: Node | None = None  # hides all but its answers from the run
 
 
 @dataclass
@@ -123,10 +123,10 @@ class Config:
     deterministic: bool = True
     tf32: bool = False
     overwrite: bool = False
-    strict: bool = False  # what is a warning otherwise ends the run before it begins
+    strict: bool = False  # whether a warning ends the run before it begins
     choices: dict[str, Any] = field(default_factory=dict)
 
 
 LEAST = dict.fromkeys(("steps", "batch_size", "log_every"), 1)
-MOST = dict.fromkeys(("evaluations", "checkpoints"), 1_000_000)  # more can only be a slip
+MOST = dict.fromkeys(("evaluations", "checkpoints"), 1_000_000)  # more can only be a typing mistake
 LEAST |= dict.fromkeys(("ema", "clip", "evaluations", "checkpoints", "seed"), 0)

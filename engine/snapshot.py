@@ -1,4 +1,4 @@
-"""What the parts of a run carry from one step to the next, taken and put back."""
+"""The state that a run's parts carry from step to step: taking it and putting it back."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def put_back(state: dict[str, Any], parts: Parts, runtime: Runtime, folder: Any)
     """Everything that :func:`take` took.
 
     Raises:
-        ValueError: for a state that these parts do not have.
+        ValueError: for a state that does not fit these parts.
     """
     try:
         parts.distiller.load_state_dict(state["distiller"])

@@ -1,4 +1,4 @@
-"""What a run without data still has to be told, asked for in one message."""
+"""What a run without data still needs to be told, asked for in one message."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ EXAMPLES = {
     "teacher": ("NAME", "its architecture, such as resnet18 (see --help)"),
     "teacher.checkpoint": ("FILE", "the file of its weights"),
     "teacher.shape": ("[3,64,64]", "of one input, channels first"),
-    "teacher.mean": ("[0.485,0.456,0.406]", "that inputs are normalised by ([0,0,0]: not at all)"),
-    "teacher.std": ("[0.229,0.224,0.225]", "likewise ([1,1,1]: not at all)"),
+    "teacher.mean": ("[0.485,0.456,0.406]", "of each channel, for normalisation ([0,0,0]: none)"),
+    "teacher.std": ("[0.229,0.224,0.225]", "likewise ([1,1,1]: none)"),
     "teacher.classes": ("10", "their number, or [NAME,...] in the order of its outputs"),
     "student": ("NAME", "its architecture (see --help)"),
 }
@@ -74,7 +74,7 @@ def _ask(wanted: Mapping[str, tuple[str, str]], arguments: Sequence[str]) -> str
     examples = [f"{name}={example}" for name, (example, _) in wanted.items()]
     return "\n".join(
         [
-            "a run without data starts from its teacher's file, and still has to be told:",
+            "a run without data starts from its teacher's file, and still needs:",
             *rows,
             "The whole command, with examples to replace:",
             f"  python train.py {' '.join([*map(shlex.quote, arguments), *examples])}",
@@ -122,7 +122,7 @@ def _size(node: Mapping[str, Any], shape: tuple[int, ...], classes: int) -> int 
             network = build(node, nn.Module, "model", **offered).eval()
             if tuple(network(torch.zeros(2, *shape)).shape) != (2, classes):
                 return None
-    except Exception:  # networks say in many ways what they do not take
+    except Exception:  # networks reject inputs in many ways
         return None
     return sum(p.numel() for p in network.parameters())
 

@@ -43,11 +43,11 @@ def architecture(run: Path, trust: Sequence[str] = ()) -> dict[str, Any]:
         trust: top-level modules that it may name besides, such as ``["audio"]``.
 
     Raises:
-        ValueError: for a folder that is no run directory, and for any other ``_target_``.
+        ValueError: for a folder that is not a run directory, and for any other ``_target_``.
     """
     path = run / "config.yaml"
     if not path.is_file():
-        raise ValueError(f"{run} is no run directory: it has no config.yaml")
+        raise ValueError(f"{run} is not a run directory: it has no config.yaml")
     node = dict(read_found(path, trust, "student.model")["student"]["model"])
     node.pop("_training_", None)
     if mistakes := check_node(node, "student.model"):

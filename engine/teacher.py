@@ -31,7 +31,7 @@ def obtain_teacher(
     """The teacher that the configuration names, and a line that says where it came from.
 
     One that has no checkpoint is trained by ``method=scratch`` with its own recipe, or the data
-    set's, and this run's seed, under the same run root, whose training data stays closed.
+    set's, and this run's seed, under the same run root. This run's training data stays closed.
 
     Args:
         config: as composed.
@@ -65,7 +65,7 @@ def obtain_teacher(
 
 
 def check_accuracy(evaluate: Evaluator, strict: bool, runtime: Runtime) -> None:
-    """Warn of a teacher that hardly does better than guessing: all that it taught would be wrong.
+    """Warn about a teacher that is hardly better than guessing: what it taught would be wrong.
 
     Args:
         evaluate: of the test split, with the teacher.
@@ -73,18 +73,18 @@ def check_accuracy(evaluate: Evaluator, strict: bool, runtime: Runtime) -> None:
         runtime: of the run.
 
     Raises:
-        ValueError: where ``strict``.
+        ValueError: if ``strict``.
     """
     accuracy, count = evaluate.teacher_accuracy(), len(evaluate.split)
     if accuracy is None or not hardly_above(accuracy, evaluate.guessing_accuracy(), count):
         return
     words = (
         f"the teacher is right on {accuracy:.1%} of {count} test inputs, and guessing gives "
-        f"{evaluate.guessing_accuracy():.1%}: it has another order of classes, another "
-        "normalisation (teacher.mean, teacher.std), or this is another checkpoint"
+        f"{evaluate.guessing_accuracy():.1%}: its classes are in another order, its "
+        "normalisation differs (teacher.mean, teacher.std), or this is the wrong checkpoint"
     )
     if strict:
-        raise ValueError(f"{words}; strict=false goes on nevertheless")
+        raise ValueError(f"{words}; strict=false goes on anyway")
     if runtime.main:
         print(f"warning: {words}", file=sys.stderr, flush=True)
 
@@ -98,7 +98,7 @@ def hardly_above(accuracy: float, chance: float, count: int) -> bool:
 
 
 def rehearse_blank(settings: dict[str, Any], dataset: Dataset, runtime: Runtime) -> None:
-    """Take a step with an untrained teacher: mistakes are said before minutes of training."""
+    """Take a step with an untrained teacher, which shows mistakes before minutes of training."""
     teacher = runtime.prepare(freeze(blank_teacher(settings, dataset)))
     assert isinstance(teacher, Classifier)
     node = settings["teacher"]
@@ -116,7 +116,7 @@ def teacher_config(config: DictConfig) -> DictConfig:
     recipe = compose(["method=scratch", f"data={c.data}"])
     recipe.choices.student, recipe.student.model = c.teacher, config.teacher.model
     own_recipe(recipe)
-    recipe.data = {**config.data, "steps": recipe.data.steps}  # how long we run is not its business
+    recipe.data = {**config.data, "steps": recipe.data.steps}  # how long we run does not concern it
     for key in ("seed", "device", "precision", "compile", "run_root"):
         recipe[key] = config[key]
     return recipe

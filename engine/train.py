@@ -20,10 +20,10 @@ from engine.teacher import check_accuracy, obtain_teacher
 def run(config: DictConfig, runtime: Runtime, wait: bool = False) -> dict[str, Any]:
     """Claim the run directory, build the parts, train, and return the result.
 
-    Nothing is written, and nothing of an earlier run gives way, before the first step is made.
+    Nothing is written, and nothing of an earlier run is removed, before the first step is made.
 
     Raises:
-        ValueError: for whatever a user can mend.
+        ValueError: for anything that the user can correct.
         Stopped: after a signal, when the checkpoint is on disk.
     """
     with runtime.together(), RunDirectory(config, runtime, wait).claimed() as directory:

@@ -1,4 +1,4 @@
-"""What a configuration that somebody else wrote may name: nothing that runs code of theirs."""
+"""What a configuration by somebody else may name: nothing that runs their code."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ def read_found(path: Path, trusted: Sequence[str] = (), part: str = "") -> dict[
 
     Args:
         trusted: top-level modules beside these that the user vouches for.
-        part: the key of a node below which alone this is asked, where no other will be built.
+        part: the key of the one node to check, if nothing else will be built.
 
     Raises:
-        ValueError: for a file that is no configuration of a run, or names anything else.
+        ValueError: for a file that is not a run's configuration, or names anything else.
     """
     try:
         text = path.read_text()
@@ -58,7 +58,7 @@ def read_found(path: Path, trusted: Sequence[str] = (), part: str = "") -> dict[
         refused = dict.fromkeys(name for name in _targets(asked) if not _is_safe(name, trusted))
     except (ValueError, yaml.YAMLError, RecursionError) as error:
         reason = " ".join(str(error).split())
-        raise ValueError(f"{path} is no configuration of a run: {shorten(reason, str)}") from error
+        raise ValueError(f"{path} is not a run's configuration: {shorten(reason, str)}") from error
     if refused:
         names = ", ".join(shorten(name) for name in list(refused)[:5])
         modules = dict.fromkeys(name.partition(".")[0] for name in refused if _is_name(name))
@@ -82,7 +82,7 @@ def _below(config: dict[str, Any], part: str) -> Any:
 
 
 def _targets(node: Any) -> Iterator[Any]:
-    """Whatever stands under ``_target_``, at any depth."""
+    """Every value of ``_target_``, at any depth."""
     if isinstance(node, Mapping):
         if "_target_" in node:
             yield node["_target_"]
@@ -96,7 +96,7 @@ def _is_name(name: Any) -> bool:
 
 
 def _is_safe(name: Any, trusted: Sequence[str]) -> bool:
-    """Decided on the text whether to import, and on what it turns out to be whether to build."""
+    """Decide by the text whether to import, and by what was imported whether to build."""
     if not _is_name(name):
         return False
     root = name.partition(".")[0]

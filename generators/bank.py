@@ -1,4 +1,4 @@
-"""A store of synthesized inputs that lives and dies with its run."""
+"""A store of synthesized inputs that belongs to its run."""
 
 from __future__ import annotations
 
@@ -19,20 +19,19 @@ class Bank:
     ``fifo`` keeps the latest inputs. ``reservoir`` keeps a uniform sample of all that were ever
     added (Algorithm R, Vitter 1985). Both draw uniformly.
 
-    A value is off by at most 1/510 of the range. Images lie on the device where they take no more
-    than half of the memory that is free there, and else on the host, where each draw has to wait
-    for the device. Nothing else here waits for it, and every random choice comes from the
-    generator given.
+    A value is off by at most 1/510 of the range. Images are on the device if they take no more than
+    half of its free memory, and otherwise on the host, where each draw has to wait for the device.
+    Nothing else here waits for it, and every random choice comes from the given generator.
 
     Args:
         spec: of the inputs.
         capacity: how many are kept.
-        device: where drawn inputs are wanted, and where the generators given draw.
+        device: of the drawn inputs, and of the given generators.
         policy: which inputs are kept.
         answers: how many values of a teacher's answer are kept with each input.
 
     Attributes:
-        images, labels, rounds, answers: by slot; the last slot takes what is not kept.
+        images, labels, rounds, answers: by slot; the last slot receives what is not kept.
 
     Raises:
         ValueError: for a capacity below 1, or a policy that does not exist.
@@ -105,12 +104,12 @@ class Bank:
         return images, self.labels[index], index
 
     def rounded(self, images: Tensor) -> Tensor:
-        """What :meth:`sample` would give of these images: in the range, in steps of 1/255."""
+        """These images as :meth:`sample` would return them: in the range, in steps of 1/255."""
         return self._restore(self._quantize(images))
 
     def state_dict(self) -> dict[str, Any]:
-        """Its tensors share the bank's memory where that is the host's, and hold no more than what
-        is filled; from a device they are copied to the host.
+        """Its tensors share the bank's memory if that is on the host, and hold only the filled
+        slots; from a device they are copied to the host.
 
         The bank may be most of the memory that there is, and a file holds a tensor's whole storage.
         """
@@ -119,7 +118,7 @@ class Bank:
         return kept | {"added": self.added}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take the place of the whole content.
+        """Replace the whole content.
 
         Raises:
             ValueError: if the state is of a bank of another capacity or shape.
@@ -143,7 +142,7 @@ class Bank:
         return quantized.float() * ((high - low) / 255) + low
 
     def _slots(self, size: int, generator: torch.Generator | None) -> Tensor:
-        """Where each new input goes [size]: no slot twice, but for the one of what is not kept."""
+        """The slot of each new input [size]: none twice, except the slot for what is not kept."""
         item = torch.arange(self.added, self.added + size, device=self.device)
         if self.policy == "reservoir":
             assert generator is not None, "a reservoir needs a generator to choose with"
@@ -154,7 +153,7 @@ class Bank:
             slot = item % self.capacity
         order = torch.arange(size, device=self.device)
         last = order.new_full((self.capacity + 1,), -1).scatter_reduce_(0, slot, order, "amax")
-        return torch.where(last[slot] == order, slot, self.capacity)  # as one by one: the last wins
+        return torch.where(last[slot] == order, slot, self.capacity)  # the last one wins
 
 
 def _place(size: int, device: torch.device) -> torch.device:

@@ -1,4 +1,4 @@
-"""What a synthesis loss sees, and what a source is."""
+"""The interfaces of synthesis losses and of sources."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Synthesis:
     """One generated batch as the losses of a synthesis objective see it.
 
     Args:
-        images: [B, *shape] in the specification's range, with gradient to what made them.
+        images: [B, *shape] in the specification's range, differentiable.
         teacher: the teacher's outputs on them, with the taps and statistics that losses ask for.
         student: the student's outputs, only where a loss asks for them.
         label: [B] int64, the class that was aimed at, or None.
@@ -76,13 +76,13 @@ class SynthesisLoss(nn.Module):
 
 @dataclass
 class Workload:
-    """What a source will do in a run, as far as it is known before.
+    """What a source will do in a run, as far as that is known beforehand.
 
     Args:
-        answers: inputs that it wants a teacher's answer to.
-        gradients: inputs that it wants a teacher's answer and its gradient to.
+        answers: inputs for which it asks the teacher's answer.
+        gradients: inputs for which it asks the teacher's answer and gradient.
         known_batches: of the student's batches, those that bring the answers with them.
-        updates: iterations of rounds, which take their time apart from the student's steps.
+        updates: iterations of rounds, which take time besides the student's steps.
     """
 
     answers: int = 0
@@ -96,7 +96,7 @@ class Planner(Protocol):
     """A source that asks a teacher itself, and can say how often."""
 
     def plan(self, steps: int) -> Workload:
-        """Over so many batches on one rank; no less than what it comes to."""
+        """The work for a number of batches on one rank; an upper bound."""
 
 
 @runtime_checkable
@@ -104,9 +104,9 @@ class Practising(Protocol):
     """A source whose work comes in rounds that are too long to be timed whole."""
 
     def practice(self, updates: int) -> int:
-        """One round of at most so many iterations; gives how many it took.
+        """Run one round of at most so many iterations; returns how many it took.
 
-        The batches after it are drawn without a round. The object is good for timing alone then.
+        The batches after it are drawn without a round. Afterwards the object is for timing only.
         """
 
 
@@ -131,10 +131,10 @@ class Source(Protocol):
     def counts(self) -> dict[str, int]:
         """images_synthesized, teacher_queries, real_training_inputs_read, on this rank so far.
 
-        Where images of a data set other than the teacher's have a part, out_of_domain_inputs_read.
+        If images of a data set other than the teacher's are used, out_of_domain_inputs_read too.
         """
 
     def state_dict(self) -> dict[str, Any]:
-        """All that resume needs: tensors, numbers, strings and containers of them."""
+        """All that a resume needs: tensors, numbers, strings and containers of them."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None: ...

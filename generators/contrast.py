@@ -1,4 +1,4 @@
-"""Contrast: inputs unlike each other and earlier ones; classes unlike each other."""
+"""Contrastive synthesis losses, between inputs and between classes."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ class InstanceContrast(SynthesisLoss):
     over ``negatives`` inputs drawn from those of earlier rounds. As in the authors' code, earlier
     inputs are queries as well, which trains the projection, and keys take no gradient. The
     projection, two linear layers, is trained with what is synthesized; the memory holds the
-    teacher's own features, so that it never falls behind it. Otherwise than there, a round's fresh
-    optimizer is the projection's too, and teachers other than ResNet-34 are read at their stages
-    as that one is, rather than at every BatchNorm layer.
+    teacher's own features, so that it is never out of date. Unlike in their code, the projection
+    too gets a fresh optimizer in each round, and every teacher is read at its stages, as theirs
+    reads ResNet-34, rather than at every BatchNorm layer.
 
     Args:
-        teacher: tells how many features there are.
-        runtime: gives the draw of the negatives.
+        teacher: determines the number of features.
+        runtime: gives the randomness of the negatives.
         taps: of the teacher; by default its stages, or ``pooled`` where it names none.
         memory: inputs whose features are remembered; the oldest leave first.
         negatives: drawn from them at each step, or all where they are fewer.
@@ -122,14 +122,14 @@ class ClassContrast(SynthesisLoss):
 
     Teacher and student see two views of an input, and :func:`supervised_contrast` draws views of
     one class together and those of others apart: inputs that both networks tell apart by class.
-    Classes are those aimed at, or else the teacher's predictions. As in the authors' code it is
-    the generator that minimises it, though here on projections, one head for each network, that
-    are trained with it: there the features themselves, which have to agree in size.
+    Classes are those aimed at, or else the teacher's predictions. As in the authors' code the
+    generator minimises it. Here it compares projections, one head for each network, trained with
+    the generator; their code compares the features themselves, which must agree in size.
 
     Args:
-        teacher: tells how many features it has.
+        teacher: determines its number of features.
         student: likewise.
-        tap: of both, whose output is compared.
+        tap: of both networks; its outputs are compared.
         temperature: τ > 0.
         width: of the projections.
 

@@ -1,4 +1,4 @@
-"""Inputs that a teacher has answered before, for a student to learn from without a query."""
+"""Experience replay: inputs with a teacher's earlier answers, which cost no queries."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class Experience:
 
     After each update of the generator the student first learns from fresh batches, whose queries
     are paid for, and then from ``batches`` of stored ones, which cost none. Every answered batch is
-    stored; the authors store one of five, but all that there ever were, where this keeps a uniform
-    sample of those by default. As inputs are stored in 8 bits, the fresh ones are rounded to them
-    before anyone sees them: an answer belongs to the very input that it is stored with.
+    stored, and by default a uniform sample of them is kept; the authors store one batch of five and
+    keep all. As inputs are stored in 8 bits, fresh ones are rounded to 8 bits before either network
+    sees them, so that an answer belongs to exactly the input that it is stored with.
 
     Args:
         spec: of the inputs.
@@ -54,7 +54,7 @@ class Experience:
         return batch % period >= period - self.batches
 
     def replayed(self, batches: int, period: int) -> int:
-        """How many of so many batches are."""
+        """How many of so many batches are replayed."""
         periods, rest = divmod(batches, period)
         return periods * self.batches + max(0, rest - (period - self.batches))
 
@@ -71,7 +71,7 @@ class Experience:
         """Store a fresh batch.
 
         Raises:
-            ValueError: where the student's losses asked the teacher nothing.
+            ValueError: if the student's losses did not ask the teacher.
         """
         if batch.teacher_logits is not None:
             return  # it was replayed

@@ -26,11 +26,11 @@ from models.classifier import Classifier
 class GenerativeSource:
     """Every ``student_steps`` batches, the generator makes ``generator_steps`` updates.
 
-    What it minimises is the objective; nothing else tells one method from another. Batches are
-    fresh images of the generator, which stays in training mode: its BatchNorm uses the batch's
-    own statistics for the student too, as in the papers' code. With a replay, some of each batch
-    are earlier images, behind the fresh ones, which keeps the student from forgetting them. With
-    an experience, whole batches are earlier images, with what the teacher has said to them.
+    It minimises the objective, and only that distinguishes one method from another. Batches are
+    fresh images of the generator, which stays in training mode: its BatchNorm uses the batch's own
+    statistics for the student too, as in the papers' code. With a replay, some of each batch are
+    earlier images, behind the fresh ones, which keeps the student from forgetting them. With an
+    experience, whole batches are earlier images, with the teacher's answers to them.
 
     Args:
         generator: maps noise (and classes) to inputs.
@@ -40,8 +40,8 @@ class GenerativeSource:
         optimizer: called with the parameters of the generator and those that losses own, gives
             their optimizer.
         runtime: device, precision and noise.
-        num_classes: classes are drawn uniformly from so many, if the generator, a loss or the
-            targets want them.
+        num_classes: classes are drawn uniformly from this many, if the generator, a loss or the
+            targets need them.
         steps: batches in the whole run.
         batch_size: of the student's batches, on each rank.
         synthesis_batch_size: of the generator's updates; ``batch_size`` if None.
@@ -54,7 +54,7 @@ class GenerativeSource:
         replay: supplies its ``fraction`` of each batch; it learns from the fresh images of the
             first batch after an update.
         experience: supplies the last batches before each update, after which come the fresh ones.
-        targets: gives soft targets for the classes drawn, where a loss wants them.
+        targets: gives soft targets for the classes drawn, if a loss needs them.
         views: augmentations of the generator's images, in order, before teacher and student see
             them in an update.
         local_views: the same for the second view, where a loss compares two.
@@ -149,7 +149,7 @@ class GenerativeSource:
         return {**self.losses, **replay, "lr_generator": self.optimizer.param_groups[0]["lr"]}
 
     def counts(self) -> dict[str, int]:
-        """An image counts once, whoever saw it; a query of the teacher with every update."""
+        """Each image counts once, however often it is seen; a teacher's query with every update."""
         queries = self.updates * self.synthesis_batch_size * self.observe.queries_per_image
         counts = Counter(
             images_synthesized=self.images_synthesized,
@@ -161,7 +161,7 @@ class GenerativeSource:
         return dict(counts)
 
     def plan(self, steps: int) -> Workload:
-        """Of the updates and the replay; see :class:`~generators.base.Workload`."""
+        """The work of the updates and the replay; see :class:`~generators.base.Workload`."""
         rounds = -(-steps // self.student_steps)
         images = rounds * self.generator_steps * self.synthesis_batch_size
         planned = Workload(gradients=images * self.observe.queries_per_image)
@@ -200,7 +200,7 @@ class GenerativeSource:
         self.losses = {k: v.to(self.runtime.device) for k, v in state["losses"].items()}
 
     def _update(self) -> tuple[Tensor, Tensor | None]:
-        """One step of the generator; gives the images that it was made on, detached."""
+        """One step of the generator; returns the images that it was made on, detached."""
         self.schedule.apply(self.batches / self.steps)
         self.observe.objective.at(self.batches / self.steps)
         noise = self.runtime.noise("generator", self.updates)

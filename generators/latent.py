@@ -18,7 +18,7 @@ def latent_of(synthesis: Synthesis) -> Tensor:
     """The latent [B, latent_size].
 
     Raises:
-        ValueError: where inputs are not made by a generator.
+        ValueError: if inputs are not made by a generator.
     """
     if synthesis.latent is None:
         raise ValueError(
@@ -37,7 +37,7 @@ class LatentReconstruction(SynthesisLoss):
     Args:
         spec: of the inputs.
         latent_size: of z, as the generator has it.
-        layers: hidden ones; the authors' code has 2 for MNIST, 4 for SVHN.
+        layers: number of hidden layers; the authors' code has 2 for MNIST, 4 for SVHN.
         units: in each of them.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Synthesis losses: what makes an input worth learning from, in the eyes of teacher and student.
+"""Synthesis losses: what makes an input worth learning from, by teacher and student.
 
 Written for logits t (teacher) and s (student) [B, C], p = softmax, and features f. Everything is
 computed in log space, so that values and gradients stay finite at logit gaps of 500.
@@ -118,7 +118,7 @@ class Activation(SynthesisLoss):
 
 
 class Adversarial(SynthesisLoss):
-    """−D(s, t), batch mean: inputs on which the student is wrong yet.
+    """−D(s, t), batch mean: inputs on which the student is still wrong.
 
     ``kl`` is KL(p_t ‖ p_s) (ZSKT, NeurIPS 2019; DFQ, CVPRW 2020), ``l1`` the mean |t − s| of the
     logits (DFAD, 2019), and ``js`` the Jensen-Shannon divergence (R_compete of ADI, CVPR 2020,

@@ -1,4 +1,4 @@
-"""Local patterns of another domain's images, put together anew (MosaicKD, NeurIPS 2021)."""
+"""New images from local patterns of another domain's images (MosaicKD, NeurIPS 2021)."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ class OutOfDomain:
     """Training images of a data set other than the teacher's own, drawn at random.
 
     Args:
-        dataset: that they are of; in the shape that the teacher takes.
-        data: the teacher's own, which has to be another.
+        dataset: their data set, in the shape that the teacher takes.
+        data: the teacher's own data set, which must be another.
         spec: what the teacher takes; values come in its range.
 
     Attributes:
         read: how many images were drawn, on this rank.
 
     Raises:
-        DataFreeError: where the two data sets are one.
+        DataFreeError: if the two data sets are the same.
         ValueError: for images of another shape.
     """
 
@@ -90,13 +90,13 @@ class OutOfDomainReplay(Replay):
 class PatchDiscrimination(SynthesisLoss):
     """−log σ(D(x)), mean over patches and batch (L_local of MosaicKD, NeurIPS 2021, eq. 3).
 
-    The discriminator D tells each patch of a synthesized image from those of out-of-domain ones,
-    so that synthesized images are locally such as there are. It minimises the mean of
-    −log σ(D(u)) over out-of-domain images u and of −log(1 − σ(D(x))), half of each, once the
-    generator has made its step and on the same images; the authors' D goes first. It belongs to
-    this loss, with an optimizer of its own, and takes no gradient from the generator's objective.
-    Its patches overlap, and its BatchNorm uses each batch's own statistics, as theirs does.
-    The authors sum over patches: a weight of 64 here is their 1 on 32×32 images.
+    The discriminator D tells each patch of a synthesized image from those of out-of-domain ones, so
+    that synthesized images look real locally. It minimises the mean of −log σ(D(u)) over
+    out-of-domain images u and of −log(1 − σ(D(x))), half of each, once the generator has made its
+    step and on the same images; the authors' D goes first. It belongs to this loss, with an
+    optimizer of its own, and takes no gradient from the generator's objective. Its patches overlap,
+    and its BatchNorm uses each batch's own statistics, as theirs does. The authors sum over
+    patches: a weight of 64 here is their 1 on 32×32 images.
 
     Args:
         domain: of the images u.
@@ -175,7 +175,7 @@ class PatchDiscrimination(SynthesisLoss):
 class Entropy(SynthesisLoss):
     """−Σ_c p_c log p_c of the teacher's p, batch mean (L_align of MosaicKD, NeurIPS 2021, eq. 4).
 
-    0 where the teacher is sure of every input, whatever it takes it for.
+    0 if the teacher is sure of every input, whatever class it predicts.
     """
 
     def forward(self, synthesis: Synthesis) -> Tensor:

@@ -1,4 +1,4 @@
-"""What synthesis sees of teacher and student: frozen views, which synthesis cannot change."""
+"""Frozen views of teacher and student for synthesis, which cannot change them."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ WITHOUT_BATCHNORM = "dafl, zskt, dfad, zskd, pre_dfkd, mosaickd, psaq_vit, dfme,
 
 
 def unread_statistics(teacher: Classifier, objective: Objective) -> list[str]:
-    """A line on BatchNorm layers that eval mode does not run, where a loss reads statistics.
+    """A line on BatchNorm layers that eval mode does not run, if a loss reads statistics.
 
     Raises:
-        ValueError: where it runs none.
+        ValueError: if it runs none.
     """
     if not any(objective.ask("needs_statistics")):
         return []
@@ -49,8 +49,8 @@ def check_statistics(teacher: Classifier, objective: Objective) -> None:
 class Observer:
     """Images to the losses of a synthesis objective.
 
-    The gradient passes through teacher and student to the images and stops nowhere on the way:
-    both are frozen views, whose parameters take none, with the taps that the losses ask for. The
+    The gradient passes through teacher and student to the images and accumulates nowhere else: both
+    are frozen views, without parameter gradients, with the taps that the losses ask for. The
     student runs only where a loss reads its outputs, in eval mode, as in the code of CMI, FastDFKD,
     NAYER and DFME, or by the statistics of the batch.
 
@@ -64,11 +64,11 @@ class Observer:
         by_batch: whether the student's BatchNorm layers normalise by the batch's own statistics.
 
     Attributes:
-        parameters: what the losses own and want to see trained beside the images' maker.
+        parameters: those that the losses own, to be trained beside the generator or the images.
         queries_per_image: how often the teacher sees an image of one call.
 
     Raises:
-        ValueError: where the teacher lacks what a loss reads, or a second view is not named.
+        ValueError: if the teacher lacks what a loss reads, or a second view is not named.
     """
 
     def __init__(
@@ -141,7 +141,7 @@ class Observer:
         return losses  # type: ignore[no-any-return]
 
     def counts(self) -> dict[str, int]:
-        """What the losses have read of a data set other than the teacher's, if they read any."""
+        """How much the losses have read of a data set other than the teacher's, if any."""
         read = self.objective.ask("out_of_domain_inputs_read")
         return {"out_of_domain_inputs_read": sum(read)} if read else {}
 
@@ -154,7 +154,7 @@ class Observer:
 
     @torch.no_grad()
     def commit(self) -> None:
-        """Let losses with a memory remember the latest batch, or the best, which are finished."""
+        """Let losses with a memory remember the finished batch: the latest, or the best."""
         for loss in self.remembering:
             finished = (self.kept if loss.remembers_best else None) or self.latest
             assert finished is not None, "nothing was observed yet"

@@ -1,4 +1,4 @@
-"""What a teacher without BatchNorm still tells about real inputs: how much their patches differ."""
+"""A synthesis loss for teachers without BatchNorm: how much the patches of an input differ."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ LARGEST = 14  # places to a side, as a ViT with patches of 16 pixels has
 class PatchSimilarity(SynthesisLoss):
     """−Σ_taps mean_images H(f), H = −∫ f log f (L_PSE of PSAQ-ViT, Li et al., ECCV 2022).
 
-    f is the Gaussian kernel density of the cosine similarities of every two patches of one image.
-    A teacher's responses to a real image are diverse, of figure and ground, and those to noise
-    are not: it is a large differential entropy H that synthesis is after. Nothing of the training
-    data has to be stored in the teacher, so that networks with LayerNorm or GroupNorm will do.
+    f is the Gaussian kernel density of the cosine similarities of every two patches of one image. A
+    teacher's responses to a real image differ between foreground and background, and those to noise
+    do not; so synthesis maximises the differential entropy H. The teacher need not store anything
+    of the training data, so networks with LayerNorm or GroupNorm will do.
 
     The authors read the heads' averaged attention of all layers, with a bandwidth of 0.01 and ten
     places of f. Here it is the tokens or maps of the stages, which every network has, f is

@@ -1,4 +1,4 @@
-"""Earlier images for the student, that it may not forget what the generator has moved on from."""
+"""Replay of earlier images, so that the student does not forget what came before."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from models.ema import EMA
 
 
 class Replay:
-    """Learns what the generator makes, and supplies a part of each student batch from that.
+    """Learns the generator's images, and supplies a part of each student batch from them.
 
     Args:
         fraction: of each batch, in (0, 1).
@@ -43,7 +43,7 @@ class Replay:
         self.teacher_queries = 0
 
     def share(self, batch_size: int) -> int:
-        """How many of so many inputs are replayed: at least one, and at least one is not.
+        """How many inputs of a batch are replayed: at least one, and at least one is not.
 
         Raises:
             ValueError: for a batch of one.
@@ -60,11 +60,11 @@ class Replay:
         raise NotImplementedError
 
     def counts(self) -> dict[str, int]:
-        """What the source is to count beside its own, on this rank so far: nothing by default."""
+        """Counts that the source adds to its own, on this rank so far: none by default."""
         return {}
 
     def plan(self, images: int) -> Workload:
-        """What one :meth:`learn` from so many images asks of the teacher: nothing by default."""
+        """Teacher queries of one :meth:`learn` from so many images: none by default."""
         return Workload()
 
     def draw(self, size: int, noise: torch.Generator) -> tuple[Tensor, Tensor | None]:

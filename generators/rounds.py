@@ -1,4 +1,4 @@
-"""Synthesis in rounds: a batch of inputs is optimised for a while, and joins a bank."""
+"""Synthesis in rounds: a batch of inputs is optimised and then added to a bank."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from generators.spaceship import FeatureExchange
 from generators.variables import Variable
 from models.classifier import Classifier
 
-PRACTICE = 2**30  # the number of a round that is beyond all that any run has
+PRACTICE = 2**30  # the number of a round that no run reaches
 
 
 class RoundSource:
     """Every ``student_steps`` batches, a round adds freshly synthesized inputs to a bank.
 
-    A round draws classes in balance, begins its variable (pixels, a generator and latents, a
-    copy of a generator) and takes ``iterations`` steps along the gradient of the objective. Of
-    the inputs it passes, it keeps those whose objective was the lowest, as all authors' code
-    does, without the device waiting. What is optimised is the variable's business; DeepInversion,
-    CMI, FastDFKD and NAYER differ in nothing else.
+    A round draws classes in balance, begins its variable (pixels, a generator and latents, a copy
+    of a generator) and takes ``iterations`` steps along the gradient of the objective. Of all its
+    iterations' inputs, it keeps those with the lowest objective, as all authors' code does, without
+    making the device wait. The variable decides what is optimised; DeepInversion, CMI, FastDFKD and
+    NAYER differ in nothing else.
 
-    A round may take minutes. Asked to stop, it raises :class:`core.runtime.Stopped` and leaves
-    this object as it was before the round, which the next run then repeats to the same bits.
+    A round may take minutes. Asked to stop, it raises :class:`core.runtime.Stopped` and leaves this
+    object as it was before the round; the next run then repeats that round bit for bit.
 
     Args:
         variable: what is optimised.
@@ -53,7 +53,7 @@ class RoundSource:
             that read it are left out.
         capacity: of the bank.
         policy: of the bank; see :class:`~generators.bank.Bank`.
-        targets: gives soft targets for the classes drawn, where a loss wants them.
+        targets: gives soft targets for the classes drawn, if a loss needs them.
         schedule: factor on the initial learning rates, from the share of a round done, in [0, 1).
         views: augmentations of the inputs, in order, before teacher and student see them.
         local_views: the same for the second view, where a loss compares two.
@@ -123,14 +123,14 @@ class RoundSource:
         return Batch(images, images, label, index)
 
     def learned(self, batch: Batch, losses: Losses) -> None:
-        """Nothing: what is drawn does not depend on it."""
+        """Do nothing: the batches do not depend on it."""
 
     def report(self) -> dict[str, Tensor | float]:
         """Losses at the end of the latest round, where its learning rate has come to its end."""
         return dict(self.losses)
 
     def counts(self) -> dict[str, int]:
-        """An image counts once, a query of the teacher with every iteration that saw it."""
+        """Each image counts once, and as a teacher's query in every iteration that used it."""
         images = self.rounds * self.synthesis_batch_size
         return {
             "images_synthesized": images + (self.exchange.images if self.exchange else 0),
@@ -139,7 +139,7 @@ class RoundSource:
         } | self.observe.counts()
 
     def plan(self, steps: int) -> Workload:
-        """Of the rounds; see :class:`~generators.base.Workload`."""
+        """The work of the rounds; see :class:`~generators.base.Workload`."""
         rounds = self.warmup_rounds - (-steps // self.student_steps)
         updates = rounds * self.iterations
         images = updates * self.synthesis_batch_size
@@ -171,7 +171,7 @@ class RoundSource:
         self.losses = {k: v.to(self.runtime.device) for k, v in state["losses"].items()}
 
     def _lasting(self) -> dict[str, Any]:
-        """What rounds leave to each other."""
+        """The state that passes from round to round."""
         objective = self.observe.objective
         return {"variable": self.variable.state_dict(), "objective": objective.state_dict()}
 

@@ -1,4 +1,4 @@
-"""Inputs made of a generator's earlier features, whose channels are exchanged (SpaceshipNet)."""
+"""Inputs from a generator's earlier features with exchanged channels (SpaceshipNet)."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class FeatureExchange:
         """Watch a generator, before it makes its first inputs.
 
         Raises:
-            ValueError: where there is none, or one of another kind.
+            ValueError: if there is none, or one of another kind.
         """
         if not isinstance(generator, ImageGenerator):
             raise ValueError(
@@ -71,7 +71,7 @@ class FeatureExchange:
         """The latest features take the place of the round's best where ``better`` [] says so.
 
         Raises:
-            ValueError: where the generator has made no inputs.
+            ValueError: if the generator has made no inputs.
         """
         if len(self.latest) != len(self.generator.depths):
             raise ValueError(

@@ -1,4 +1,4 @@
-"""What a round of synthesis optimises: pixels, a generator and its latents, or a copy of one."""
+"""The variables of a synthesis round: pixels, a generator and its latents, or a copy of one."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ Groups = list[dict[str, Any]]
 
 
 class Variable(nn.Module):
-    """Makes the inputs of a round, from what it hands to the round's optimizer.
+    """Makes the inputs of a round from the parameters that the round's optimizer trains.
 
-    What :meth:`forward` gives after :meth:`begin` is the round's inputs as they are now. The
-    module's own state lasts from round to round and is saved with the run; what belongs to one
-    round alone (pixels, latents) is held in plain attributes.
+    After :meth:`begin`, :meth:`forward` returns the round's inputs as they are now. The module's
+    own state lasts from round to round and is saved with the run; what belongs to one round alone
+    (pixels, latents) is held in plain attributes.
     """
 
     def begin(self, label: Tensor, index: int, noise: torch.Generator) -> Groups:
-        """Start round ``index`` for the classes ``label`` [B]; gives the parameter groups."""
+        """Start round ``index`` for the classes ``label`` [B]; returns the parameter groups."""
         raise NotImplementedError
 
     def forward(self) -> tuple[Tensor, Tensor | None]:
@@ -35,13 +35,13 @@ class Variable(nn.Module):
         raise NotImplementedError
 
     def after_backward(self) -> None:
-        """The gradients of one step are there."""
+        """Called when the gradients of one step are computed."""
 
     def after_step(self) -> None:
-        """The optimizer has made one step."""
+        """Called when the optimizer has made one step."""
 
     def end(self) -> None:
-        """The round is over."""
+        """Called at the end of the round."""
 
 
 class Pixels(Variable):

@@ -1,4 +1,4 @@
-"""How synthesis looks at its inputs: the same change for a whole batch, on its device."""
+"""Augmentations for synthesis: the same change for a whole batch, on its device."""
 
 from __future__ import annotations
 

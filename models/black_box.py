@@ -1,4 +1,4 @@
-"""A teacher that answers with probabilities and shows nothing else of itself."""
+"""A black-box teacher: it answers with probabilities and shows nothing else."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from models.classifier import Classifier, Outputs
 class BlackBox(Classifier):
     """A teacher behind an interface: inputs in, probabilities out, every query counted.
 
-    What DFME (Truong et al., CVPR 2021) and MAZE (Kariyappa et al., CVPR 2021) assume. The logits
-    in its ``Outputs`` are recovered from the probabilities, log p − mean log p (DFME, section
-    4.4): the true ones up to a constant per input, and finite where p is 0 in float32. It has
-    neither features nor statistics, neither parameters nor a state with weights.
+    The setting of DFME (Truong et al.) and MAZE (Kariyappa et al., both CVPR 2021). The logits in
+    its ``Outputs`` are recovered from the probabilities, log p − mean log p (DFME, section 4.4):
+    the true ones up to a constant per input, and finite where p is 0 in float32. It has neither
+    features nor statistics, neither parameters nor a state with weights.
 
-    Inputs that want a gradient get an estimate of it, from ``directions`` more queries each: see
-    :func:`forward_differences`. So every loss that reads logits alone works as it is. The papers
+    Inputs that require a gradient get an estimate of it, from ``directions`` more queries each: see
+    :func:`forward_differences`. So every loss that reads only logits works unchanged. The papers
     difference the whole loss instead, student included, and in the space before the generator's
     tanh. Here the gradient through the student and through the generator is exact, and only the
     teacher's is estimated, in the space of inputs; to first order the expectation is the same.
@@ -37,7 +37,7 @@ class BlackBox(Classifier):
         runtime: noise, and how many processes share the budget.
         directions: m, the queries for each gradient of one input (DFME 1, MAZE 10).
         epsilon: ε, the length of a step in a direction, as a share of the value range.
-        budget: the most queries of all processes together; None is no limit.
+        budget: the most queries of all processes together; None means no limit.
 
     Attributes:
         meter: the count, to be checkpointed.
@@ -68,19 +68,19 @@ class BlackBox(Classifier):
 
     @property
     def queries(self) -> int:
-        """How many inputs this process has had answered so far."""
+        """How many of this process's inputs have been answered so far."""
         return self.meter.queries
 
     @property
     def queries_per_gradient(self) -> int:
-        """For one input: its own answer and one for each direction."""
+        """Queries for one input: its own and one for each direction."""
         return 1 + self.directions
 
     def forward(self, x: Tensor) -> Outputs:
         """Answer inputs [B, *shape] in the value range; in float32 whatever the autocast.
 
         Raises:
-            ValueError: where the budget does not suffice; nothing is asked then.
+            ValueError: if the budget does not suffice; no query is made then.
         """
         if torch.is_grad_enabled() and x.requires_grad:
             return Outputs(_Estimated.apply(x, self))
@@ -98,10 +98,10 @@ class BlackBox(Classifier):
     def frozen(
         self, taps: Iterable[str] = (), statistics: bool = False, by_batch: bool = False
     ) -> Classifier:
-        """Itself: there is nothing here that training could change.
+        """Itself: a black box holds nothing that training could change.
 
         Raises:
-            ValueError: where more than answers is asked for.
+            ValueError: if more than answers is asked for.
         """
         if taps := tuple(taps):
             raise sealed(f"the features {', '.join(taps)}")
@@ -145,7 +145,7 @@ class Meter(nn.Module):
         self.queries = 0
 
     def add(self, count: int) -> None:
-        """Before the queries are made.
+        """Count queries, before they are made.
 
         Raises:
             ValueError: for more than the limit, which are then not counted.
@@ -153,7 +153,7 @@ class Meter(nn.Module):
         if self.limit is not None and self.queries + count > self.limit:
             raise ValueError(
                 f"the teacher answers at most {self.limit:,} queries of this process: "
-                f"{self.queries:,} were made, and {count:,} more are wanted. "
+                f"{self.queries:,} were made, and {count:,} more are needed. "
                 "Take fewer steps, or raise teacher.black_box.budget"
             )
         self.queries += count
@@ -228,7 +228,7 @@ def _per_input(values: Tensor, x: Tensor) -> Tensor:
 
 @contextmanager
 def exact_convolutions() -> Iterator[None]:
-    """No TF32, which rounds an input by more than a step of ε in a random direction moves it."""
+    """A context without TF32, whose rounding exceeds a step of ε in a random direction."""
     before = torch.backends.cudnn.allow_tf32
     torch.backends.cudnn.allow_tf32 = False
     try:

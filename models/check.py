@@ -15,10 +15,10 @@ from models.logits import candidates, in_words, logits_of, named_logits
 
 
 def materialize(module: nn.Module, shape: tuple[int, ...], num_classes: int) -> nn.Module:
-    """Let lazy modules find their sizes, if there are any; their weights are initialised then.
+    """Let lazy modules, if any, find their sizes and initialise their weights.
 
     Raises:
-        ValueError: where the network cannot take inputs of this shape.
+        ValueError: if the network cannot take inputs of this shape.
     """
     if _lazy(module):
         modes = {m: m.training for m in module.modules()}
@@ -54,8 +54,8 @@ def check_network(classifier: Classifier, num_classes: int, training: bool = Fal
         A line on what the network returns in training beside its logits, or "".
 
     Raises:
-        ValueError: where it fails or cannot be copied, the logits are not [B, num_classes], or one
-            cannot say which of several tensors they are.
+        ValueError: if it fails or cannot be copied, the logits are not [B, num_classes], or it is
+            unclear which of several tensors they are.
     """
     name, spec = classifier.name, classifier.spec
     _check_kind(classifier.module, name)
@@ -66,7 +66,7 @@ def check_network(classifier: Classifier, num_classes: int, training: bool = Fal
         output, answer = _answer(trial.eval(), x, num_classes)
         if named_logits(output) is None and len(candidates(output, num_classes)) > 1:
             raise ValueError(
-                f"{name} returns {in_words(output)}, of which more than one could be its logits: "
+                f"{name} returns {in_words(output)}; more than one of these could be its logits: "
                 "return them alone, or under the name logits"
             )
         if not training:
@@ -93,7 +93,7 @@ def _copy(classifier: Classifier) -> Classifier:
 
 
 def _check_kind(module: nn.Module, name: str) -> None:
-    """Whether a network's layers can be read, and its state be kept in a file of tensors."""
+    """Check that a network's layers can be read, and its state kept in a file of tensors."""
     if any(isinstance(m, torch.jit.ScriptModule) for m in module.modules()):
         raise ValueError(
             f"{name} is TorchScript, whose layers cannot be read: give the module that it was "
@@ -102,13 +102,13 @@ def _check_kind(module: nn.Module, name: str) -> None:
     for key, value in module.state_dict().items():
         if not isinstance(value, Tensor):
             raise ValueError(
-                f"{name} has a {type(value).__name__} in its state ({key}), which no file of "
-                "weights holds: keep it in a buffer, or outside of the state"
+                f"{name} has a {type(value).__name__} in its state ({key}), which a file of "
+                "weights cannot hold: keep it in a buffer, or outside of the state"
             )
 
 
 def _answer(trial: Classifier, x: Tensor, num_classes: int) -> tuple[Any, Outputs]:
-    """What the network returns, and what is read of that."""
+    """What the network returns, and the outputs that are read from it."""
     mode = "training" if trial.training else "eval"
     seen: list[Any] = []
     hook = trial.module.register_forward_hook(lambda module, args, output: seen.append(output))
@@ -146,7 +146,7 @@ def _check_logits(trial: Classifier, logits: Tensor, size: int, num_classes: int
 
 
 def _check_first(trial: Classifier, x: Tensor, expected: Tensor, num_classes: int) -> None:
-    """Of several tensors that a tuple has in training alone, the first must be the logits.
+    """If a network returns a tuple of tensors in training only, the first must be the logits.
 
     Dropout and BatchNorm in eval mode, and only the modules around them in train mode, give the
     very logits that eval mode gives.
@@ -157,7 +157,7 @@ def _check_first(trial: Classifier, x: Tensor, expected: Tensor, num_classes: in
     found = candidates(output, num_classes)
     if not torch.allclose(found[0].to(expected), expected, rtol=1e-3, atol=1e-5):
         raise ValueError(
-            f"{trial.name} returns {in_words(output)} in training, the first of which is not what "
+            f"{trial.name} returns {in_words(output)} in training, and the first is not what "
             "it returns in eval mode: return the logits first, or under the name logits"
         )
 
@@ -182,7 +182,7 @@ def _refuse(
 
 
 def _reason(error: Exception) -> str:
-    """The first line of an error, with its type where it alone would say little."""
+    """The first line of an error, with its type if the line alone would say little."""
     line = str(error).split("\n")[0][:200]
     plain = isinstance(error, (RuntimeError, ValueError)) and line
     return line if plain else f"{type(error).__name__}: {line}".removesuffix(": ")

@@ -34,11 +34,11 @@ def save_network(
 
     Args:
         metadata: more entries of the header, such as ``{"architecture": "resnet20"}``. Those of
-            this format win: ``format``, ``input`` and, where the classes have names,
+            this format take precedence: ``format``, ``input`` and, where the classes have names,
             ``classes`` and ``num_classes``.
 
     Raises:
-        ValueError: where the file cannot be written; what was there before stays.
+        ValueError: if the file cannot be written; what was there before stays.
     """
     header = dict(metadata)
     header |= {"format": FORMAT, "input": json.dumps(classifier.spec.to_dict())}
@@ -46,7 +46,7 @@ def save_network(
         header["classes"] = json.dumps(classifier.classes)
         header["num_classes"] = str(len(classifier.classes))
     state = classifier.module.state_dict()
-    # safetensors refuses channels-last and shared memory, which a copy has not
+    # safetensors refuses channels-last and shared memory; a copy has neither
     tensors = {
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
         for name, tensor in state.items()
@@ -59,13 +59,13 @@ def load_weights(
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Read a state dict and its metadata (empty but for safetensors) on the CPU; runs no code.
 
-    The contents decide what a file is, not its name. A state dict may lie in an entry of the
-    file; where several do, ``state_dict`` or ``model`` is taken before an average of it.
+    A file's contents decide what it is, not its name. A state dict may be in an entry of the file;
+    if several are, ``state_dict`` or ``model`` is taken before an average of it.
 
     Args:
         weights: the entry to take instead, such as ``"state_dict_ema"``, or what the names of
             one network among several begin with.
-        say: is told of a choice, and of what is left out.
+        say: called with a line on a choice that was made, or on what is left out.
 
     Raises:
         ValueError: for a file that is missing, truncated, foreign, would need unpickling, or is not
@@ -79,14 +79,14 @@ def load_weights(
         state, metadata = read_torch(path), {}
     else:
         raise ValueError(
-            f"{path} is no checkpoint, or is truncated: it is neither safetensors nor torch.save's"
+            f"{path} is not a checkpoint, or truncated: it is neither safetensors nor torch.save's"
         )
     return select(state, path, weights, say), metadata
 
 
 def _first_bytes(path: Path) -> bytes:
     if path.is_fifo() or path.is_char_device():  # which might never end
-        raise ValueError(f"cannot read the checkpoint {path}: it is no regular file")
+        raise ValueError(f"cannot read the checkpoint {path}: it is not a regular file")
     try:
         with open(path, "rb") as file:
             return file.read(9)
@@ -109,13 +109,13 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def read_description(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """What a file of ours says of its network's input, from its header alone; empty for others.
+    """What a file of ours says about its network's input; only its header is read.
 
     Returns:
         ``shape``, ``range``, ``mean`` and ``std``, and ``classes``: names, or how many.
 
     Raises:
-        ValueError: for a file that cannot be read, or says what cannot be.
+        ValueError: for a file that cannot be read, or whose header makes no sense.
     """
     if _first_bytes(Path(path))[8:] != b"{":
         return {}
@@ -132,7 +132,7 @@ def read_metadata(
     """Specification, class names and class count; None, empty and 0 where the file does not say.
 
     Raises:
-        ValueError: for metadata of this format that cannot be what they should be.
+        ValueError: for metadata of this format that are not valid.
     """
     if metadata.get("format") != FORMAT:
         return None, (), 0

@@ -1,4 +1,4 @@
-"""A checksum within a safetensors file: of its weights and of all that its header says."""
+"""A checksum inside a safetensors file, over its weights and its header."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ import json
 from pathlib import Path
 from typing import Any, BinaryIO
 
-KEY = "reverie.sha256"  # of the header's metadata; files of others have none
+KEY = "reverie.sha256"  # in the header's metadata; only our files have it
 LENGTH = 8  # bytes at the start that hold the length of the header
 LARGEST = 100_000_000  # bytes of a header, as safetensors itself has it
 CHUNK = 1 << 20
 
 
 def with_checksum(content: bytes) -> tuple[bytes, memoryview]:
-    """The same file with its checksum, and with the header in an order that is always the same.
+    """The same file with its checksum, and with its header in a fixed order.
 
-    safetensors writes the metadata in another order at every call.
+    safetensors itself writes the metadata in a different order at every call.
 
     Args:
         content: a whole file, as ``safetensors.torch.save`` returns it.
@@ -36,15 +36,15 @@ def with_checksum(content: bytes) -> tuple[bytes, memoryview]:
 
 
 def without_checksum(metadata: dict[str, str]) -> dict[str, str]:
-    """Metadata that may be written again, with other weights."""
+    """Metadata without the checksum, to be written again with other weights."""
     return {k: v for k, v in metadata.items() if k != KEY}
 
 
 def check(path: Path) -> None:
-    """Hold a safetensors file against its checksum; one that has none, or no header, passes.
+    """Verify a safetensors file's checksum; a file without one, or without a header, passes.
 
     Raises:
-        ValueError: where it is not what was written.
+        ValueError: if it is not what was written.
     """
     with open(path, "rb") as file:
         header = _header(file)
@@ -62,7 +62,7 @@ def check(path: Path) -> None:
 
 
 def metadata(path: Path) -> dict[str, str]:
-    """What the header says beside the tensors; nothing for what is no safetensors file."""
+    """The header's metadata; empty for a file that is not safetensors."""
     with open(path, "rb") as file:
         return (_header(file) or {}).get("__metadata__", {})  # type: ignore[no-any-return]
 

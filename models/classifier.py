@@ -16,7 +16,7 @@ from models.recording import BatchNorm, Moments, Record, Statistics, Tap, by_lay
 
 @dataclass
 class Outputs:
-    """What one forward pass gives; float32 (or float64) whatever the autocast.
+    """The outputs of one forward pass; float32 (or float64) even under autocast.
 
     Args:
         logits: [B, C].
@@ -37,10 +37,10 @@ class Classifier(nn.Module):
     weights through other taps, take a :meth:`frozen` view.
 
     Args:
-        module: maps normalised inputs [B, *spec.shape] to logits [B, C], or to what has them
-            among others (``models.logits``). An attribute
-            ``taps`` ({name: module path}) names its stages, and ``channels_last`` the paths
-            among them whose maps are [B, H, W, C]; as features these are [B, C, H, W].
+        module: maps normalised inputs [B, *spec.shape] to logits [B, C], or to an output that
+            contains them (``models.logits``). An attribute ``taps`` ({name: module path}) names its
+            stages, and ``channels_last`` the paths among them whose maps are [B, H, W, C]; as
+            features these are [B, C, H, W].
         spec: what ``module`` expects.
         classes: class names in label order.
         taps: names or module paths whose outputs are returned as features.
@@ -99,7 +99,7 @@ class Classifier(nn.Module):
         train mode, and know no running ones to ask ``statistics`` for.
 
         BatchNorm layers that eval mode skips, as it does those of auxiliary heads, are ``idle``:
-        they have no statistics to give.
+        they have no statistics.
 
         Raises:
             ValueError: for a tap that does not exist, or does not run exactly once.
@@ -126,8 +126,8 @@ class Classifier(nn.Module):
         """Map inputs [B, *shape] in the specification's value range to :class:`Outputs`.
 
         Raises:
-            ValueError: where the network gives no logits, and where a tap or a BatchNorm layer
-                does not run for these inputs as it did before.
+            ValueError: if the network returns no logits, or if a tap or a BatchNorm layer does not
+                run for these inputs as it did before.
         """
         self.record.clear()
         output = self.module(self.spec.normalize(x))
@@ -143,7 +143,7 @@ class Classifier(nn.Module):
 
     @property
     def name(self) -> str:
-        """The architecture's, for messages."""
+        """The architecture's name, for messages."""
         return type(self.module).__name__
 
     @torch.no_grad()
@@ -158,7 +158,7 @@ class Classifier(nn.Module):
         return frozenset(self._recorded()[1])
 
     def _recorded(self) -> tuple[dict[str, Tensor], dict[str, Statistics]]:
-        """Features and statistics of the latest pass, of which nothing is held any longer."""
+        """Features and statistics of the latest pass, which are then let go."""
         features, statistics = self.record.features, by_layer(self.record.statistics)
         ran = [name for name, _ in features]
         found = dict(features)

@@ -12,9 +12,9 @@ from models.recording import Hook
 
 
 def shared_copy(module: nn.Module, own_buffers: bool = False) -> nn.Module:
-    """A structural copy that shares the storage of weights, without gradient and our own hooks.
+    """A structural copy that shares the storage of weights, without gradients or our own hooks.
 
-    Buffers are shared as well, or are copies. The network's own hooks stay: weights come from some
+    Buffers are shared as well, or are copies. The network's own hooks stay, as some compute weights
     (pruning, and the weight and spectral norm of ``torch.nn.utils``).
     """
     memo: dict[int, Any] = {}
@@ -23,7 +23,7 @@ def shared_copy(module: nn.Module, own_buffers: bool = False) -> nn.Module:
     for buffer in module.buffers():
         memo[id(buffer)] = buffer.clone() if own_buffers else buffer
     for m in module.modules():
-        for tensor in _computed(vars(m)):  # which deepcopy refuses
+        for tensor in _computed(vars(m)):  # deepcopy refuses these
             memo.setdefault(id(tensor), tensor.detach())
     copied: nn.Module = copy.deepcopy(module, memo)
     for m in copied.modules():

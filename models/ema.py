@@ -17,20 +17,20 @@ Module = TypeVar("Module", bound=nn.Module)
 class EMA(Generic[Module]):
     """θ̄ ← d·θ̄ + (1 − d)·θ for each parameter, from θ̄ = θ; buffers are copied.
 
-    In update n, counted from 0, d = min(decay, (1 + n) / (10 + n)), so that a short training's
-    average holds what it learned rather than the weights that it began with: after 400 updates at
-    a constant 0.999 these would still be two thirds of it.
+    In update n, counted from 0, d = min(decay, (1 + n) / (10 + n)), so that the average of a short
+    training is not dominated by the initial weights: after 400 updates at a constant 0.999 these
+    would still be two thirds of it.
 
     Args:
         module: what is averaged; trained in place elsewhere.
-        decay: in [0, 1); 1 − d is one over about how many updates the average goes back.
-        rising: whether d rises to ``decay`` so, or is ``decay`` from the start.
+        decay: in [0, 1); the average goes back about 1 / (1 − d) updates.
+        rising: whether d rises to ``decay`` in this way, or is ``decay`` from the start.
 
     Attributes:
         module: the averaged copy, in eval mode and without gradient: evaluate this one.
 
     Raises:
-        ValueError: for a decay outside of [0, 1).
+        ValueError: for a decay outside [0, 1).
     """
 
     def __init__(self, module: Module, decay: float, rising: bool = True) -> None:

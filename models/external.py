@@ -39,7 +39,7 @@ def torchvision_model(name: str, in_channels: int, num_classes: int, **kwargs: A
 
 
 def torchvision_arguments(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """What torchvision's builder of a network is called with, beside its name."""
+    """The arguments of torchvision's builder of a network, besides its name."""
     if name in ("googlenet", "inception_v3"):  # else training returns a tuple with extra heads
         return {"aux_logits": False, "init_weights": True} | dict(given)
     return dict(given)
@@ -62,7 +62,7 @@ def timm_model(name: str, in_channels: int, num_classes: int, **kwargs: Any) -> 
     modules = dict(model.named_modules())
     classifier = model.get_classifier()  # type: ignore[operator]
     head_name = next((n for n, m in modules.items() if n and m is classifier), None)
-    if isinstance(classifier, nn.Conv2d):  # whose output is not flat yet
+    if isinstance(classifier, nn.Conv2d):  # its output is not flat yet
         head_name = None
     # timm's own names for what the classifier reads, the one nearest to it first
     pools = ("head_drop", "head.drop", "flatten", "global_pool")
@@ -74,7 +74,7 @@ def timm_model(name: str, in_channels: int, num_classes: int, **kwargs: Any) -> 
 
 
 def library_defaults(model: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """What the library of a network says of the inputs that its published weights expect.
+    """What a network's library says about the inputs that its published weights expect.
 
     Args:
         model: a node with a ``_target_``.
@@ -135,7 +135,7 @@ def _build(builder: Callable[..., nn.Module], name: str, **kwargs: Any) -> nn.Mo
 
 
 def _pooled(model: nn.Module, head_name: str) -> str | None:
-    """Where a network of torchvision has its average over places, or its class token, as [B, D].
+    """The module of a torchvision network that outputs the pooled feature or class token, [B, D].
 
     Many flatten it themselves. Done in a module that has no weights, a hook can see it.
     """
@@ -160,7 +160,7 @@ def _pooled(model: nn.Module, head_name: str) -> str | None:
 
 
 class _Head(nn.Linear):
-    """The Linear that it is given, whose input a hook can see as the output of ``pooled``."""
+    """A given Linear, with its input exposed to hooks as the output of ``pooled``."""
 
     def __init__(self, linear: nn.Linear) -> None:
         bias = linear.bias is not None

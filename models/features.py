@@ -1,4 +1,4 @@
-"""Features of two networks brought to one kind and one size, without parameters.
+"""Converts features of two networks to one kind and one size, without parameters.
 
 A feature is a map [B, C, H, W], tokens [B, N, D] or a vector [B, D].
 """
@@ -14,7 +14,7 @@ PREFIXES = (0, 1, 2, 4, 5)  # class, distillation and register tokens before the
 
 
 def comparable(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Two features as one kind and one size; channels stay as they are."""
+    """Two features converted to one kind and one size; channels stay as they are."""
     if a.dim() == b.dim() == 3 and a.shape[1] == b.shape[1]:
         return a, b
     if 2 in (a.dim(), b.dim()):
@@ -38,7 +38,7 @@ def to_map(x: Tensor) -> Tensor:
     """[B, C, H, W] of a map or of tokens [B, N, D]: a square grid after any class tokens.
 
     Raises:
-        ValueError: where the tokens are not a square grid, or the feature is a vector.
+        ValueError: if the tokens are not a square grid, or the feature is a vector.
     """
     if x.dim() == 4:
         return x

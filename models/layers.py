@@ -1,4 +1,4 @@
-"""What networks of more than one family are made of."""
+"""Layers that several families of networks share."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import nn
 def convolution(
     in_channels: int, out_channels: int, side: int = 1, stride: int = 1, groups: int = 1
 ) -> tuple[nn.Conv2d, nn.BatchNorm2d]:
-    """A convolution without bias that keeps the size, but for its stride, and BatchNorm."""
+    """A convolution without bias, padded to keep the size (but for its stride), and BatchNorm."""
     layer = nn.Conv2d(in_channels, out_channels, side, stride, side // 2, groups=groups, bias=False)
     return layer, nn.BatchNorm2d(out_channels)
 

@@ -1,4 +1,4 @@
-"""Which part of what a network returns are its logits."""
+"""Finding the logits in what a network returns."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ NAMES = (
     "output",
     "outputs",
     "predictions",
-)  # in a mapping, the first that is there
+)  # in a mapping, the first one present
 
 
 def logits_of(output: Any, classes: int = 0, name: str = "the network") -> Tensor:
@@ -29,7 +29,7 @@ def logits_of(output: Any, classes: int = 0, name: str = "the network") -> Tenso
         name: of the network, for the message.
 
     Raises:
-        ValueError: where there are none, saying what there is.
+        ValueError: if there are none, saying what there is.
     """
     if isinstance(output, Tensor):
         return output

@@ -1,4 +1,4 @@
-"""What `torch.save` wrote, read without running code, or a line on what is in the way."""
+"""Reading files of `torch.save` without running code, or saying why that is impossible."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 SAVE_ALONE = "save its state dict alone with safetensors.torch.save_file"
-# What training scripts put beside the weights. Nothing of it is built: `Inert` stands for it.
+# What training scripts save beside the weights. None of it is built: `Inert` stands for it.
 BESIDE = (
     "argparse.Namespace",
     "types.SimpleNamespace",
@@ -34,7 +34,7 @@ BESIDE = (
 
 
 class Inert:
-    """Takes the place of an object that is no part of a state dict, and does nothing."""
+    """Replaces an object that is not part of a state dict, and does nothing."""
 
     def __new__(cls, *args: Any) -> Inert:
         return super().__new__(cls)
@@ -58,7 +58,7 @@ def read_torch(path: Path) -> Any:
     inert = [(Inert, name) for name in BESIDE]
     try:
         with (
-            open(path, "rb") as file,  # given a path, torch.load goes by its name
+            open(path, "rb") as file,  # given a path, torch.load would judge by its name
             warnings.catch_warnings(action="ignore"),  # the error below says what matters
             torch.serialization.safe_globals(inert),  # type: ignore[arg-type]
         ):

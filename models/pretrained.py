@@ -1,4 +1,4 @@
-"""What a teacher is: a network with a file's weights, held against the data, and frozen."""
+"""Loading a teacher: a network with a file's weights, checked against the data, and frozen."""
 
 from __future__ import annotations
 
@@ -49,11 +49,11 @@ def load_classifier(
         statistics: likewise.
         range: smallest and largest value of an input, instead of the file's.
         weights: which of the file's networks; see :func:`models.checkpoint.load_weights`.
-        say: is told of a choice, and of what is left out.
+        say: called with a line on a choice that was made, or on what is left out.
 
     Raises:
-        ValueError: where file, network and data do not fit together, or the normalisation is
-            not known; see also :func:`models.state_dict.load_state`.
+        ValueError: if file, network and data do not fit together, or the normalisation is unknown;
+            see also :func:`models.state_dict.load_state`.
     """
     state, metadata = load_weights(path, weights, say)
     saved_spec, saved_classes, count = read_metadata(metadata, path)
@@ -107,5 +107,5 @@ def specification(
 
 
 def freeze(classifier: Classifier) -> Classifier:
-    """Put a network in eval mode and let it take no gradient; returns it."""
+    """Put a network in eval mode, without gradients; returns it."""
     return classifier.requires_grad_(False).eval()

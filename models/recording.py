@@ -1,4 +1,4 @@
-"""What hooks note while a network runs: outputs of taps, statistics of BatchNorm layers."""
+"""What hooks record while a network runs: outputs of taps, statistics of BatchNorm layers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ BatchNorm = nn.modules.batchnorm._BatchNorm
 
 @dataclass
 class Statistics:
-    """Mean and biased variance [C] of a BatchNorm layer's input, beside its running ones."""
+    """Mean and biased variance [C] of a BatchNorm layer's input, and the layer's running ones."""
 
     mean: Tensor
     variance: Tensor
@@ -23,7 +23,7 @@ class Statistics:
 
 @dataclass
 class Record:
-    """What one pass has left: a pair for each time that a hook fired, in order."""
+    """The records of one pass: a pair for each time that a hook fired, in order."""
 
     features: list[tuple[str, Tensor]] = field(default_factory=list)
     statistics: list[tuple[str, Statistics]] = field(default_factory=list)
@@ -34,17 +34,17 @@ class Record:
 
 
 class Hook:
-    """Objects, not functions: a deep copy of a network has hooks with a record of its own."""
+    """Base of our hooks: objects, so that a deep copy of a network has its own record."""
 
     def __init__(self, record: Record, name: str) -> None:
         self.record, self.name = record, name
 
 
 class Tap(Hook):
-    """A forward hook that notes what a module gives.
+    """A forward hook that records a module's output.
 
     Args:
-        turned: whether that is [B, H, W, C], to be noted as [B, C, H, W].
+        turned: whether that is [B, H, W, C], to be recorded as [B, C, H, W].
     """
 
     def __init__(self, record: Record, name: str, turned: bool) -> None:
@@ -55,14 +55,14 @@ class Tap(Hook):
         if not isinstance(output, Tensor):
             raise ValueError(
                 f"the tap {self.name!r} gives a {type(output).__name__}, not one tensor: "
-                "name a module inside of it"
+                "name a module inside it"
             )
         x = full_precision(output.movedim(-1, 1) if self.turned else output)
         self.record.features.append((self.name, x))
 
 
 class Moments(Hook):
-    """A forward pre-hook that notes mean and variance of what a BatchNorm layer gets."""
+    """A forward pre-hook that records the mean and variance of a BatchNorm layer's input."""
 
     def __call__(self, layer: BatchNorm, args: tuple[Tensor]) -> None:
         x = full_precision(args[0])
@@ -75,11 +75,11 @@ class Moments(Hook):
 
 
 def by_layer(noted: list[tuple[str, Statistics]]) -> dict[str, Statistics]:
-    """One entry a layer, in order of the first time that it ran.
+    """One entry per layer, in the order in which they first ran.
 
-    Of a layer that ran several times these are the averages of its means and of its variances:
-    that is what running statistics become which every one of the uses has moved in turn. No single
-    use need come near them, on real data either.
+    For a layer that ran several times these are the averages of its means and of its variances: its
+    running statistics converge to those, as every use moves them in turn. No single use need come
+    near them, even on real data.
     """
     grouped: dict[str, list[Statistics]] = {}
     for name, statistics in noted:

@@ -1,4 +1,4 @@
-"""Names for the stages of networks that were not written here, from one dry pass without data."""
+"""Names for the stages of other libraries' networks, from one dry pass without data."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ Shapes = dict[str, tuple[int, ...]]
 def torchvision_stages(model: nn.Module) -> tuple[dict[str, str], frozenset[str]]:
     """The stages of a network of torchvision, and which of them have the channels last.
 
-    The parts of its trunk, one after another, are a stage for as long as the size of their
-    output stays. The last part stands for the stage.
+    Consecutive parts of its trunk with outputs of one size are a stage. The last part stands for
+    the stage.
 
     Returns:
         {stage1: module path, ...}, and those paths whose maps are [B, H, W, C]; both empty where
@@ -55,8 +55,8 @@ def timm_stages(model: nn.Module, in_channels: int) -> tuple[dict[str, str], fro
 def dry_pass(model: nn.Module, paths: Iterable[str], shape: Sequence[int]) -> Shapes:
     """The shapes of what modules give for one input, computed without numbers.
 
-    Modules that give no single tensor, or do not run, are left out; so are all where the network
-    does not take an input of this shape.
+    Modules that do not return a single tensor, or do not run, are left out; so are all modules if
+    the network does not take an input of this shape.
     """
     shapes: Shapes = {}
 
@@ -87,7 +87,7 @@ def dry_pass(model: nn.Module, paths: Iterable[str], shape: Sequence[int]) -> Sh
 def _named(
     modules: dict[str, nn.Module], paths: list[str], sizes: list[Hashable], shapes: Shapes
 ) -> tuple[dict[str, str], frozenset[str]]:
-    """The last module at each size; of a network with one size alone, the ends of its quarters."""
+    """The last module at each size; in a network with a single size, the ends of its quarters."""
     size_of = dict(zip(paths, sizes, strict=True))
     groups = [list(group) for _, group in itertools.groupby(paths, size_of.__getitem__)]
     groups = [g for g in groups if not all(isinstance(modules[path], POOLS) for path in g)]

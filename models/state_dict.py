@@ -1,4 +1,4 @@
-"""Which of a checkpoint's tensors are a network's weights: entries, names, kinds, values."""
+"""Finding a network's weights in a checkpoint, and checking their names, kinds and values."""
 
 from __future__ import annotations
 
@@ -10,30 +10,30 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-Say = Callable[[str], Any]  # what is done with a line that the user should read
+Say = Callable[[str], Any]  # called with a line that the user should read
 
-# Where a state dict lies in a checkpoint, or a network in another; earlier names win.
+# Entries of a checkpoint with a state dict, or of a network in another; earlier names win.
 USUAL = ("state_dict", "model_state_dict", "model", "net", "network", "module")
 WRAPPERS = {"module", "_orig_mod"}  # of DataParallel and AveragedModel, and of torch.compile
 COUNTERS = {"n_averaged", "num_batches_tracked", "total_ops", "total_params"}  # SWA, thop
-INTEGERS = {torch.uint8, torch.int64}  # a state of random numbers is no network
+INTEGERS = {torch.uint8, torch.int64}  # a random generator's state is not a network
 DEEPEST = 8  # entries within entries; no checkpoint of the field has more than three
 
 
 def select(
     content: Any, path: str | os.PathLike[str], weights: str | None, say: Say
 ) -> dict[str, Tensor]:
-    """The state dict that ``weights`` names, or the one that is most probably meant.
+    """The state dict that ``weights`` names, or the one that was probably meant.
 
     Args:
         content: of a checkpoint: a state dict, or mappings with state dicts in them.
         path: of the checkpoint, for messages.
         weights: an entry of the checkpoint, such as ``"state_dict_ema"``, or what the names of
             a network's tensors begin with, such as ``"teacher"``.
-        say: is told of a choice, and of what is left out.
+        say: called with a line on a choice that was made, or on what is left out.
 
     Raises:
-        ValueError: where there is no state dict, none of that name, or no telling which.
+        ValueError: if there is no state dict, none of that name, or no clear choice.
     """
     found = _state_dicts(content)
     if not found:
@@ -73,7 +73,7 @@ def _choice(path: str | os.PathLike[str], taken: str, found: Iterable[str]) -> s
 
 
 def _state_dicts(content: Any) -> dict[str, Mapping[Any, Any]]:
-    """State dicts by the dotted path of their entry, none of which holds another.
+    """State dicts by the dotted path of their entry; none contains another.
 
     No recursion: a stranger's file may nest as deeply as it likes, or hold itself.
     """
@@ -108,7 +108,7 @@ def _tensors(
     if unnamed:
         raise ValueError(
             f"{path} holds no state dict (tensors by name): one of its tensors is called "
-            f"{unnamed[0]!r:.80}, which is no name"
+            f"{unnamed[0]!r:.80}, which is not a name"
         )
     state = {k: v for k, v in content.items() if isinstance(v, Tensor)}
     if others := [k if _is_name(k) else repr(k) for k in content if k not in state]:
@@ -117,7 +117,7 @@ def _tensors(
 
 
 def _usual(paths: Iterable[str]) -> list[str]:
-    """Those of the most usual name; all, where no name is usual."""
+    """Those with the most usual name; all of them if no name is usual."""
 
     def rank(path: str) -> int:
         last = path.rpartition(".")[2]
@@ -135,13 +135,13 @@ def load_state(
     architecture: str | None = None,
     say: Say = print,
 ) -> None:
-    """Give ``module`` the tensors of a checkpoint, in its own precision, each exactly once.
+    """Load a checkpoint's tensors into ``module``, in its own precision, each exactly once.
 
     Names may begin with more than the network's (Lightning's ``model.``).
 
     Args:
         architecture: what the file says that it holds, for messages.
-        say: is told of counters in the file that the network does not have.
+        say: called with a line on counters in the file that the network does not have.
 
     Raises:
         ValueError: naming the tensors that are missing, unexpected, of another shape or kind,
@@ -182,7 +182,7 @@ def _misfits(
     named: Mapping[str, str],
     unexpected: Sequence[str],
 ) -> str:
-    """What keeps a state dict from a network, in words; empty where nothing does."""
+    """Why a state dict does not fit a network, in words; empty if it fits."""
     # PyTorch itself fills in BatchNorm's counter, which older checkpoints do not have.
     absent = (k for k in expected if not k.endswith("num_batches_tracked"))
     shapes = {k: (state[file].shape, expected[k].shape) for k, file in named.items()}
@@ -221,7 +221,7 @@ def _unwrapped(names: Iterable[str]) -> dict[str, str]:
 
 
 def _check_kind(tensor: Tensor, like: Tensor, name: str) -> None:
-    """Whether a tensor of a file can become one of a network without becoming something else."""
+    """Check that a tensor of a file can be loaded into the network's without a change of kind."""
     wrong = mend = ""
     if tensor.is_meta:
         wrong, mend = "has no values (device meta)", "save it from a device that holds it"
@@ -242,7 +242,7 @@ def _kind(tensor: Tensor) -> str:
 
 
 def check_values(module: nn.Module, path: str | os.PathLike[str]) -> None:
-    """Whether a trained network can have such weights at all.
+    """Check that a trained network can have such weights.
 
     Raises:
         ValueError: naming a tensor that is not finite or a variance below 0, or where all is 0.
@@ -257,7 +257,7 @@ def check_values(module: nn.Module, path: str | os.PathLike[str]) -> None:
                 "values): the training that wrote it diverged; take an earlier checkpoint"
             )
         if name.endswith("running_var") and bool((tensor < 0).any()):
-            raise ValueError(f"{path}: {name} is below 0, which no variance is: a damaged file")
+            raise ValueError(f"{path}: {name} is below 0, which no variance can be: a damaged file")
     matrices = [v for v in state.values() if v.dim() > 1]
     if matrices and not any(bool(v.any()) for v in matrices):
         raise ValueError(f"{path}: all weights are 0: nothing was trained, or nothing was saved")

@@ -6,8 +6,8 @@ python -m tools.evaluate FILE student=resnet20 data=cifar10 student.mean=[...] s
 python -m tools.evaluate FILE student=timm student.model.name=vit_tiny_patch16_224 data=cifar10
 
 RUN is a run directory, or the student.safetensors in one. For any other FILE (ours, torchvision's,
-timm's), student= names its architecture, and whatever teacher.KEY of train.py says about a
-teacher's file, student.KEY says about this one. The test split is measured.
+timm's), student= names its architecture, and student.KEY says about it what teacher.KEY of train.py
+says about a teacher's file. The test split is measured.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ def evaluate(subject: Path, overrides: Sequence[str]) -> dict[str, Any]:
 
     Args:
         subject: a run directory or a file of weights.
-        overrides: of ``train.py``, and ``trust=[PACKAGE]`` for a run whose student is built by code
-            of another package.
+        overrides: of ``train.py``, and ``trust=[PACKAGE]`` if code of another package builds the
+            run's student.
 
     Returns:
-        What :class:`engine.evaluate.Measured` holds, class by class with names, and what was
-        measured on what; None for what could not be.
+        The content of :class:`engine.evaluate.Measured`, with class names, and what was measured
+        on what; None for what could not be measured.
 
     Raises:
         ValueError: for whatever a user can mend.
@@ -72,7 +72,7 @@ def evaluate(subject: Path, overrides: Sequence[str]) -> dict[str, Any]:
     if teachers:
         teacher = load_teacher(plain(config), config.teacher.checkpoint, dataset, runtime)
     split = dataset.open("test")
-    # The teacher answers here, in the range that it was just loaded with; the student afterwards.
+    # The teacher answers here, in the range that it was just loaded with; the student later.
     evaluator = Evaluator(student, teacher, split, runtime, config.batch_size)
     dataset.adapt(student.spec, len(dataset.classes))
     return _described(evaluator.measure(), subject, student, teacher, dataset, config)
@@ -105,11 +105,11 @@ def main(arguments: list[str]) -> int:
 
 
 def _check_free(out: Path | None) -> None:
-    """Before minutes of work, whether there is a place for what they bring."""
+    """Check before minutes of work that the output can be written."""
     if out and (out.exists() or out.is_symlink()):
         raise ValueError(f"{out} exists: remove it, or give another name")
     if out and not out.parent.is_dir():
-        raise ValueError(f"{out.parent} is no folder: make it, or give another name")
+        raise ValueError(f"{out.parent} is not a folder: make it, or give another name")
 
 
 def _sort(overrides: Sequence[str]) -> tuple[list[str], list[str], list[str], list[str]]:
@@ -131,10 +131,10 @@ def _sort(overrides: Sequence[str]) -> tuple[list[str], list[str], list[str], li
 
 
 def _said_of(subject: Path, mine: list[str], common: list[str]) -> dict[str, Any]:
-    """The settings in which the network under test has the teacher's place.
+    """Settings with the network under test in the teacher's place.
 
-    What a teacher's file may need said about it is what this one may need; and the classes of data
-    that has no labels are then those that its file names.
+    Its file may need the same settings as a teacher's file, and if the data has no labels, the file
+    names its classes.
     """
     renamed = [re.sub(r"^([+~]?)student\b", r"\1teacher", word) for word in mine]
     settings = plain(compose([*common, *renamed]))
@@ -151,18 +151,18 @@ def _student(
     dataset: Dataset,
     runtime: Runtime,
 ) -> Classifier:
-    """The network under test, frozen, on the device and held against the data."""
+    """The network under test, frozen, on the device and checked against the data."""
     left = subject.name == FILE and (subject.parent / "config.yaml").is_file()
     run = subject if subject.is_dir() else subject.parent if left and not mine else None
     if run is None:
         if not any(word.startswith("student=") for word in mine):
             raise ValueError(
-                f"{subject} is in no run directory: say what it is with student=NAME, one of "
+                f"{subject} is not in a run directory: say what it is with student=NAME, one of "
                 f"{', '.join(groups()['student'])}"
             )
         return load_teacher(own, str(subject), dataset, runtime)
     if mine:
-        raise ValueError(f"{subject} says itself what its student is: leave out {mine[0]}")
+        raise ValueError(f"{subject} itself says what its student is: leave out {mine[0]}")
     student = student_of(run, trust)
     dataset.adapt(student.spec, len(student.classes))
     runtime.prepare(freeze(student))
@@ -171,18 +171,18 @@ def _student(
 
 @contextmanager
 def _as_student(path: Path) -> Iterator[None]:
-    """What is said of a teacher's file, said of the network under test."""
+    """Errors about a teacher's file, reworded for the network under test."""
     try:
         yield
     except ValueError as error:
-        parts = str(error).split(str(path))  # whose name stays
+        parts = str(error).split(str(path))  # the path stays as it is
         words = [re.sub(r"\bteacher\b(?=[.=])", "student", part) for part in parts]
         words = [re.sub(r"\bteacher\b", "network", word) for word in words]
         raise ValueError(str(path).join(words)) from error
 
 
 def _compare_names(student: Classifier, dataset: Dataset, subject: Path) -> None:
-    """Classes of other names are perhaps other classes, or in another order."""
+    """Warn about different class names: the classes or their order may differ."""
     pairs = enumerate(zip(student.classes, dataset.classes, strict=True))
     differ = next(((i, ours, its) for i, (ours, its) in pairs if ours != its), None)
     if differ:

@@ -31,8 +31,8 @@ from models.checkpoint import load_weights
 from models.classifier import Classifier
 from tools.formats import FORMATS, Format, capture, first_line
 
-BATCHES = (1, 2, 13)  # sizes at which the export is compared with the student
-TOLERANCE = 1e-3  # of the logits, or of the largest one where that is below 1
+BATCHES = (1, 2, 13)  # batch sizes at which the export is compared with the student
+TOLERANCE = 1e-3  # of the logits, or of the largest logit if that is below 1
 ROUNDING = 1e-5  # of the largest logit: what the order of float32 sums may change
 
 
@@ -40,15 +40,15 @@ def export(source: Path, out: Path, overrides: Sequence[str] = ()) -> str:
     """Write ``out``, whole or not at all, and return what to tell the user.
 
     Args:
-        source: a run directory, or a student's file. Where the file lies in a run directory, that
-            says which network it is.
+        source: a run directory, or a student's file. If the file is in a run directory, that says
+            which network it is.
         out: a file NAME.onnx or NAME.pt2 that does not exist.
         overrides: ``student=...`` and its keys, as for train.py, which say which network it is;
             ``trust=[...]``, see :func:`engine.student.architecture`.
 
     Raises:
-        ValueError: where anything is missing, the network cannot be exported, or the export does
-            not answer as the student does.
+        ValueError: if anything is missing, the network cannot be exported, or the export does not
+            give the student's answers.
     """
     kind = _format(out)
     run, file = _locate(source)
@@ -59,7 +59,7 @@ def export(source: Path, out: Path, overrides: Sequence[str] = ()) -> str:
         difference, largest = compare_logits(student, kind.read(content), images)
     except ValueError:
         raise
-    except Exception as error:  # what runs the export has exceptions of its own
+    except Exception as error:  # the runner has its own exceptions
         reason = first_line(error)
         raise ValueError(f"{kind.runner} cannot run what was exported: {reason}") from error
     write_whole(out, content)
@@ -80,11 +80,11 @@ def _student(run: Path | None, file: Path, overrides: Sequence[str]) -> Classifi
         return student_of(run, trust)
     says = load_weights(file)[1].get("architecture")
     hint = f"; the file says that it holds {says!r}" if says else ""
-    raise ValueError(f"{file} lies in no run directory: say student=NAME{hint}")
+    raise ValueError(f"{file} is not in a run directory: say student=NAME{hint}")
 
 
 def _format(out: Path) -> Format:
-    """That of the output's name, once it is known that the file can be made."""
+    """The format of the output's name, once it is known that the file can be made."""
     kind = FORMATS.get(out.suffix)
     if kind is None:
         raise ValueError(f"{out}: give a name that ends in {' or '.join(FORMATS)}")
@@ -124,8 +124,8 @@ def _locate(source: Path) -> tuple[Path | None, Path]:
 def probes(run: Path | None, spec: InputSpec) -> tuple[Tensor, str]:
     """Inputs [N, *shape] to compare on, and what they are in words.
 
-    Half are those that the run's student saw last, where its last checkpoint holds any; the rest
-    are uniformly distributed over the value range, with a seed of their own.
+    Half are those that the run's student saw last, if its last checkpoint has any; the rest are
+    uniformly distributed over the value range, with a seed of their own.
     """
     count = sum(BATCHES)
     seen = _seen(run) if run else None
@@ -140,11 +140,11 @@ def probes(run: Path | None, spec: InputSpec) -> tuple[Tensor, str]:
 
 
 def _seen(run: Path) -> Tensor | None:
-    """The inputs in the last checkpoint, or None: the student stands without it."""
+    """The inputs in the last checkpoint, or None: the student can be exported without them."""
     files = sorted(run.glob("checkpoints/step-*/rank0.pt"))
     try:
         return torch.cat(torch.load(files[-1], "cpu", weights_only=True)["recent"]).float()
-    except Exception:  # none there, damaged, or of another version
+    except Exception:  # missing, damaged, or of another version
         return None
 
 
@@ -176,7 +176,7 @@ def compare_logits(
     """The largest difference of logits over batches of each size, and the largest logit.
 
     Raises:
-        ValueError: where it is above 1e-3 (where no logit reaches 1, that share of the largest;
+        ValueError: if it is above 1e-3 (where no logit reaches 1, that share of the largest;
             where logits exceed 100, 1e-5 of the largest, as float32 is no finer), or not a number.
     """
     differences, largest = [], 0.0

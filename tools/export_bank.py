@@ -1,12 +1,12 @@
-"""Write the bank of a run, the inputs that it synthesized and still holds, as a data set.
+"""Export a run's bank, the synthesized inputs that it still holds, as a data set.
 
 python -m tools.export_bank RUN OUT.npz      arrays, for data=npz
 python -m tools.export_bank RUN OUT          a folder of PNG files, for data=image_folder
 python -m tools.export_bank RUN OUT trust=[audio]     may run the module audio, if RUN names it
 
 Training data are the bank's images with the classes that were aimed at. Test data are those that
-the run was evaluated on, because a data set needs some, and a student of the exported inputs is to
-be measured as the run's own was.
+the run was evaluated on, so that a student of the exported inputs is measured as the run's own
+student was.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def export_bank(run: Path, out: Path, trusted: Sequence[str] = ()) -> str:
         trusted: modules that the run's configuration may name beside this project's.
 
     Raises:
-        ValueError: where ``out`` exists, ``run`` is no run directory, has no checkpoint or no
+        ValueError: if ``out`` exists, ``run`` is not a run directory or has no checkpoint or no
             bank, its data set cannot be opened, or a folder cannot hold its images.
     """
     if out.exists():
@@ -62,7 +62,7 @@ def export_bank(run: Path, out: Path, trusted: Sequence[str] = ()) -> str:
     arrays = _arrays(bank, dataset)
     labels = arrays["train_labels"]
     if len(labels) and not 0 <= labels.min() <= labels.max() < dataset.num_classes:
-        raise ValueError(f"the bank of {run} has labels that {dataset.name} has no classes for")
+        raise ValueError(f"the bank of {run} has labels for which {dataset.name} has no classes")
     if out.suffix == ".npz":
         file = io.BytesIO()
         np.savez(file, **arrays)  # type: ignore[arg-type]
@@ -98,7 +98,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _place(config: dict[str, Any], dataset: Dataset) -> str:
-    """The data set's name, and the file that the run's configuration had it read from."""
+    """The data set's name, and the file that the run's configuration read it from."""
     path = config["data"].get("path")
     return f"{dataset.name} in {path}" if path else dataset.name
 
@@ -114,7 +114,7 @@ def _modules(text: str) -> list[str]:
 def _read(run: Path, trusted: Sequence[str]) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The run's configuration, and the banks of all ranks in its last checkpoint as one."""
     if not (run / "config.yaml").is_file():
-        raise ValueError(f"{run} is no run directory: it has no config.yaml")
+        raise ValueError(f"{run} is not a run directory: it has no config.yaml")
     config = read_found(run / "config.yaml", trusted)
     saved = Checkpoints(run / "checkpoints", Runtime("cpu")).whole()
     if not saved:
@@ -138,7 +138,7 @@ def _read(run: Path, trusted: Sequence[str]) -> tuple[dict[str, Any], dict[str, 
 
 
 def _arrays(bank: dict[str, Tensor], dataset: Dataset) -> Arrays:
-    """What is known: without test data there is no test split, and without labels no labels."""
+    """The arrays that exist: no test split without test data, and no labels without labels."""
     arrays = {
         "train_images": _pixels(bank["images"]),
         "train_labels": bank["labels"].numpy(),

@@ -1,4 +1,4 @@
-"""What an evaluation found, in lines for a terminal, with ten classes or with a thousand."""
+"""The results of an evaluation in lines for a terminal, for ten classes or a thousand."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ def _classes(found: Mapping[str, Any]) -> str:
     seen = [row for row in found["classes"] if row["inputs"]]
     empty = len(found["classes"]) - len(seen)
     shown: Sequence[Mapping[str, Any]] = seen
-    notes = [] if measure == "accuracy" else ["a class is what the teacher takes an input for"]
+    notes = [] if measure == "accuracy" else ["an input's class is the teacher's prediction"]
     if len(seen) > ALL:
         shown = sorted(seen, key=lambda row: (row[measure], -row["inputs"]))[:WORST]
         notes.append(f"the {WORST} worst of {len(seen)} by {measure}; --json OUT holds all")
     if empty:
-        notes.append(f"{empty} more without an input")
+        notes.append(f"{empty} more have no inputs")
     columns = [n for n in ("accuracy", "agreement", "confidence") if seen[0][n] is not None]
     names = [_name(row) for row in shown]
     width = max(map(len, ["class", *names]))
@@ -67,7 +67,7 @@ def _confusions(found: Mapping[str, Any]) -> str:
 
 
 def _name(row: Mapping[str, Any]) -> str:
-    """On one line, whatever the file holds."""
+    """A class's name on one line."""
     name = "".join(c if c.isprintable() else "?" for c in row["name"])
     return name if len(name) <= NAME else name[: NAME - 1] + "…"
 

@@ -1,4 +1,4 @@
-"""What a network is exported to. Each format is written to bytes, and run from them again."""
+"""The export formats. Each writes a network to bytes, and runs it from these bytes again."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def capture(student: Classifier) -> ExportedProgram:
     """A frozen student with its normalisation as one program, for batches of any size.
 
     Raises:
-        ValueError: where ``torch.export`` cannot follow the network.
+        ValueError: if ``torch.export`` cannot follow the network.
     """
     images = torch.zeros(2, *student.spec.shape)
     student.spec.normalize(images)  # caches its constants, which in a trace would hold no data
@@ -145,7 +145,7 @@ FORMATS = {
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Exporters warn of their own inner workings, which a user can do nothing about."""
+    """A context without the exporters' warnings about their internals, which no user can act on."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
@@ -157,5 +157,5 @@ def _quiet() -> Iterator[None]:
 
 
 def first_line(error: Exception) -> str:
-    """What an error of another package says first, or else its type."""
+    """The first line of another package's error, or else its type."""
     return str(error).strip().split("\n")[0][:200] or type(error).__name__

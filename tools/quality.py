@@ -1,4 +1,4 @@
-"""How much a network's layers have to teach: Q = S + √(I·E), and its three parts.
+"""The knowledge quality of a network's layers: Q = S + √(I·E), and its three parts.
 
 python -m tools.quality RUN              the stages of the network that a run has trained
 python -m tools.quality RUN PATH...      other modules of it
@@ -90,10 +90,10 @@ def quality_of_run(run: Path, paths: Sequence[str] = (), inputs: int = 5000) -> 
         inputs: how many at most, the same number of each class.
 
     Raises:
-        ValueError: for what is no finished run, or taps that the network does not have.
+        ValueError: for a run that is not finished, or taps that the network does not have.
     """
     if not (run / "student.safetensors").is_file():
-        raise ValueError(f"{run} is no finished run: it has no student.safetensors")
+        raise ValueError(f"{run} is not a finished run: it has no student.safetensors")
     config, runtime = plain(OmegaConf.load(run / "config.yaml")), Runtime()  # type: ignore[arg-type]
     dataset = build_dataset({**config, "data_free": False}, runtime)
     module = build_network(config["student"]["model"], dataset.shape, dataset.classes)
@@ -150,7 +150,7 @@ def _compare(x: Tensor, classes: Sequence[Tensor]) -> tuple[float, float, float,
 
 
 def _sample(dataset: Dataset, inputs: int) -> tuple[Tensor, Tensor]:
-    """The first rows of each class, as many of one as of another where there are as many."""
+    """The first rows of each class, equally many of each if there are enough."""
     train = dataset.open("train")
     each = min(PER_CLASS, inputs // dataset.num_classes)
     rows = [(train.labels == c).nonzero()[:each, 0] for c in range(dataset.num_classes)]

@@ -111,7 +111,7 @@ def test_what_is_left_out_is_said_once(
         data = image_folder(str(folder), runtime)
         assert (len(data.open("train")), len(data.open("test"))) == (6, 2)
     [line] = capsys.readouterr().out.splitlines()
-    assert f"{folder / 'train'}: 4 are left out, which are no images" in line
+    assert f"{folder / 'train'}: 4 are left out, as they are not images" in line
     assert all(kind in line for kind in ("1 .png", "1 .txt", "1 folder", "1 .gif"))
 
 
@@ -132,7 +132,7 @@ def test_links_that_lead_nowhere(place: str, folder: Path, runtime: Runtime) -> 
     link = folder / place
     for target in (folder / "absent", link):  # the second one is a loop
         link.symlink_to(target)
-        with pytest.raises(ValueError, match=rf"{place} is a link that leads nowhere"):
+        with pytest.raises(ValueError, match=rf"{place} is a broken link"):
             image_folder(str(folder), runtime).open("test")
         link.unlink()
 

@@ -177,7 +177,7 @@ def test_it_is_finite_at_extremes() -> None:
 @pytest.mark.parametrize(
     ("student", "settings", "message"),
     [
-        (lambda: of_timm(16), {"relation_heads": 16}, "divides not both of the widths 16 and 24"),
+        (lambda: of_timm(16), {"relation_heads": 16}, "does not divide both widths, 16 and 24"),
         (lambda: of_timm(16, patch=8), {}, "the student has 17 and the teacher 5"),
         (lambda: of_timm(16), {"taps": [{"student": "norm", "teacher": "attention"}]}, "'norm'"),
         (

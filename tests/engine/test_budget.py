@@ -73,7 +73,7 @@ def test_the_verdict_says_why_a_run_took_another_time() -> None:
     assert verdict(100.0, 114.0, False) == ""
     assert verdict(100.0, 86.0, True) == ""
     slower = verdict(100.0, 120.0, True)
-    assert "took 2 min in all, and its budget was 1 min 40 s: the machine was slower" in slower
+    assert "took 2 min in total, and its budget was 1 min 40 s: the machine was slower" in slower
     assert "round" not in slower
     assert "one more round of synthesis would not have fitted" in verdict(100.0, 80.0, True)
     assert "round" not in verdict(100.0, 80.0, False)

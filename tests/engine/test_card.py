@@ -44,7 +44,7 @@ def test_a_card(tiny: list[str], teacher: Path, tmp_path: Path) -> None:
     ):
         assert figures[name][0] in (f"{value:.2%}", f"{value:.4g}"), name
     assert "the test split of digits: 360 inputs" in text
-    assert what["data"] == ["`digits`, for evaluation alone"]
+    assert what["data"] == ["`digits`, for evaluation only"]
     assert f"loaded from `{teacher}`" in what["teacher"][0]
     assert "decay 0.5" in what["student"][0]
     assert "1 x 8 x 8, values from 0 to 1" in what["input"][0]

@@ -60,7 +60,7 @@ MISTAKES = [
     ("teacher.model.width=a", "teacher.model.width='a'", "a whole number"),
     ("student.model._target_=models.digits.DigitsCnn", "_target_", "models.digits.DigitsCNN?"),
     ("student.model._target_=model.digits.DigitsCNN", "_target_", "no module 'model.digits'"),
-    ("student.model._target_=torch.pi", "_target_", "nothing that builds"),
+    ("student.model._target_=torch.pi", "_target_", "not something that builds"),
     ("source.studnet_steps=2", "source.studnet_steps", "did you mean 'student_steps'?"),
     ("source.optimizer.lr=[1]", "lr=[1]", "a number"),
     ("source.optimizer=adam", "source.optimizer='adam'", ""),
@@ -246,7 +246,7 @@ def test_losses_join_a_methods_own() -> None:
     with pytest.raises(ConfigError, match="loss=l3: no 'l3'") as caught:
         compose(["loss=[l3,l1]"])
     assert len(caught.value.mistakes) == 1
-    with pytest.raises(ConfigError, match=r"~distiller.losses.kd takes away what loss=kd adds"):
+    with pytest.raises(ConfigError, match=r"~distiller.losses.kd removes what loss=kd adds"):
         compose(["method=kd", "~distiller.losses.kd", "loss=[at,kd]"])
 
 

@@ -23,7 +23,7 @@ def test_a_folder_is_ours_by_its_configuration(content: bytes, directory: RunDir
     (directory.path / "config.yaml").write_bytes(content)
     before = contents(directory.path)
     for directory.overwrite in (False, True):
-        with pytest.raises(ValueError, match=r"no run directory.*its config\.yaml") as caught:
+        with pytest.raises(ValueError, match=r"not a run directory.*its config\.yaml") as caught:
             directory._check_owner()
         assert "\n" not in str(caught.value)
     assert contents(directory.path) == before
@@ -151,9 +151,7 @@ def test_what_a_finished_run_lost_is_brought_back(
     capsys.readouterr()
     assert train.main(arguments) == 0
     said = capsys.readouterr().out
-    assert re.search(
-        rf"{file} is (missing|damaged): it is brought back from .*step-000000002", said
-    )
+    assert re.search(rf"{file} is (missing|damaged): it is restored from .*step-000000002", said)
     after = contents(run)
     kept = after.pop(f"{name}.kept", None)
     assert kept == (content if isinstance(content, bytes) else None)
@@ -163,7 +161,7 @@ def test_what_a_finished_run_lost_is_brought_back(
     results = [json.loads(files["result.json"]) for files in (before, after)]
     assert results[0]["student"] == results[1]["student"]
     assert train.main(arguments) == 0
-    assert "brought back" not in capsys.readouterr().out
+    assert "restored from" not in capsys.readouterr().out
 
 
 def test_a_finished_run_without_student_and_checkpoint(

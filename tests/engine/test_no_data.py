@@ -136,7 +136,7 @@ def test_what_is_no_part_is_a_mistake_as_with_data(argument: str) -> None:
         (["teacher.classes=1"], "at least 2"),
         (["teacher.shape=[3,8,8]", "teacher.mean=[0,0,0]", "teacher.std=[1,1,1]"], "shape"),
         (["teacher.model.width=16"], "does not fit DigitsCNN"),
-        (["budget=20s"], "steps and budget are two lengths"),
+        (["budget=20s"], "steps and budget both set the length"),
         (["method=kd"], "nothing to train on"),
     ],
 )
@@ -172,7 +172,7 @@ def test_a_run_without_data_measures_agreement_and_no_accuracy(first: tuple[Path
     assert result["cost"]["real_training_inputs_read"] == 0
     assert "not known: there are no labels" in said
     card = (path / "README.md").read_text()
-    assert "the accuracy is not known" in card
+    assert "accuracy is unknown" in card
     assert "RUN data=NAME" in card
 
 
@@ -281,7 +281,7 @@ def test_a_signal_ends_the_synthesis_of_a_probe(weights: Path, tmp_path: Path) -
     config = compose([*SMALL, *QUICK, f"teacher.checkpoint={weights}", *SAID, "plan=false", *place])
     runtime = Runtime("cpu")
     runtime.stop_requested = True
-    with pytest.raises(Stopped, match="before the first step; the same command begins again"):
+    with pytest.raises(Stopped, match="before the first step; the same command starts again"):
         run(config, runtime)
     assert not (tmp_path / "run").exists()
     assert not (tmp_path / "root").exists()

@@ -107,7 +107,7 @@ def blank(*arguments: str) -> bool:
                 "~student.model.width",
                 f"student.model._target_={HERE}.Untrainable",
             ],
-            "the student Untrainable has no parameter",
+            "the student Untrainable has no trainable parameters",
         ),
         (
             ["method=scratch", f"student.model._target_={HERE}.Complex"],

@@ -107,7 +107,9 @@ def test_a_run_of_an_earlier_version_is_refused(tmp_path: Path) -> None:
     config.distiller.terms = config.distiller.pop("losses")
     OmegaConf.save(config, tmp_path / "run" / "config.yaml")
     before = contents(tmp_path)
-    with pytest.raises(ValueError, match="earlier version, which commit 394706e591 was the last"):
+    with pytest.raises(
+        ValueError, match="earlier version; the last commit to continue it is 394706e591"
+    ):
         begun(tmp_path / "run")
     assert contents(tmp_path) == before
 
@@ -116,7 +118,7 @@ def test_a_folder_of_other_files_is_refused_untouched(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "thesis.txt").write_text("mine")
     for override in ("overwrite=false", "overwrite=true"):
-        with pytest.raises(ValueError, match=r"no run directory: give another run_dir"):
+        with pytest.raises(ValueError, match=r"not a run directory: give another run_dir"):
             begun(tmp_path / "run", override)
     assert contents(tmp_path) == {"run/thesis.txt": b"mine"}
 

@@ -57,8 +57,8 @@ def test_how_a_student_was_trained_is_no_part_of_its_network(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("student: [", "no configuration of a run"),
-        ("[1, 2]", "no configuration of a run"),
+        ("student: [", "not a run.s configuration"),
+        ("[1, 2]", "not a run.s configuration"),
         ("choices: {}", "describes no part under student.model"),
         ("choices: {}\nstudent: {model: {width: 4}}", "describes no part under student.model"),
         (

@@ -94,7 +94,7 @@ def test_a_module_of_the_users_where_it_is_trusted(
 )
 def test_no_configuration(text: str, tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text(text)
-    with pytest.raises(ValueError, match="is no configuration of a run"):
+    with pytest.raises(ValueError, match="is not a run's configuration"):
         read_found(tmp_path / "config.yaml")
 
 

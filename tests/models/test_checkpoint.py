@@ -132,7 +132,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "deep": (deep(state()), "no state dict"),
     "numbers": ({0: torch.ones(3)}, "one of its tensors is called 0"),
     "mixed": (state() | {7: torch.ones(3)}, "one of its tensors is called 7"),
-    "newline": (state() | {"a\nb": torch.ones(3)}, r"called 'a\\nb', which is no name"),
+    "newline": (state() | {"a\nb": torch.ones(3)}, r"called 'a\\nb', which is not a name"),
     "arrays": ({k: v.numpy() for k, v in state().items()}, "no state dict"),
     "head": (state() | {"head.weight": torch.ones(3)}, "unexpected: head.weight"),
     "sparse": (changed("linear.weight", Tensor.to_sparse), r"linear.weight is sparse.*to_dense"),
@@ -203,5 +203,5 @@ def test_what_is_no_file_of_weights(tmp_path: Path) -> None:
         load_weights(tmp_path / "w.safetensors")
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path / "pipe", Path("/dev/zero")):
-        with pytest.raises(ValueError, match="no regular file"):
+        with pytest.raises(ValueError, match="not a regular file"):
             load_weights(path)

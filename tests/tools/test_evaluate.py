@@ -179,7 +179,7 @@ def test_data_without_labels(
     assert 0 <= found["agreement"] <= 1
     assert found["ece_to_teacher"] is not None
     assert "not measured: the data has no labels" in text
-    assert "what the teacher takes an input for" in text
+    assert "an input's class is the teacher's prediction" in text
     assert "measured: give teacher=NAME teacher.checkpoint=" in refused(*arguments[:2])
 
 
@@ -260,7 +260,7 @@ def test_a_strangers_run(
         assert not (tmp_path / "ran").exists()
     for text in ("student: [", "!!python/object/apply:os.system [touch ran]", "student: 3", ""):
         (run / "config.yaml").write_text(text)
-        assert "is no configuration of a run" in refused(str(run), "data=digits")
+        assert "is not a run's configuration" in refused(str(run), "data=digits")
     (run / "config.yaml").write_text(config.replace(ours, "audio.Net"))
     found, _ = measured(str(run), "data=digits", "trust=[audio]")
     assert found["architecture"] == "Net"

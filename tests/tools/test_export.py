@@ -110,7 +110,7 @@ def test_a_file_outside_of_its_run_is_described_on_the_command_line(
     out = tmp_path / "out.pt2"
     assert main([str(file), str(out)]) == 1
     said = capsys.readouterr().err
-    assert "lies in no run directory: say student=NAME" in said
+    assert "is not in a run directory: say student=NAME" in said
     assert "'a name'" in said
     assert main([str(file), str(out), "student=digits_cnn_small", "student.model.width=4"]) == 0
     assert "values from -1 to 1" in capsys.readouterr().out

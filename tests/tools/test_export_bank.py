@@ -201,7 +201,7 @@ def test_mistakes(
         return capsys.readouterr().err
 
     out = tmp_path / "out"
-    assert "is no run directory" in fails(tmp_path, out)
+    assert "is not a run directory" in fails(tmp_path, out)
     run = fabricate()
     assert "no checkpoint to read the bank from: run it with checkpoints=1" in fails(run, out)
     assert f"{run} exists" in fails(finished, run)
@@ -212,7 +212,7 @@ def test_mistakes(
     assert "no train image of class 5, and folders need one" in fails(run, out)
     torch.save({"source": content(count=2)}, run / "checkpoints" / "step-000000004" / "rank0.pt")
     other_data(["a", "b"][:1])
-    assert "has labels that other has no classes for" in fails(run, out)
+    assert "has labels for which other has no classes" in fails(run, out)
     other_data(["a/b", "a_b"])
     assert "not every class name can name a folder" in fails(run, out)
     other_data([".", "b"])

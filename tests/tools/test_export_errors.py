@@ -85,7 +85,7 @@ def test_names(tmp_path: Path, refuse: Callable[..., str], monkeypatch: pytest.M
     (run / "student.safetensors").unlink()
     assert "holds no student yet" in refuse(run)
     (run / "config.yaml").unlink()
-    assert "is no run directory" in refuse(run)
+    assert "is not a run directory" in refuse(run)
 
 
 def test_files_that_do_not_say_what_they_take(tmp_path: Path, refuse: Callable[..., str]) -> None:
@@ -93,7 +93,7 @@ def test_files_that_do_not_say_what_they_take(tmp_path: Path, refuse: Callable[.
     said = refuse(tmp_path / "other.safetensors", "student=digits_cnn_small")
     assert "does not say what its inputs and classes are" in said
     (tmp_path / "text.safetensors").write_text("nothing")
-    assert "is no checkpoint" in refuse(tmp_path / "text.safetensors", "student=lenet5")
+    assert "is not a checkpoint" in refuse(tmp_path / "text.safetensors", "student=lenet5")
 
 
 def test_another_network(tmp_path: Path, refuse: Callable[..., str]) -> None:

@@ -43,7 +43,7 @@ def test_odd_classes() -> None:
     given["classes"][1]["name"] = "a\x1b[31m\n" + "b" * 99
     given["confusion"] = [[1, 1, 2], [2, 2, 3]]
     text = in_lines(given)
-    assert "(1 more without an input)" in text
+    assert "(1 more have no inputs)" in text
     assert "\x1b" not in text
     assert "a?[31m?bbbbbbbbbbbbbbbbbbbbbb…" in text
     assert "largest confusions" not in text

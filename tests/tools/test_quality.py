@@ -85,4 +85,4 @@ def test_for_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(tmp_path / "run"), "stage9"]) == 1
     assert "no tap 'stage9'" in capsys.readouterr().err
     assert main([str(tmp_path)]) == 1
-    assert "no finished run" in capsys.readouterr().err
+    assert "not a finished run" in capsys.readouterr().err

@@ -171,7 +171,7 @@ def test_agreement_is_compared_where_there_are_no_labels(tmp_path: Path) -> None
     assert found.row("dafl")[1:3] == ["-", "25.00 %"]
     assert f"Measured on {measured['what']}." in found.text
     write(tmp_path / "runs" / "b", config(steps=40), result())
-    assert "figures on different inputs do not compare" in page(tmp_path, tmp_path / "runs").text
+    assert "on different inputs cannot be compared" in page(tmp_path, tmp_path / "runs").text
 
 
 def test_times_add_up(tmp_path: Path) -> None:
@@ -203,7 +203,7 @@ def test_what_is_no_run_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert main([str(empty), str(tmp_path / "none"), "--out", str(out)]) == 1
     assert not out.exists()
     errors = capsys.readouterr().err.splitlines()
-    assert errors[0].startswith(f"error: {empty} is no run and holds none")
+    assert errors[0].startswith(f"error: {empty} is not a run and holds none")
     assert errors[1].startswith(f"error: {tmp_path / 'none'} does not exist")
     assert main([str(empty), str(run), "--out", str(out)]) == 1
     assert out.exists()

@@ -1,11 +1,11 @@
-"""One HTML page that compares runs: what was asked, curves, pictures, figures and costs.
+"""One HTML page that compares runs: settings, curves, pictures, figures and costs.
 
 python -m tools.report runs/*
 python -m tools.report runs/dafl-* runs/dfq-* --out losses.html
 
-RUNS are run directories, or folders that hold some. Runs that differ in their seed alone make one
+RUNS are run directories, or folders that hold some. Runs that differ only in their seed make one
 group, with the mean and the sample standard deviation over the seeds. The page needs no other file
-and no network; nothing that stands in a run directory is run.
+and no network; no code in a run directory is run.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ def main(arguments: list[str]) -> int:
 
 
 def _check_free(out: Path) -> None:
-    """A report gives way to the next one, and nothing else does."""
+    """Check that the file may be written: only an earlier report is overwritten."""
     if out.is_dir() or not out.parent.is_dir():
-        raise ValueError(f"{out} is no name for a file here: give another to --out")
+        raise ValueError(f"{out} cannot be a file name here: give another to --out")
     if out.is_symlink() or (out.exists() and not out.read_bytes().startswith(MARK.encode())):
-        raise ValueError(f"{out} is no report of this program, and stays: give another to --out")
+        raise ValueError(f"{out} is not a report of this program, and stays: give another to --out")
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ class Line:
 
 
 def chart(title: str, lines: Sequence[Line], x_name: str, percent: bool = False) -> str:
-    """An SVG element; empty where there are not two points to join."""
+    """An SVG element; empty if there are not two points to join."""
     points = [p for line in lines for seed in line.seeds for p in seed.values()]
     if not points:
         return ""
@@ -94,7 +94,7 @@ def mean_curve(seeds: Sequence[dict[int, Point]]) -> list[Point]:
 
 
 def thinned(curve: Sequence[Point]) -> list[Point]:
-    """At most 300 points, each the mean of those that lie beside one another."""
+    """At most 300 points, each the mean of neighbouring ones."""
     size = math.ceil(len(curve) / MOST) or 1
     return [_middle(curve[i : i + size]) for i in range(0, len(curve), size)]
 

@@ -1,4 +1,4 @@
-"""What a report is made of: text that is safe in HTML, tables, figures, and the style of the page.
+"""The elements of a report: text that is safe in HTML, tables, figures, and the page's style.
 
 The style is for light and dark, for a desk and a phone.
 """
@@ -14,7 +14,7 @@ from typing import Any
 from tools.report.runs import mean_and_deviation
 
 NONE = "-"
-_COLOURS = {  # in light, in dark: eight that also the colour-blind tell apart
+_COLOURS = {  # in light, in dark: eight that colour-blind readers can tell apart too
     "light": ["#0072b2", "#d55e00", "#009e73", "#b0579a", "#8a6d00", "#3a9bdc", "#555", "#a3001b"],
     "dark": ["#56a8e0", "#ff8a3d", "#2fc79b", "#e08fc6", "#e3c54a", "#8fd0ff", "#bbb", "#ff6b7f"],
 }
@@ -89,12 +89,12 @@ def clean(value: Any) -> str:
 
 
 def wrapped(value: Any) -> str:
-    """The same, where lines may break after ``.,/_``, but not within a number."""
+    """The same, with line breaks allowed after ``.,/_``, but not within a number."""
     return re.sub(r"([.,/_])(?!\d)", r"\1<wbr>", clean(value))
 
 
 def html_table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    """In a box that scrolls where it is wider than the page; the first column names the row."""
+    """A table in a box that scrolls if wider than the page; the first column names the row."""
     top = "".join(f'<th scope="col">{cell}</th>' for cell in head)
     lines = []
     for first, *rest in rows:

@@ -1,4 +1,4 @@
-"""The page of a report: HTML and CSS without a script, which takes nothing from elsewhere."""
+"""The page of a report: self-contained HTML and CSS without a script."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ MARK = "<!doctype html>\n<!-- Written by python -m tools.report, which may write
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 TITLES = {"eval/accuracy": "accuracy", "eval/agreement": "agreement with the teacher"}
 TITLES |= {"eval/ece": "calibration error (ECE)"}
-MANY = 16  # settings, more than which are not shown at once
+MANY = 16  # settings that are shown at once, at most
 PARTS = ("timing", "synthesis", "distillation", "evaluation")
 
 
 def report_page(groups: Sequence[Group]) -> str:
-    """The whole page as text that UTF-8 can say."""
+    """The whole page as text that UTF-8 can encode."""
     runs = [run for group in groups for run in group.runs]
     title = f"{count(len(runs), 'run')} in {count(len(groups), 'group')}"
     made = datetime.now().strftime("%Y-%m-%d %H:%M")
     sections = [
         ("Results", _results(groups)),
-        ("What was asked", _settings(groups)),
+        ("Settings", _settings(groups)),
         ("Curves", _curves(groups)),
         ("Pictures", _pictures(groups)),
         ("Costs", _costs(groups)),
@@ -52,7 +52,7 @@ def report_page(groups: Sequence[Group]) -> str:
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{title}</title><style>{STYLE}</style></head>\n<body><main>"
-        f"<h1>{title}</h1><p class=quiet>Written {made}. Runs that differ in their seed alone are "
+        f"<h1>{title}</h1><p class=quiet>Written {made}. Runs that differ only in their seed are "
         f"one group.</p>\n{body}</main></body></html>\n"
     )
 
@@ -86,7 +86,7 @@ def _results(groups: Sequence[Group]) -> str:
 
 
 def _measured(groups: Sequence[Group]) -> str:
-    """On which inputs; figures of different ones do not compare."""
+    """On which inputs the runs were measured; figures on different ones cannot be compared."""
     on: dict[str, list[str]] = {}
     for group in groups:
         for words in group.words("measured_on", "what"):
@@ -96,7 +96,7 @@ def _measured(groups: Sequence[Group]) -> str:
     items = "".join(f"<li>{'; '.join(names)}: {clean(words)}" for words, names in on.items())
     return (
         "<p class=warning>Not all groups were measured on the same inputs; figures on different "
-        f"inputs do not compare.</p><ul>{items}</ul>"
+        f"inputs cannot be compared.</p><ul>{items}</ul>"
     )
 
 
@@ -118,9 +118,9 @@ def _state(run: Run) -> str:
 
 
 def _settings(groups: Sequence[Group]) -> str:
-    """A column for each group where they differ; what all share is folded away.
+    """A column for each group where they differ; shared ones are folded away.
 
-    Methods differ in much: then only what one varies on purpose is open from the beginning.
+    Methods differ in many: then only the settings that are usually varied are open at first.
     """
     keys = list(dict.fromkeys(key for group in groups for key in group.settings))
     keys.sort(key=rank)
@@ -131,7 +131,7 @@ def _settings(groups: Sequence[Group]) -> str:
     names = [_key(i, group) for i, group in enumerate(groups)]
     content = html_table(["setting", *names], [rows.pop(key) for key in shown])
     if not shown:
-        content = "<p>There is nothing that the groups differ in.</p>"
+        content = "<p>The groups do not differ in any setting.</p>"
     if rows:
         words = f"{count(len(rows), 'more setting')} in which they differ"
         content += folded(words, html_table(["setting", *names], rows.values()))
@@ -147,7 +147,7 @@ def _asked(group: Group, key: str) -> str:
 
 
 def _curves(groups: Sequence[Group]) -> str:
-    """By step and by time, of which the reader chooses one; without a choice, by step."""
+    """Curves by step or by time, as the reader chooses; by step at first."""
     tags = sorted({tag for group in groups for run in group.runs for tag in run.series})
     known = [tag for tag in tags if tag.startswith("eval/")]
     known += [tag for tag in tags if tag.startswith("loss/student/")]

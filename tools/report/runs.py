@@ -1,4 +1,4 @@
-"""Run directories read as data, and grouped by what was asked of them."""
+"""Run directories read as data, and grouped by their settings."""
 
 from __future__ import annotations
 
@@ -52,13 +52,13 @@ class Run:
 
     @property
     def last(self) -> int:
-        """The last step that something was written of."""
+        """The last step for which something was written."""
         return max((points[-1][0] for points in self.series.values()), default=0)
 
 
 @dataclass
 class Group:
-    """Runs that differ in their seed alone."""
+    """Runs that differ only in their seed."""
 
     name: str
     settings: dict[str, Any]
@@ -85,7 +85,7 @@ def number(value: Any) -> float | None:
 
 
 def mean_and_deviation(values: list[float]) -> tuple[float, float | None]:
-    """The sample standard deviation, which a single value has not."""
+    """The sample standard deviation; a single value has none."""
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
 
 
@@ -98,7 +98,7 @@ def find(paths: Sequence[Path]) -> tuple[list[Path], list[str]]:
         if not below and path.is_dir():
             below = sorted(p.parent for p in path.rglob(CONFIG) if _is_run(p.parent))
         if not below:
-            what = "is no run and holds none" if path.exists() else "does not exist"
+            what = "is not a run and holds none" if path.exists() else "does not exist"
             mistakes.append(f"{path} {what}: give run directories, or folders that hold some")
         for run in below:
             found.setdefault(run.resolve(), run)
@@ -165,7 +165,7 @@ def _picture(path: Path) -> bytes | None:
 
 
 def grouped(runs: Sequence[Run]) -> list[Group]:
-    """Runs by everything that they were asked but their seed, in the order of the first of each."""
+    """Runs by all settings except the seed, in the order of the first of each."""
     groups: dict[str, Group] = {}
     for run in runs:
         asked = _asked(run.settings)
@@ -180,7 +180,7 @@ def grouped(runs: Sequence[Run]) -> list[Group]:
 
 
 def _asked(settings: dict[str, Any]) -> dict[str, Any]:
-    """Without the seed, and without what changes nothing that is computed."""
+    """Settings without the seed, and without those that do not change what is computed."""
     left_out = {"seed", *NOT_IDENTITY}
     if settings.get("budget") is not None:
         left_out.add("steps")  # which follow from it, and from the machine
@@ -188,7 +188,7 @@ def _asked(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _names(settings: Sequence[dict[str, Any]]) -> list[str]:
-    """The method of each, and as many settings more as tell it from the others of that method."""
+    """The method of each, and enough settings to tell it from the others of that method."""
     methods = [str(s.get("choices.method")) for s in settings]
     names = list(methods)
     for i, own in enumerate(settings):
@@ -204,7 +204,7 @@ def _names(settings: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def rank(key: str) -> int:
-    """How early a setting tells runs apart: what one varies on purpose comes first."""
+    """The rank of a setting in names of runs: those that are usually varied come first."""
     if key.startswith("choices."):
         return 0
     return 1 if key in ("steps", "batch_size") or key.endswith((".lr", ".weight")) else 2
