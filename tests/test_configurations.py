@@ -24,7 +24,7 @@ from models.pretrained import freeze
 
 COUNT = 12  # images of each split
 LABELS = np.arange(COUNT) % 3
-SMALL = {"iterations": 2, "synthesis_batch_size": 4, "capacity": 16}
+SMALL = {"iterations": 2, "synthesis_batch_size": 4, "capacity": 16, "warmup_rounds": 1}
 GREY = ("MNIST", "FashionMNIST", "KMNIST")  # the others are 3 x 32 x 32
 
 

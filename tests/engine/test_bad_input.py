@@ -75,7 +75,7 @@ def damaged(path: Path, teacher: Path, kind: str) -> Path:
         ("missing", "No such file"),
         ("truncated", "truncated"),
         ("stub", "truncated"),
-        ("text", "no checkpoint"),
+        ("text", "is not a checkpoint"),
         ("foreign", "does not fit DigitsCNN: missing: stage1.0.weight"),
         ("pickle", "unpickling"),
         ("module", "unpickling"),

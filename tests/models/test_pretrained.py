@@ -199,9 +199,9 @@ def test_foreign_files(tmp_path: Path) -> None:
     torch.jit.save(torch.jit.script(nn.Linear(2, 2)), path)
     refuse("not a checkpoint.*TorchScript", load_weights, path)
     Image.new("RGB", (9, 9)).save(path, "PNG")
-    refuse("no checkpoint", load_weights, path)
+    refuse("is not a checkpoint", load_weights, path)
     path.write_text('{"weights": [1, 2, 3]}')
-    refuse("no checkpoint", load_weights, path)
+    refuse("is not a checkpoint", load_weights, path)
     for content in ({"epoch": 3}, {}, [torch.zeros(3)], torch.zeros(3), {"a": {"b": 1}}):
         torch.save(content, path)
         refuse("no state dict", load_weights, path)

@@ -230,7 +230,7 @@ def test_mistakes(finished: Path, tmp_path: Path, refused: Callable[..., str]) -
 
 
 def test_no_place_for_the_answer(finished: Path, tmp_path: Path, capsys: Any) -> None:
-    for out, said in ((tmp_path, "exists: remove it"), (tmp_path / "a" / "b", "is no folder")):
+    for out, said in ((tmp_path, "exists: remove it"), (tmp_path / "a" / "b", "is not a folder")):
         assert main([str(finished / "run"), "data=digits", f"--json={out}"]) == 1
         assert said in capsys.readouterr().err
 
