@@ -44,6 +44,7 @@ def plan(
     count = len(teacher.batchnorms())
     fit, unfit = methods_for(teacher, settings["generator"], available)
     others = [name for name in fit if name != choices["method"]]
+    amount = "1 step takes" if steps == 1 else f"{steps:,} steps take"
     rows = [
         ("teacher", f"{choices['teacher']}: {size(teacher)}, {count or 'no'} BatchNorm layers"),
         ("input", _input(teacher, known)),
@@ -51,7 +52,7 @@ def plan(
         ("student", f"{choices['student']}: {size(available['student'])}"),
         ("method", f"{choices['method']}; these apply as well: {' '.join(others)}"),
         *((("", f"not {' '.join(names)}: {why}") for why, names in unfit.items())),
-        ("time", f"{_pace(timing)}; {steps:,} steps take about {spell(timing.seconds(steps))}"),
+        ("time", f"{_pace(timing)}; {amount} about {spell(timing.seconds(steps))}"),
         ("memory", f"{pace.memory / 2**30:.1f} GiB at the peak so far"),
         ("measured", measured),
     ]
