@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import statistics
 import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import Any
 
 import pytest
+from scipy.stats import spearmanr
 
 from benchmarks import agreement, plot, reproduce
 from core.runtime import Runtime
+from engine.card import RANKS
 from engine.config import compose
 from engine.train import run
 
@@ -49,6 +52,17 @@ def test_the_section_and_the_plot_stand_on_the_page_of_data_free_methods(tmp_pat
     files = reproduce.made_files(tables, tmp_path)
     assert files["docs/results/agreement.svg"] == plot.svg(STUDENTS)
     assert plot.agreement_section(STUDENTS) in files["docs/results/data-free.md"]
+
+
+def test_the_model_card_states_what_was_found() -> None:
+    students = json.loads((reproduce.RECORDS / "agreement.json").read_text())
+    assert f" {len(students)} students " in RANKS
+    for data, own in plot.by(students, "data").items():
+        assert data in RANKS
+        gap = statistics.median(s["accuracy"] - s["agreement"] for s in own)
+        assert f"{100 * gap:.0f}" in RANKS
+        accuracies, agreements = ([s[key] for s in own] for key in ("accuracy", "agreement"))
+        assert f"{spearmanr(accuracies, agreements).statistic:.2f}" in RANKS
 
 
 def test_the_plot_has_every_student_and_is_the_same_each_time() -> None:
