@@ -2,6 +2,7 @@
 
     python benchmarks/gpu.py [--part smoke|train] [--limit SECONDS] [--out DIR] [--runs DIR]
                              [--data FILE.npz] [--teacher FILE] [--device cuda|cpu] [--dry-run]
+                             [--only JOB ...]
 
 ``smoke`` (9 minutes): the machine; every method for 30 steps; data-free CIFAR-10 with a public
 ResNet-20; the tests that need CUDA; step times; a profile; compiled steps. ``train`` (4 minutes):
@@ -89,14 +90,19 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--steps", type=int, default=6000, help="of the student in train")
     parser.add_argument("--dry-run", action="store_true")
+    parser.add_argument("--only", nargs="+", metavar="JOB", help="these jobs, in this order")
     options = parser.parse_args(arguments)
     for name in ("out", "runs", "data", "teacher"):
         path = getattr(options, name)
         setattr(options, name, path and path.resolve())
         if name in ("data", "teacher") and path and not path.exists():
             parser.error(f"--{name}: there is no file {path}")
+    jobs = {job.name: job for job in PARTS[options.part](options)}
+    if unknown := set(options.only or []) - set(jobs):
+        parser.error(f"--only: no job {', '.join(sorted(unknown))}; there are: {', '.join(jobs)}")
     limit = options.limit or LIMITS[options.part]
-    return run_all(PARTS[options.part](options), options, time.monotonic() + limit)
+    chosen = [jobs[name] for name in options.only or jobs]
+    return run_all(chosen, options, time.monotonic() + limit)
 
 
 def smoke(options: argparse.Namespace) -> list[Job]:
@@ -104,9 +110,10 @@ def smoke(options: argparse.Namespace) -> list[Job]:
     once = ["--repeat", "1", "batch_size=2"]
     pytest = ["-m", "pytest", "-m", "gpu", "-q", "--maxfail=40", "--durations=5"]
     pytest += ["-p", "no:cacheprovider", "tests/test_gpu.py"]
-    pytest += ["-n", "6"] if importlib.util.find_spec("xdist") else []
+    workers = str(min(12, os.cpu_count() or 1))  # each a CUDA context of its own
+    pytest += ["-n", workers] if importlib.util.find_spec("xdist") else []
     methods = ["benchmarks/gpu_methods.py", "--device", options.device]
-    methods += ["--runs", str(options.runs / "methods")]
+    methods += ["--runs", str(options.runs / "methods"), "--processes", workers]
     few = ["kd", "dfq", "--steps", "2", "--teacher-steps", "2", "--processes", "1"]
     times = [
         Job(f"step_time-{name}", ["benchmarks/step_time.py", *overrides, device], 30, once)
