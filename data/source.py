@@ -88,7 +88,6 @@ class RealSource:
         read = self._read + self.data.real_training_inputs_read - self._read_elsewhere
         return {
             "images_synthesized": 0,
-            "teacher_queries": 0,
             "real_training_inputs_read": read,
         }
 

@@ -28,15 +28,10 @@ class SpatialActivation(TransferLoss):
 
     Args:
         taps: maps [B, C, H, W] or tokens, in the order of the network.
-
-    Attributes:
-        teacher_queries: how many inputs the teacher has answered for this loss; kept with the
-            state.
     """
 
     def __init__(self, taps: Taps = STAGES) -> None:
         super().__init__(taps)
-        self.teacher_queries = 0
 
     def prepare(self, student: Side, teacher: Side | None) -> None:
         assert teacher is not None
@@ -57,7 +52,6 @@ class SpatialActivation(TransferLoss):
         label = teacher.logits.argmax(dim=1)
         ours = importance(self.views[0], batch.student_input, label)
         theirs = importance(self.views[1], batch.teacher_input, label)
-        self.teacher_queries += len(batch.teacher_input)
         pairs = [(to_map(s), to_map(t)) for s, t in self.pairs(student, teacher)]
         gaps = [
             _gap(grad_cam(s, ours[a]), grad_cam(t, theirs[b]))
@@ -66,12 +60,6 @@ class SpatialActivation(TransferLoss):
         if self.heads:
             gaps.append(_gap(*map(class_maps, pairs[-1], self.heads)))
         return torch.stack(gaps).sum()
-
-    def get_extra_state(self) -> dict[str, int]:
-        return {"teacher_queries": self.teacher_queries}
-
-    def set_extra_state(self, state: dict[str, int]) -> None:
-        self.teacher_queries = state["teacher_queries"]
 
 
 @torch.enable_grad()

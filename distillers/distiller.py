@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from itertools import chain
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import nn
@@ -73,7 +73,6 @@ class Distiller(nn.Module):
     Attributes:
         adaptations: a line for each pair of features with different shapes, on what joins them.
         teacher: the view, or None where no loss needs one.
-        teacher_queries: how many inputs the teacher has answered; kept with the state.
 
     Raises:
         ValueError: for losses that need a teacher where there is none.
@@ -96,7 +95,6 @@ class Distiller(nn.Module):
         self.objective = objective
         self.runtime = runtime
         self.needs_label = any(objective.ask("needs_label"))
-        self.teacher_queries = 0
         self.labels = labels
         view = None
         if any(objective.ask("needs_teacher")):
@@ -148,7 +146,10 @@ class Distiller(nn.Module):
         mode = self.student.training
         dry = side(self.student, self.student.eval()(x))
         self.student.train(mode)
-        guide = side(self.teacher, self.teacher(x)) if self.teacher is not None else None
+        guide = None
+        if self.teacher is not None:
+            with self.teacher.uncounted():
+                guide = side(self.teacher, self.teacher(x))
         for name, loss in losses.items():
             loss.prepare(dry, guide)
             if guide is not None:
@@ -161,12 +162,5 @@ class Distiller(nn.Module):
             return None
         if batch.teacher_logits is not None and not self.teacher.taps:
             return Outputs(batch.teacher_logits)
-        self.teacher_queries += len(batch.teacher_input)
         with self.runtime.autocast():
             return self.teacher(batch.teacher_input)
-
-    def get_extra_state(self) -> dict[str, Any]:
-        return {"teacher_queries": self.teacher_queries}
-
-    def set_extra_state(self, state: dict[str, Any]) -> None:
-        self.teacher_queries = state["teacher_queries"]

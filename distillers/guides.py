@@ -14,6 +14,7 @@ from data.spec import Batch, InputSpec
 from distillers.base import TransferLoss
 from distillers.response import positive, soft_kl
 from models.classifier import Classifier, Outputs
+from models.meter import Meter
 from models.pretrained import freeze, load_classifier
 
 
@@ -39,8 +40,7 @@ class DenselyGuided(TransferLoss):
 
     Attributes:
         guides: frozen, and neither part of the state nor of the parameters.
-        teacher_queries: how many inputs the assistants have answered; kept with the state. The
-            run's own teacher is counted by the distiller, which asks it at every step.
+        meter: how many inputs the assistants have answered.
 
     Raises:
         ValueError: for a guide that is not as above, or does not fit the data.
@@ -58,10 +58,14 @@ class DenselyGuided(TransferLoss):
         super().__init__()
         if drop < 0:
             raise ValueError(f"drop is a number of guides, at least 0, but is {drop}")
-        self.guides = tuple(_load(guide, spec, classes, runtime) for guide in guides)
+        self.meter = Meter()
+        loaded = [_load(guide, spec, classes, runtime) for guide in guides]
+        self.guides = tuple(guide.metered(self.meter) for guide in loaded)
+        for guide in self.guides:
+            runtime.compile(guide.module)
         self.temperature, self.runtime = positive(temperature), runtime
         self.kept = 1 + len(self.guides) - min(drop, len(self.guides))
-        self.steps = self.teacher_queries = 0
+        self.steps = 0
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
         assert teacher is not None
@@ -81,16 +85,15 @@ class DenselyGuided(TransferLoss):
     def _ask(self, k: int, teacher: Outputs, batch: Batch) -> Tensor:
         if k == 0:
             return teacher.logits
-        self.teacher_queries += len(batch.teacher_input)
         with self.runtime.autocast():
             outputs: Outputs = self.guides[k - 1](batch.teacher_input)
         return outputs.logits
 
     def get_extra_state(self) -> dict[str, int]:
-        return {"steps": self.steps, "teacher_queries": self.teacher_queries}
+        return {"steps": self.steps}
 
     def set_extra_state(self, state: dict[str, int]) -> None:
-        self.steps, self.teacher_queries = state["steps"], state["teacher_queries"]
+        self.steps = state["steps"]
 
 
 def _load(
@@ -108,5 +111,4 @@ def _load(
             f"teacher in {spec.range}: choose guides that were trained as the teacher was"
         )
     runtime.prepare(freeze(network))
-    runtime.compile(network.module)
     return network

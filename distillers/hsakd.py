@@ -39,9 +39,6 @@ class HSAKD(TransferLoss):
         temperature: τ > 0.
         pretraining: fraction of the run in which only the teacher's classifiers learn, in [0, 1).
 
-    Attributes:
-        teacher_queries: how many turned inputs the teacher has answered; kept with the state.
-
     Raises:
         ValueError: for an argument out of range, or images that are not square.
     """
@@ -68,7 +65,6 @@ class HSAKD(TransferLoss):
         self.num_classes, self.runtime = num_classes, runtime
         self.temperature, self.pretraining = positive(temperature), pretraining
         self.transfers = True
-        self.teacher_queries = 0
         self.classifiers = nn.ModuleDict()
 
     def prepare(self, student: Side, teacher: Side | None) -> None:
@@ -95,7 +91,6 @@ class HSAKD(TransferLoss):
         pairs = [(student, self._ask(ours, batch.student_input))]
         with torch.no_grad():
             pairs.append((teacher, self._ask(theirs, batch.teacher_input)))
-        self.teacher_queries += (TURNS - 1) * len(batch.teacher_input)
         p_s, p_t = (torch.cat([a.logits, b.logits]) for a, b in pairs)
         q_s = self._tell("student", self.student_taps, *pairs[0])
         q_t = self._tell("teacher", self.teacher_taps, *pairs[1])
@@ -124,12 +119,6 @@ class HSAKD(TransferLoss):
             classify(to_map(torch.cat([straight.features[tap], turned.features[tap]])))
             for classify, tap in both
         ]
-
-    def get_extra_state(self) -> dict[str, int]:
-        return {"teacher_queries": self.teacher_queries}
-
-    def set_extra_state(self, state: dict[str, int]) -> None:
-        self.teacher_queries = state["teacher_queries"]
 
 
 def auxiliary_classifier(c_in: int, width: int, halvings: int, classes: int) -> nn.Sequential:

@@ -28,6 +28,7 @@ from models.check import check_network, materialize
 from models.classifier import Classifier
 from models.ema import EMA
 from models.external import library_defaults
+from models.meter import Meter, queries
 from models.pretrained import freeze, load_classifier
 
 # Errors of a network that is built for other inputs or classes than its file's.
@@ -62,13 +63,10 @@ class Parts:
         return self.ema.module if self.ema else self.student
 
     def counts(self) -> dict[str, int]:
-        """What source and distiller took so far, on this rank; see :meth:`Source.counts`."""
+        """What the run took so far, on this rank: :meth:`Source.counts`, and what meters say."""
         counts = self.source.counts()
-        counts["teacher_queries"] += self.distiller.teacher_queries
-        if isinstance(self.teacher, BlackBox):  # which also knows what its gradients cost
-            counts["teacher_queries"] = self.teacher.queries
-        counts["teacher_queries"] += sum(self.distiller.objective.ask("teacher_queries"))
-        return counts
+        first = {"images_synthesized": counts.pop("images_synthesized")}
+        return first | {"teacher_queries": queries(self.distiller)} | counts
 
 
 def build_dataset(config: dict[str, Any], runtime: Runtime) -> Dataset:
@@ -205,13 +203,12 @@ def build_parts(
 ) -> Parts:
     """Everything of a run but its teacher, in the order in which the parts need each other.
 
-    A black box is put around the teacher here, so that evaluation, which sees the teacher itself,
-    costs none of its budget.
+    Source and distiller get a teacher with a meter. Evaluation sees the teacher itself, so that it
+    counts as no query and costs nothing of a black box's budget.
     """
     torch.manual_seed(runtime.seed)  # a teacher trained just now, or earlier, changes no draw
-    if teacher and (box := config["teacher"]["black_box"]):
-        given = {"teacher": teacher, "runtime": runtime}
-        teacher = build(box, Classifier, "teacher.black_box", **given)
+    if teacher:
+        teacher = _metered(teacher, config["teacher"]["black_box"], runtime)
     available = offered(config, dataset, teacher, runtime)
     inputs = 4 * config["batch_size"] * math.prod(available["spec"].shape)
     what = f"one batch of batch_size={config['batch_size']} inputs"
@@ -222,8 +219,9 @@ def build_parts(
         available["objective"] = build_objective(config["synthesis"], "synthesis", **available)
         notes += unread_statistics(teacher, available["objective"]) if teacher else []
     source = build(config["source"], Source, "source", **available)
-    if isinstance(teacher, BlackBox):
+    if teacher:
         distiller.add_module("meter", teacher.meter)  # whose checkpoint thus holds the count
+    if isinstance(teacher, BlackBox):
         check_budget(teacher, source, distiller, config["batch_size"], config["steps"])
     parameters = [p for p in distiller.parameters() if p.requires_grad]
     if not any(p.requires_grad for p in student.parameters()):
@@ -242,3 +240,12 @@ def build_parts(
         ema=EMA(student, config["ema"]) if config["ema"] else None,
         notes=notes,
     )
+
+
+def _metered(teacher: Classifier, black_box: dict[str, Any] | None, runtime: Runtime) -> Classifier:
+    if black_box is None:
+        return teacher.metered(Meter())
+    box: Classifier = build(
+        black_box, Classifier, "teacher.black_box", teacher=teacher, runtime=runtime
+    )
+    return box

@@ -129,7 +129,7 @@ class Source(Protocol):
         """Weighted losses of the latest update (detached device scalars) and learning rates."""
 
     def counts(self) -> dict[str, int]:
-        """images_synthesized, teacher_queries, real_training_inputs_read, on this rank so far.
+        """images_synthesized and real_training_inputs_read, on this rank so far.
 
         If images of a data set other than the teacher's are used, out_of_domain_inputs_read too.
         """

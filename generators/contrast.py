@@ -169,4 +169,5 @@ def example(network: Classifier, taps: Sequence[str]) -> dict[str, Tensor]:
     """The taps' features of one input of zeros."""
     parameter = next(network.parameters())
     x = torch.zeros(1, *network.spec.shape, device=parameter.device)
-    return network.frozen(taps)(x).features
+    with network.uncounted():
+        return network.frozen(taps)(x).features

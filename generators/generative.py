@@ -149,11 +149,9 @@ class GenerativeSource:
         return {**self.losses, **replay, "lr_generator": self.optimizer.param_groups[0]["lr"]}
 
     def counts(self) -> dict[str, int]:
-        """Each image counts once, however often it is seen; a teacher's query with every update."""
-        queries = self.updates * self.synthesis_batch_size * self.observe.queries_per_image
+        """Each image counts once, however often it is seen."""
         counts = Counter(
             images_synthesized=self.images_synthesized,
-            teacher_queries=queries + (self.replay.teacher_queries if self.replay else 0),
             real_training_inputs_read=0,
         )
         counts.update(self.observe.counts())

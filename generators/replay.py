@@ -27,7 +27,6 @@ class Replay:
     Attributes:
         synthesizes: whether its images are synthesized ones.
         losses: losses of the latest :meth:`learn`, detached device scalars.
-        teacher_queries: inputs that the teacher has answered for it, on this rank.
 
     Raises:
         ValueError: for a fraction outside of (0, 1).
@@ -40,7 +39,6 @@ class Replay:
             raise ValueError(f"a replay's fraction of the batch lies in (0, 1), not {fraction}")
         self.fraction = fraction
         self.losses: dict[str, Tensor] = {}
-        self.teacher_queries = 0
 
     def share(self, batch_size: int) -> int:
         """How many inputs of a batch are replayed: at least one, and at least one is not.
@@ -188,14 +186,12 @@ class VAE(Replay):
             "encoder": self.encoder.state_dict(),
             "decoder": self.decoder.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "teacher_queries": self.teacher_queries,
             "losses": self.losses,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         for name in ("encoder", "decoder", "optimizer"):
             getattr(self, name).load_state_dict(state[name])
-        self.teacher_queries = state["teacher_queries"]
         self.losses = {k: v.to(self.runtime.device) for k, v in state["losses"].items()}
 
     def _own(self, images: int) -> int:
@@ -210,7 +206,6 @@ class VAE(Replay):
             label = None if self.num_classes is None else target.argmax(1)
             rebuilt = self.decoder(mean + (0.5 * log_variance).exp() * eps, label)
             logits = self.teacher(rebuilt).logits
-        self.teacher_queries += 2 * len(images)
         pixels = F.l1_loss(self.spec.normalize(rebuilt), self.spec.normalize(images))
         prior = -0.5 * (1 + log_variance - mean**2 - log_variance.exp()).sum(1).mean()
         loss = pixels + F.l1_loss(logits, target) + self.kl_weight * prior

@@ -130,11 +130,10 @@ class RoundSource:
         return dict(self.losses)
 
     def counts(self) -> dict[str, int]:
-        """Each image counts once, and as a teacher's query in every iteration that used it."""
+        """Each image counts once."""
         images = self.rounds * self.synthesis_batch_size
         return {
             "images_synthesized": images + (self.exchange.images if self.exchange else 0),
-            "teacher_queries": images * self.iterations * self.observe.queries_per_image,
             "real_training_inputs_read": 0,
         } | self.observe.counts()
 

@@ -13,6 +13,7 @@ from torch.linalg import vector_norm
 
 from core.runtime import Runtime
 from models.classifier import Classifier, Outputs
+from models.meter import Meter
 
 
 class BlackBox(Classifier):
@@ -40,11 +41,13 @@ class BlackBox(Classifier):
         budget: the most queries of all processes together; None means no limit.
 
     Attributes:
-        meter: the count, to be checkpointed.
+        meter: the count, to be checkpointed; the directions of a gradient count too.
 
     Raises:
         ValueError: for counts below 1 and an ε of 0 or less.
     """
+
+    meter: Meter
 
     def __init__(
         self,
@@ -59,17 +62,12 @@ class BlackBox(Classifier):
                 "teacher.black_box needs directions of at least 1, epsilon above 0, and a budget "
                 "of at least 1 or null"
             )
-        super().__init__(Sealed(teacher.frozen()), teacher.spec, teacher.classes)
+        meter = Meter(None if budget is None else budget // runtime.world_size)
+        super().__init__(Sealed(teacher.frozen()), teacher.spec, teacher.classes, meter=meter)
         self.runtime, self.directions = runtime, directions
         low, high = teacher.spec.range
         self.epsilon, self.budget = epsilon * (high - low), budget
-        self.meter = Meter(None if budget is None else budget // runtime.world_size)
         self.hidden_parameters = teacher.parameter_count()
-
-    @property
-    def queries(self) -> int:
-        """How many of this process's inputs have been answered so far."""
-        return self.meter.queries
 
     @property
     def queries_per_gradient(self) -> int:
@@ -136,35 +134,6 @@ class Sealed(nn.Module):
         return self.answer(x)
 
 
-class Meter(nn.Module):
-    """Counts queries, up to a limit. A module, so that its count is part of a checkpoint."""
-
-    def __init__(self, limit: int | None = None) -> None:
-        super().__init__()
-        self.limit = limit
-        self.queries = 0
-
-    def add(self, count: int) -> None:
-        """Count queries, before they are made.
-
-        Raises:
-            ValueError: for more than the limit, which are then not counted.
-        """
-        if self.limit is not None and self.queries + count > self.limit:
-            raise ValueError(
-                f"the teacher answers at most {self.limit:,} queries of this process: "
-                f"{self.queries:,} were made, and {count:,} more are needed. "
-                "Take fewer steps, or raise teacher.black_box.budget"
-            )
-        self.queries += count
-
-    def get_extra_state(self) -> dict[str, int]:
-        return {"queries": self.queries}
-
-    def set_extra_state(self, state: dict[str, int]) -> None:
-        self.queries = state["queries"]
-
-
 class _Estimated(torch.autograd.Function):
     """The black box's answers; backward estimates what autograd would compute."""
 
@@ -180,7 +149,7 @@ class _Estimated(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None]:
         x, logits = ctx.saved_tensors
         box = ctx.box
-        noise = box.runtime.noise("black_box", box.queries)
+        noise = box.runtime.noise("black_box", box.meter.queries)
         directions = unit_directions(x, box.directions, noise)
         return forward_differences(box.ask, x, logits, upstream, directions, box.epsilon), None
 

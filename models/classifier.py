@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from data.spec import InputSpec
 from models.copying import shared_copy
 from models.logits import logits_of
+from models.meter import Meter
 from models.recording import BatchNorm, Moments, Record, Statistics, Tap, by_layer, full_precision
 
 
@@ -45,6 +47,7 @@ class Classifier(nn.Module):
         classes: class names in label order.
         taps: names or module paths whose outputs are returned as features.
         statistics: whether to return the statistics of every BatchNorm layer's input.
+        meter: counts the inputs that it answers, itself or through a :meth:`frozen` view.
 
     Attributes:
         idle: BatchNorm layers that a view with statistics has, but does not run.
@@ -53,6 +56,8 @@ class Classifier(nn.Module):
         ValueError: for a tap that does not exist, naming those that do.
     """
 
+    meter: Meter | None
+
     def __init__(
         self,
         module: nn.Module,
@@ -60,9 +65,11 @@ class Classifier(nn.Module):
         classes: Iterable[str] = (),
         taps: Iterable[str] = (),
         statistics: bool = False,
+        meter: Meter | None = None,
     ) -> None:
         super().__init__()
         self.module = module
+        object.__setattr__(self, "meter", meter)  # shared by views: its count is saved elsewhere
         self.spec = spec
         self.classes = tuple(classes)
         self.taps = tuple(dict.fromkeys(taps))
@@ -110,12 +117,22 @@ class Classifier(nn.Module):
             for m in module.modules():
                 if isinstance(m, BatchNorm):
                     m.running_mean = m.running_var = m.num_batches_tracked = None
-        view = Classifier(module, self.spec, self.classes, taps, statistics).eval()
+        view = Classifier(module, self.spec, self.classes, taps, statistics, self.meter).eval()
         if view.taps or statistics:
             view.measured = view._running()
             known = view.named_batchnorms() if statistics else {}
             view.idle = tuple(name for name in known if name not in view.measured)
         return view
+
+    def metered(self, meter: Meter) -> Classifier:
+        """A frozen view whose answers, and those of its own views, the meter counts."""
+        view = self.frozen()
+        object.__setattr__(view, "meter", meter)
+        return view
+
+    def uncounted(self) -> AbstractContextManager[None]:
+        """A context in which its meter, if it has one, counts nothing."""
+        return self.meter.paused() if self.meter else nullcontext()
 
     def apart(self) -> Classifier:
         """A copy with buffers of its own, to be tried in any mode; weights are shared."""
@@ -129,6 +146,8 @@ class Classifier(nn.Module):
             ValueError: if the network returns no logits, or if a tap or a BatchNorm layer does not
                 run for these inputs as it did before.
         """
+        if self.meter is not None:
+            self.meter.add(len(x))
         self.record.clear()
         output = self.module(self.spec.normalize(x))
         logits = full_precision(logits_of(output, len(self.classes), self.name))

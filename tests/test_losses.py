@@ -89,6 +89,14 @@ def loss(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
+def test_queries_of_the_teacher(loss: str) -> None:
+    """One for each input, unless the loss shows more of them; none while parts are built."""
+    parts = make(loss)
+    assert parts.counts()["teacher_queries"] == 0
+    learn(parts, 3)
+    assert parts.counts()["teacher_queries"] == 3 * 8 * {"hsakd": 4, "sarc": 2}.get(loss, 1)
+
+
 def test_gradients_reach_student_and_loss_and_not_the_teacher(loss: str) -> None:
     parts = make(loss)
     before = copy.deepcopy(parts.teacher.state_dict()) if parts.teacher else {}

@@ -128,7 +128,6 @@ def test_counts_what_it_read() -> None:
     indices(real, 3)
     assert real.counts() == {
         "images_synthesized": 0,
-        "teacher_queries": 0,
         "real_training_inputs_read": 24,
     }
     assert real.report() == {}

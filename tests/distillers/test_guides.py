@@ -53,7 +53,7 @@ def test_is_the_sum_over_teacher_and_guides(tmp_path: Path) -> None:
     each = kl_of_each(loss, student, teacher, b)
     assert len(set(each)) == 3
     assert loss(student, teacher, b).item() == pytest.approx(sum(each))
-    assert loss.teacher_queries == 2 * len(b.teacher_input)
+    assert loss.meter.queries == 2 * len(b.teacher_input)
 
 
 def test_a_guide_normalises_inputs_in_its_own_way(tmp_path: Path) -> None:
@@ -68,11 +68,11 @@ def test_each_step_drops_as_many_as_it_should(tmp_path: Path) -> None:
     each = kl_of_each(loss, student, teacher, b)
     left_out = []
     for _ in range(60):
-        before, value = loss.teacher_queries, loss(student, teacher, b).item()
+        before, value = loss.meter.queries, loss(student, teacher, b).item()
         missing = [i for i in range(3) if value == pytest.approx(sum(each) - each[i])]
         assert len(missing) == 1
         left_out += missing
-        asked = (loss.teacher_queries - before) // len(b.teacher_input)
+        asked = (loss.meter.queries - before) // len(b.teacher_input)
         assert asked == (2 if missing == [0] else 1)  # what is dropped is not asked either
     assert all(10 < left_out.count(i) < 30 for i in range(3))
 
@@ -110,7 +110,7 @@ def test_a_resumed_run_drops_the_same(tmp_path: Path) -> None:
     torch.manual_seed(99)
     for _ in range(20):
         assert torch.equal(first(student, teacher, b), second(student, teacher, b))
-    assert first.teacher_queries == second.teacher_queries > 0
+    assert first.meter.queries == second.meter.queries > 0
 
 
 def test_ranks_drop_differently(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -123,14 +123,11 @@ def test_the_teachers_classifiers_learn_class_and_turn() -> None:
     assert values[-1] < 0.3 * values[0]
 
 
-def test_state_survives_and_queries_are_counted() -> None:
-    first, loss = make()
+def test_state_survives() -> None:
+    first, _ = make()
     first(make_batch(count=5)).total.backward()
-    assert loss.teacher_queries == 15
-    assert first.teacher_queries == 5
-    second, other = make()
+    second, _ = make()
     second.load_state_dict(copy.deepcopy(first.state_dict()))
-    assert other.teacher_queries == 15
     assert torch.equal(first(make_batch(1)).total, second(make_batch(1)).total)
 
 

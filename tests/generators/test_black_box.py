@@ -47,7 +47,7 @@ def test_the_plan_is_what_a_run_takes(method: str, overrides: list[str]) -> None
     for steps in range(1, 18):
         learn(parts, 1)
         plan = planned_queries(parts.teacher, parts.source, parts.distiller, 8, steps)
-        assert parts.teacher.queries == parts.counts()["teacher_queries"] == plan
+        assert parts.teacher.meter.queries == parts.counts()["teacher_queries"] == plan
 
 
 def test_a_budget_too_small_is_refused_with_the_most_steps_it_allows() -> None:

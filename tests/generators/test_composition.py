@@ -117,11 +117,12 @@ def test_every_loss_is_computed_and_the_student_is_left_alone(made: Callable[[],
 def test_the_pieces_are_all_at_work() -> None:
     parts = make("reverie", *BESIDE)[0]
     learn(parts, 4)
-    counts, batch = parts.source.counts(), parts.source.next()
+    counts = parts.counts()
+    batch = parts.source.next()
     # two fresh batches, each 6 of the generator and 2 of its twin, and two of the update
     assert counts["images_synthesized"] == 2 * (8 + 8)
     # two looks at each update, and the student's own question on each fresh batch
-    assert counts["teacher_queries"] == 2 * 8 * 2
+    assert counts["teacher_queries"] == 2 * 8 * 2 + 2 * 8
     assert batch.label is not None
     replayed = [b.teacher_logits is not None for b in (batch, parts.source.next())]
     assert replayed == [False, True]

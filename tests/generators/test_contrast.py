@@ -123,7 +123,6 @@ def test_the_projection_is_trained_saved_and_no_part_of_teacher_or_student() -> 
     state = source.state_dict()["objective"]
     assert any("head" in k for k in state)
     assert any("memory" in k for k in state)
-    assert source.counts()["teacher_queries"] == 8 * 5 * 2
 
 
 def test_a_second_view_is_needed() -> None:

@@ -114,10 +114,10 @@ def test_a_replayed_batch_costs_no_query() -> None:
     assert isinstance(parts.teacher, BlackBox)
     spent = []
     for _ in range(32):
-        before = parts.teacher.queries
+        before = parts.teacher.meter.queries
         steps(parts, 1)
-        assert parts.counts()["teacher_queries"] == parts.teacher.queries
-        spent.append(parts.teacher.queries - before)
+        assert parts.counts()["teacher_queries"] == parts.teacher.meter.queries
+        spent.append(parts.teacher.meter.queries - before)
     period = [8 + 8 * 11, *[8] * 4, *[0] * 10]
     assert spent == [*period, *period, 8 + 8 * 11, 8]
 

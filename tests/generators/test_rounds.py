@@ -69,7 +69,6 @@ def test_batches_come_from_the_bank() -> None:
     assert sizes == [8, 8, 12, 12, 12]
     assert source.counts() == {
         "images_synthesized": 24,
-        "teacher_queries": 24 * 5,
         "real_training_inputs_read": 0,
     }
     assert set(source.report()) == {"one_hot", "activation", "adversarial", "statistics"}

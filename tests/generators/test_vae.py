@@ -71,7 +71,6 @@ def test_the_autoencoder_keeps_the_teachers_logits() -> None:
         standard = torch.distributions.Normal(0.0, 1.0)
         prior = torch.distributions.kl_divergence(gaussian, standard).sum(1).mean()
     torch.testing.assert_close(part.losses["replay"], pixels + logits + 0.1 * prior)
-    assert part.teacher_queries == 2 * 9
 
 
 def test_the_teacher_names_the_classes_of_a_conditional_autoencoder() -> None:

@@ -12,7 +12,6 @@ from core.runtime import Runtime
 from data.spec import InputSpec
 from models.black_box import (
     BlackBox,
-    Meter,
     exact_convolutions,
     forward_differences,
     unit_directions,
@@ -165,12 +164,12 @@ def test_every_query_is_counted_wherever_it_is_made() -> None:
     black_box = box(directions=3)
     view, x = black_box.frozen(), inputs()
     view(x)
-    assert black_box.queries == 6
+    assert black_box.meter.queries == 6
     gradient(black_box, x, torch.ones(6, 5))
-    assert black_box.queries == 6 + 6 * black_box.queries_per_gradient == 6 + 6 * 4
+    assert black_box.meter.queries == 6 + 6 * black_box.queries_per_gradient == 6 + 6 * 4
     with torch.no_grad():
         view(x.requires_grad_())
-    assert black_box.queries == 36
+    assert black_box.meter.queries == 36
 
 
 def test_the_budget_is_not_exceeded() -> None:
@@ -184,7 +183,7 @@ def test_the_budget_is_not_exceeded() -> None:
         black_box(x)
     assert asked == [6, 6, 6]
     black_box(x[:2])  # what is left can be spent
-    assert black_box.queries == 20
+    assert black_box.meter.queries == 20
 
 
 def test_processes_share_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -217,10 +216,10 @@ def test_the_noise_follows_the_count_and_the_rank(monkeypatch: pytest.MonkeyPatc
     one, two = (gradient(first, x, upstream) for _ in range(2))
     assert not torch.equal(one, two)
     again = box()
-    again.load_state_dict({"meter._extra_state": {"queries": 12}})
+    again.meter.load_state_dict({"_extra_state": {"queries": 12}})
     torch.rand(7)  # the global generator has no say
     assert torch.equal(gradient(again, x, upstream), two)
-    assert again.queries == first.queries == 24
+    assert again.meter.queries == first.meter.queries == 24
     runtime = Runtime("cpu")
     monkeypatch.setattr(runtime, "rank", 1)
     assert not torch.equal(gradient(box(runtime), x, upstream), one)
@@ -259,13 +258,6 @@ def test_epsilon_is_a_share_of_the_range() -> None:
     black_box.module.answer = lambda x: seen.append(x) or answer(x)
     gradient(black_box, x, torch.ones(1, 5))
     assert (seen[1] - seen[0]).detach().norm() == pytest.approx(0.04, rel=1e-3)
-
-
-def test_the_count_survives_a_checkpoint() -> None:
-    meter, other = Meter(), Meter()
-    meter.add(7)
-    other.load_state_dict(meter.state_dict())
-    assert other.queries == 7
 
 
 def test_a_network_of_the_field_fits() -> None:
