@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.step_time import CLASSES, SPEC, WARM_UP, cycle, extent, loop, main, now
 from core.runtime import Runtime
 from engine.config import compose, plain
-from engine.parts import build_network
+from engine.networks import build_network
 
 LATENT = 100
 

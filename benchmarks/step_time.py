@@ -30,7 +30,8 @@ from data.spec import InputSpec
 from engine.config import compose, plain
 from engine.loop import Training
 from engine.monitor import Clock, LossMeter
-from engine.parts import Parts, build_network, build_parts
+from engine.networks import build_network
+from engine.parts import Parts, build_parts
 from engine.probe import Inputs
 from models.classifier import Classifier
 from models.pretrained import freeze
@@ -106,7 +107,7 @@ def prepare(settings: dict[str, Any], runtime: Runtime, dataset: Dataset) -> Par
     teacher = freeze(Classifier(module, spec, classes))
     runtime.prepare(teacher)
     parts = build_parts(settings, dataset, teacher, runtime)
-    runtime.compile(parts.student.module)
+    parts.compile(runtime)
     return parts
 
 

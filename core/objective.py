@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,8 +53,8 @@ class Weighted(nn.Module):
         if hasattr(self.loss, "at"):
             self.loss.at(progress)  # type: ignore[operator]
 
-    def forward(self, *args: Any) -> Tensor:
-        return self.weight * self.loss(*args)  # type: ignore[no-any-return]
+    def forward(self, *args: Any, **more: Any) -> Tensor:
+        return self.weight * self.loss(*args, **more)  # type: ignore[no-any-return]
 
     @property
     def off(self) -> bool:
@@ -67,8 +67,11 @@ class Weighted(nn.Module):
         return zero + sum(0 * p.sum() for p in self.parameters() if p.requires_grad)
 
 
+Arguments = Callable[[str], tuple[tuple[Any, ...], Mapping[str, Any]]]
+
+
 class Objective(nn.Module):
-    """The weighted sum of named losses; every loss is called with the same arguments.
+    """The weighted sum of named losses.
 
     Losses are computed in float32, even under autocast. A loss says what it needs in class
     attributes (see ``distillers.base`` and ``generators.base``).
@@ -94,12 +97,15 @@ class Objective(nn.Module):
             weighted.at(progress)  # type: ignore[operator]
 
     def forward(self, *args: Any, skip: tuple[str, ...] = ()) -> Losses:
-        """Compute the losses.
+        """Compute the losses, each called with the same arguments; see :meth:`compute`."""
+        return self.compute(lambda _: (args, {}), _device_type(args), skip)
+
+    def compute(self, arguments: Arguments, device: str, skip: tuple[str, ...] = ()) -> Losses:
+        """Compute the losses, each called with what ``arguments`` gives for its name.
 
         Losses with a true attribute named in ``skip``, and those that their schedule has switched
         off, count as 0 and are not computed.
         """
-        device = _device_type(args)
         values = {}
         with torch.autocast(device, enabled=False):
             for name, weighted in self.losses.items():
@@ -108,14 +114,16 @@ class Objective(nn.Module):
                 ):
                     values[name] = weighted.nothing(device)  # type: ignore[operator]
                 else:
-                    values[name] = _value(name, weighted, args)
+                    values[name] = _value(name, weighted, *arguments(name))
         total = torch.stack(list(values.values())).sum()
         return Losses(total, {name: value.detach() for name, value in values.items()})
 
 
-def _value(name: str, weighted: nn.Module, args: tuple[Any, ...]) -> Tensor:
+def _value(
+    name: str, weighted: nn.Module, args: tuple[Any, ...], more: Mapping[str, Any]
+) -> Tensor:
     try:
-        value = weighted(*args)
+        value = weighted(*args, **more)
         if not isinstance(value, Tensor) or value.dim():
             given = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
             raise ValueError(f"gives {given}, where a tensor of shape () is needed")

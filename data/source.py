@@ -76,7 +76,7 @@ class RealSource:
         x, label = self.split.batch(index)
         x = through(self.augment, x, self.runtime.noise("augment", self._step))
         self._step += 1
-        return Batch(x, x, label, index.to(x.device, non_blocking=True))
+        return Batch(x, label, index.to(x.device, non_blocking=True))
 
     def learned(self, batch: Batch, losses: Losses) -> None:
         """Every input is seen once an epoch, whatever its loss."""

@@ -149,15 +149,13 @@ class Batch:
     """One batch of inputs, in the value range of their specification.
 
     Args:
-        student_input: [B, *shape].
-        teacher_input: the same tensor unless the run is cross-modal.
+        input: [B, *shape].
         label: [B] int64, or None if it is unknown.
         index: [B] int64, the position in the source's store, or None.
         teacher_logits: [B, C], the teacher's earlier answers on these inputs, or None.
     """
 
-    student_input: Tensor
-    teacher_input: Tensor
+    input: Tensor
     label: Tensor | None = None
     index: Tensor | None = None
     teacher_logits: Tensor | None = None

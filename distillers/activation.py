@@ -50,8 +50,8 @@ class SpatialActivation(TransferLoss):
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
         assert teacher is not None
         label = teacher.logits.argmax(dim=1)
-        ours = importance(self.views[0], batch.student_input, label)
-        theirs = importance(self.views[1], batch.teacher_input, label)
+        ours = importance(self.views[0], batch.input, label)
+        theirs = importance(self.views[1], batch.input, label)
         pairs = [(to_map(s), to_map(t)) for s, t in self.pairs(student, teacher)]
         gaps = [
             _gap(grad_cam(s, ours[a]), grad_cam(t, theirs[b]))

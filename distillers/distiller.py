@@ -1,10 +1,10 @@
-"""The distiller: a student, a teacher outside its module tree, and the objective."""
+"""The distiller: students, what teaches them, and the objective."""
 
 from __future__ import annotations
 
 import dataclasses
-from itertools import chain
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -13,72 +13,49 @@ from core.objective import Losses, Objective
 from core.runtime import Runtime
 from data.spec import Batch
 from distillers.adapters import adaptations
-from distillers.base import TransferLoss, side
-from models.black_box import BlackBox, sealed
-from models.classifier import Classifier, Outputs
-from models.taps import named_taps
-
-
-def resolve_taps(objective: Objective, student: nn.Module, teacher: Classifier | None) -> None:
-    """Let every loss name the stages that it reads, now that both networks are known.
-
-    Raises:
-        ValueError: if one of them lacks what a loss reads.
-    """
-    for loss in transfer_losses(objective):
-        if not loss.taps:
-            continue
-        if isinstance(teacher, BlackBox):
-            raise sealed("the features")
-        known = named_taps(teacher.module) if teacher else named_taps(student)
-        loss.resolve(named_taps(student), known)
-
-
-def transfer_losses(objective: Objective) -> list[TransferLoss]:
-    losses = [weighted.loss for weighted in objective.losses.values()]  # type: ignore[union-attr]
-    return [loss for loss in losses if isinstance(loss, TransferLoss)]
-
-
-def student_taps(objective: Objective) -> tuple[str, ...]:
-    """The taps that a student needs for the objective's losses."""
-    return tuple(dict.fromkeys(chain(*objective.ask("student_taps"))))
-
-
-def teacher_taps(objective: Objective) -> tuple[str, ...]:
-    """The taps that a teacher needs for the objective's losses."""
-    return tuple(dict.fromkeys(chain(*objective.ask("teacher_taps"))))
+from distillers.base import Side, side
+from distillers.edges import asked, graded, taps_of, transfer_losses
+from distillers.step import Edge, Roles, Step, Teacher, View
+from models.classifier import Classifier
 
 
 class Distiller(nn.Module):
-    """Turns a batch into the student's loss.
+    """Turns a batch into the students' loss.
 
-    If inputs have an index, the losses also give KL(p_t ‖ p_s) for each, for a source that chooses
-    by it. If a batch brings the teacher's answers, and the losses read only logits, the teacher is
-    not asked again.
+    Each loss has an :class:`~distillers.step.Edge`, which says who learns from whom; by default
+    ``student`` learns from ``teacher``. If inputs have an index, the losses also give KL(p_t ‖ p_s)
+    for each, for a source that chooses by it. If a batch brings the teacher's answers, and the
+    losses read only logits, the teacher is not asked again.
 
-    The student and the losses' own parameters (projections) are one module tree, so that DDP, the
-    optimizer and the checkpoint see them all. The teacher is outside it: a frozen view that no
-    ``.train()``, ``.to()`` or ``state_dict()`` reaches. So prepare the teacher first.
+    The students and the losses' own parameters (projections) are one module tree, so that DDP, the
+    optimizer and the checkpoint see them all. Frozen teachers are outside it: views that no
+    ``.train()``, ``.to()`` or ``state_dict()`` reaches. So prepare them first.
 
     If a loss reads labels and the batch has none, the teacher's predictions are the labels. Losses
     with parameters that depend on the shapes of features get them from one dry pass, here.
 
     Args:
-        student: with the taps of :func:`student_taps`; already on the runtime's device.
+        student: with the taps of :func:`distillers.edges.taps_of`; on the runtime's device.
         objective: a weighted sum of transfer losses.
-        teacher: likewise on the device, or None. It is run only if some loss reads its outputs.
-        runtime: gives the autocast around both networks, and compiles the teacher's view.
+        teacher: likewise on the device, or None. It is run only if something asks it.
+        runtime: gives the autocast around networks, and compiles the teachers' views.
         labels: "source" takes a batch's own labels, "teacher" always the teacher's predictions.
+        edges: of losses that are not student ← teacher, by the loss's name.
+        students: besides ``student``, by name, likewise.
+        teachers: besides ``teacher``, by name: networks, and what else answers.
+        views: other inputs, by name.
+        branches: of students that start from another one's tap: its name, and the tap.
 
     Attributes:
         adaptations: a line for each pair of features with different shapes, on what joins them.
-        teacher: the view, or None where no loss needs one.
+        teacher: the view of ``teacher``, or None where nothing asks it.
 
     Raises:
         ValueError: for losses that need a teacher where there is none.
     """
 
     teacher: Classifier | None
+    roles: Roles
 
     def __init__(
         self,
@@ -87,80 +64,135 @@ class Distiller(nn.Module):
         teacher: Classifier | None,
         runtime: Runtime,
         labels: Literal["source", "teacher"] = "source",
+        *,
+        edges: Mapping[str, Edge] | None = None,
+        students: Mapping[str, Classifier] | None = None,
+        teachers: Mapping[str, Classifier | Teacher] | None = None,
+        views: Mapping[str, View] | None = None,
+        branches: Mapping[str, tuple[str, str]] | None = None,
     ) -> None:
         super().__init__()
-        missing = set(student_taps(objective)) - set(student.taps)
-        assert not missing, f"build the student with the taps {sorted(missing)}"
         self.student = student
+        self.students = nn.ModuleDict(dict(students or {}))
         self.objective = objective
-        self.runtime = runtime
-        self.needs_label = any(objective.ask("needs_label"))
-        self.labels = labels
-        view = None
-        if any(objective.ask("needs_teacher")):
-            if teacher is None:
-                raise ValueError(
-                    "the distiller's losses need a teacher, but there is none: name one"
-                )
-            view = teacher.frozen(taps=teacher_taps(objective))
-        object.__setattr__(self, "teacher", view)  # past nn.Module, which would register it
+        self.runtime, self.labels = runtime, labels
+        self.edges = {name: (edges or {}).get(name, Edge()) for name in objective.losses}
+        others = dict(teachers or {})
+        parts = {n: t for n, t in others.items() if isinstance(t, Teacher)}
+        networks = {n: t for n, t in others.items() if isinstance(t, Classifier)}
+        self.teachers, self.views = nn.ModuleDict(parts), nn.ModuleDict(dict(views or {}))
+        needed = asked(objective, self.edges, parts, dict(views or {}))
+        if teacher is not None:
+            networks["teacher"] = teacher
+        elif "teacher" in needed:
+            raise ValueError("the distiller's losses need a teacher, but there is none: name one")
+        taps = taps_of(objective, self.edges, parts, branches)
+        views_of = {n: t.frozen(taps.get(n, ())) for n, t in networks.items() if n in needed}
+        trained = {"student": student, **(students or {})}
+        for name, network in trained.items():
+            missing = set(taps.get(name, ())) - set(network.taps)
+            assert not missing, f"build {name} with the taps {sorted(missing)}"
+        ready = graded(objective, self.edges, parts, branches or {})
+        seen = dict(views or {})
+        roles = Roles(trained, views_of, parts, seen, runtime, ready, branches or {})
+        for name, value in (("teacher", views_of.get("teacher")), ("roles", roles)):
+            object.__setattr__(self, name, value)  # past nn.Module, which would register them
+        asks = [*objective.ask("needs_label"), *(p.needs_label for p in parts.values())]
+        self.needs_label = any([*asks, *(v.needs_label for v in roles.views.values())])
+        self.steps, self.progress = 0, 0.0
         self.adaptations: list[str] = []
-        self._prepare(runtime)
-        if view is not None:
+        self._prepare()
+        for part in parts.values():  # after: a loss may have set weights of a student
+            part.prepare(roles)
+        for view in views_of.values():
             runtime.compile(view.module)
 
-    def forward(self, batch: Batch) -> Losses:
-        """Both networks on one batch, then the objective in float32.
+    def at(self, progress: float) -> None:
+        """How much of the run is done, in [0, 1]: weights of losses follow schedules."""
+        self.progress = progress
+        self.objective.at(progress)
 
-        The student is put into train mode first, in case something left it in eval mode.
+    def forward(self, batch: Batch) -> Losses:
+        """All networks that the losses ask, then the objective in float32.
+
+        The students are put into train mode first, in case something left them in eval mode.
 
         Raises:
             ValueError: if labels are needed and neither batch nor teacher gives any.
         """
         self.train()
-        teacher = self._ask_teacher(batch)
-        with self.runtime.autocast():
-            student = self.student(batch.student_input)
+        step = Step(self.roles, batch, self.steps, self.progress)
+        self.steps += 1
+        if self.teacher is not None:
+            step.answer("teacher")
         if self.needs_label and (batch.label is None or self.labels == "teacher"):
-            if teacher is None:
+            if self.teacher is None:
                 raise ValueError(
                     "a loss needs labels, but the source gives none and no teacher is asked: "
                     "use a labelled source, or add a loss that reads the teacher"
                 )
-            batch = dataclasses.replace(batch, label=teacher.logits.argmax(dim=1))
-        losses: Losses = self.objective(student, teacher, batch)
+            label = step.answer("teacher").logits.argmax(dim=1)
+            step.batch = dataclasses.replace(batch, label=label)
+
+        def arguments(name: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
+            return self._arguments(name, step)
+
+        losses = self.objective.compute(arguments, self.runtime.device.type)
         # backward needs a graph if all losses are off, and DDP a gradient for unread parameters
-        losses.total = losses.total + 0 * student.logits.sum()
-        if teacher is not None:
-            losses.teacher_logits = teacher.logits
+        for name in self.roles.students:
+            losses.total = losses.total + 0 * self._any_answer(step, name).logits.sum()
+        if self.teacher is not None:
+            losses.teacher_logits = step.answer("teacher").logits
+        with torch.no_grad():
+            for teacher in self.roles.teachers.values():
+                teacher.record(step)
         return losses
 
-    @torch.no_grad()
-    def _prepare(self, runtime: Runtime) -> None:
-        """One pass over two inputs of noise in eval mode, which changes neither network."""
-        named = {name: weighted.loss for name, weighted in self.objective.losses.items()}
-        losses = {n: t for n, t in named.items() if isinstance(t, TransferLoss) and t.wants_shapes}
-        if not losses:
-            return
-        x = self.student.spec.noise(2, runtime.device)
-        mode = self.student.training
-        dry = side(self.student, self.student.eval()(x))
-        self.student.train(mode)
-        guide = None
-        if self.teacher is not None:
-            with self.teacher.uncounted():
-                guide = side(self.teacher, self.teacher(x))
-        for name, loss in losses.items():
-            loss.prepare(dry, guide)
-            if guide is not None:
-                lines = adaptations(loss, dry.outputs, guide.outputs)
-                self.adaptations += [f"{name}: {line}" for line in lines]
+    def updated(self) -> None:
+        """Called after every step of the optimizer."""
+        for teacher in self.roles.teachers.values():
+            teacher.updated()
+
+    def get_extra_state(self) -> dict[str, int]:
+        return {"steps": self.steps}
+
+    def set_extra_state(self, state: dict[str, int]) -> None:
+        self.steps = state["steps"]
+
+    def _arguments(self, name: str, step: Step) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        edge, loss = self.edges[name], self.objective.losses[name].loss
+        needs = getattr(loss, "needs_teacher", True)
+        teacher = step.target(edge.teacher) if needs else None
+        student = step.answer(edge.student.name, edge.student.view)
+        more = {key: step.answer(ref.name, ref.view) for key, ref in edge.reads.items()}
+        return (student, teacher, step.at(edge.student.view)), more
+
+    def _any_answer(self, step: Step, name: str) -> Any:
+        """An answer of a student with a graph; at the input where no loss has asked it."""
+        known = (o for ref, o in step.answers.items() if ref.name == name and o.logits.grad_fn)
+        return next(known, None) or step.answer(name)
 
     @torch.no_grad()
-    def _ask_teacher(self, batch: Batch) -> Outputs | None:
-        if self.teacher is None:
-            return None
-        if batch.teacher_logits is not None and not self.teacher.taps:
-            return Outputs(batch.teacher_logits)
-        with self.runtime.autocast():
-            return self.teacher(batch.teacher_input)
+    def _prepare(self) -> None:
+        """One pass over two inputs of noise in eval mode, which changes no network."""
+        sides: dict[str, Side] = {}
+        for name, loss in transfer_losses(self.objective).items():
+            edge = self.edges[name]
+            if not loss.wants_shapes:
+                continue
+            student = self._side(edge.student.name, sides)
+            teacher = self._side(edge.teacher.name, sides) if loss.needs_teacher else None
+            loss.prepare(student, teacher)
+            if teacher is not None:
+                lines = adaptations(loss, student.outputs, teacher.outputs)
+                self.adaptations += [f"{name}: {line}" for line in lines]
+
+    def _side(self, name: str, sides: dict[str, Side]) -> Side:
+        if name not in sides:
+            network = self.roles.network(name)
+            x = network.takes.noise(2, self.runtime.device)
+            mode = network.training
+            with network.uncounted():
+                sides[name] = side(network, network.eval()(x))
+            network.train(mode)
+        return sides[name]

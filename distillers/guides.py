@@ -86,7 +86,7 @@ class DenselyGuided(TransferLoss):
         if k == 0:
             return teacher.logits
         with self.runtime.autocast():
-            outputs: Outputs = self.guides[k - 1](batch.teacher_input)
+            outputs: Outputs = self.guides[k - 1](batch.input)
         return outputs.logits
 
     def get_extra_state(self) -> dict[str, int]:

@@ -88,9 +88,9 @@ class HSAKD(TransferLoss):
         assert teacher is not None
         assert batch.label is not None
         ours, theirs = self.networks
-        pairs = [(student, self._ask(ours, batch.student_input))]
+        pairs = [(student, self._ask(ours, batch.input))]
         with torch.no_grad():
-            pairs.append((teacher, self._ask(theirs, batch.teacher_input)))
+            pairs.append((teacher, self._ask(theirs, batch.input)))
         p_s, p_t = (torch.cat([a.logits, b.logits]) for a, b in pairs)
         q_s = self._tell("student", self.student_taps, *pairs[0])
         q_t = self._tell("teacher", self.teacher_taps, *pairs[1])

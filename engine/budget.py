@@ -140,7 +140,7 @@ def time_steps(training: Training, seconds: float) -> Timing:
         seconds: the least time to measure each part, in whole periods of the source.
     """
     parts, runtime = training.parts, training.runtime
-    runtime.compile(parts.student.module)
+    parts.compile(runtime)
     network = runtime.parallel(parts.distiller, parts.spare)
     source, step, update = parts.source, 0, 0.0
     if isinstance(source, Practising):

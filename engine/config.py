@@ -7,7 +7,7 @@ import pickle
 from collections.abc import Iterable, Sequence
 from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
@@ -23,7 +23,7 @@ from core.annotations import check_type, shorten
 from core.check import check_node, describe_unknown, is_target
 from engine.keys import one_line, paths_of, section_of, set_key
 from engine.overrides import ALIASES, Setting, sort_overrides
-from engine.schema import LEAST, MOST, Config, LossConfig, Node
+from engine.schema import LEAST, MOST, Config, Node
 from engine.start import missing
 
 ROOT = Path(__file__).resolve().parents[1] / "configs"
@@ -224,9 +224,12 @@ def _check_fields(node: Any, schema: Any, prefix: str, mistakes: list[str]) -> N
         if key not in hints:
             mistakes.append(f"{path}: {describe_unknown(key, list(hints))}")
         elif section := section_of(hints[key]):
-            if section is LossConfig and isinstance(value, dict):
+            if get_origin(hints[key]) is dict and isinstance(value, dict):
                 for name, entry in value.items():
-                    _check_fields(entry, LossConfig, f"{path}.{name}.", mistakes)
+                    if is_target(entry):
+                        mistakes += check_node(entry, f"{path}.{name}")
+                    else:
+                        _check_fields(entry, section, f"{path}.{name}.", mistakes)
             elif value is not None or type(None) not in get_args(hints[key]):
                 _check_fields(value, section, path + ".", mistakes)
         elif Node in (hint := hints[key], *get_args(hint)) and not is_target(value):

@@ -165,7 +165,7 @@ class Inspector:
         # Without the statistics, which make a pass over the test split half as long again.
         self.reader = teacher.frozen(self.teacher.taps)
         with torch.no_grad():  # a rank may have no test input that would tell the width
-            blank = self.reader(torch.zeros(1, *teacher.spec.shape, device=runtime.device))
+            blank = self.reader(torch.zeros(1, *teacher.takes.shape, device=runtime.device))
         pooled = blank.features.get("pooled")
         self.space = "logits" if pooled is None or pooled.numel() > WIDEST else "pooled"
         width = self._features(blank).shape[1]

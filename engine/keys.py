@@ -18,7 +18,7 @@ from omegaconf.errors import (
 from core.annotations import hints_of, is_path, shorten
 from core.check import RENAMED, describe_unknown, is_target
 from engine.overrides import Setting
-from engine.schema import Config, LossConfig
+from engine.schema import Config, TransferConfig
 
 
 def set_key(
@@ -41,7 +41,7 @@ def set_key(
             return mistakes.append(f"{key}: {one_line(error)}")
     if not OmegaConf.is_dict(node):
         return mistakes.append(_unknown_key(config, key, {}, last, groups))
-    entry = parents[-2:-1] == ["losses"] and last in get_type_hints(LossConfig)
+    entry = parents[-2:-1] == ["losses"] and last in get_type_hints(TransferConfig)
     addable = is_target(node) or entry or (parents[-1:] == ["losses"] and setting.adds)
     if last not in node and (setting.deletes or not addable):
         return mistakes.append(_unknown_key(config, key, node, last, groups))

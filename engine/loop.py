@@ -75,7 +75,7 @@ class Training:
 
     def run(self) -> dict[str, Any]:
         start = self._restore()
-        self.runtime.compile(self.parts.student.module)
+        self.parts.compile(self.runtime)
         network = self.runtime.parallel(self.parts.distiller, self.parts.spare)
         progress = Progress(self.steps, start) if self.runtime.main else None
         evaluates, saves = (
@@ -119,7 +119,7 @@ class Training:
         """One optimizer step of the student."""
         parts = self.parts
         parts.schedule.apply(step / self.steps)
-        parts.distiller.objective.at(step / self.steps)
+        parts.distiller.at(step / self.steps)
         losses = network(batch)
         losses.total.backward()
         if self.config["clip"]:
@@ -128,13 +128,12 @@ class Training:
         parts.optimizer.step()
         parts.optimizer.zero_grad()
         parts.source.learned(batch, losses)
-        if parts.ema:
-            parts.ema.update()
+        parts.distiller.updated()
         report = {k: v for k, v in parts.source.report().items() if isinstance(v, Tensor)}
         values = {f"student/{k}": v for k, v in losses.values.items()}
         values |= {f"source/{k}": v for k, v in report.items()}
         self.meter.add(step, values)
-        self.recent.append(batch.teacher_input.detach())
+        self.recent.append(batch.input.detach())
 
     def _check_first(self, step: int) -> None:
         """Check that the first step is finite, before an earlier run is replaced."""
@@ -163,8 +162,7 @@ class Training:
         self.board.scalars(values, step)
 
     def _evaluate(self, step: int) -> None:
-        averaged = [self.parts.ema.module] if self.parts.ema else []
-        for module in [self.parts.student, *averaged]:  # each rank has seen different inputs
+        for module in self.parts.networks.values():  # each rank has seen different inputs
             self.runtime.average(list(module.buffers()))
         before = self.found
         self.look()
@@ -177,7 +175,7 @@ class Training:
             self.board.histogram("synthesized/classes", self.found["class_histogram"], step)
             scalars = {k: v for k, v in self.found.items() if isinstance(v, float)}
             self.board.scalars({f"synthesized/{k}": v for k, v in scalars.items()}, step)
-            grid = picture(self.recent[-1], self.parts.student.spec)
+            grid = picture(self.recent[-1], self.parts.student.takes)
             self.board.images("synthesized/inputs", grid, step)
 
     def look(self) -> None:

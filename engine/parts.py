@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,20 +13,20 @@ import torch
 
 from core.build import build
 from core.memory import check_memory
-from core.objective import Objective, Weighted
 from core.runtime import Runtime
 from core.schedules import Factor, Schedule
 from data.dataset import Dataset
 from data.spec import InputSpec
-from distillers.distiller import Distiller, resolve_taps, student_taps
+from distillers.distiller import Distiller
+from distillers.teachers import Average
 from engine.expected import expected
+from engine.networks import build_network, build_objective
 from engine.queries import check_budget
+from engine.roles import build_distiller
 from generators.base import Source
 from generators.observer import unread_statistics
 from models.black_box import BlackBox
-from models.check import check_network, materialize
 from models.classifier import Classifier
-from models.ema import EMA
 from models.external import library_defaults
 from models.meter import Meter, queries
 from models.pretrained import freeze, load_classifier
@@ -43,6 +43,7 @@ class Parts:
     Args:
         teacher: what source and distiller see of it.
         notes: lines on networks and losses that the user should see.
+        deploy: the name of the network that the run is for.
         spare: whether a step may leave a parameter of the distiller without gradient.
     """
 
@@ -53,14 +54,26 @@ class Parts:
     distiller: Distiller
     optimizer: torch.optim.Optimizer
     schedule: Schedule
-    ema: EMA[Classifier] | None
     notes: list[str]
+    deploy: str = "student"
     spare: bool = False
 
     @property
+    def networks(self) -> dict[str, Classifier]:
+        """All that learn, students and averages of them, by name."""
+        students = {"student": self.student, **self.distiller.students}
+        averages = {n: t.network() for n, t in self.distiller.roles.teachers.items()}
+        return students | {n: a for n, a in averages.items() if a is not None}  # type: ignore[return-value]
+
+    @property
     def result(self) -> Classifier:
-        """The network that is evaluated and saved: the averaged student where there is one."""
-        return self.ema.module if self.ema else self.student
+        """The network that is evaluated and saved first: a student, or an average of one."""
+        return self.networks[self.deploy]
+
+    def compile(self, runtime: Runtime) -> None:
+        """Compile the students in place, if the run asks for it."""
+        for student in self.distiller.roles.students.values():
+            runtime.compile(student.module)
 
     def counts(self) -> dict[str, int]:
         """What the run took so far, on this rank: :meth:`Source.counts`, and what meters say."""
@@ -78,24 +91,6 @@ def build_dataset(config: dict[str, Any], runtime: Runtime) -> Dataset:
     if config["data_free"]:
         dataset.close_training()
     return dataset
-
-
-def build_network(
-    node: dict[str, Any], shape: tuple[int, ...], classes: tuple[str, ...], path: str = "model"
-) -> torch.nn.Module:
-    """A network for inputs of this shape, with one output for each class."""
-    offered = {"in_channels": shape[0], "input_size": shape[1:], "num_classes": len(classes)}
-    network: torch.nn.Module = build(node, torch.nn.Module, path, **offered)
-    return materialize(network, shape, len(classes))
-
-
-def build_objective(node: dict[str, Any], path: str = "", /, **available: Any) -> Objective:
-    """The weighted sum of the losses under ``node``, which stands at ``path``."""
-    weighted = {"_target_": f"{Weighted.__module__}.{Weighted.__qualname__}"}
-    nodes = {name: {**weighted, **entry} for name, entry in node["losses"].items()}
-    return Objective(
-        {n: build(node, Weighted, f"{path}.losses.{n}", **available) for n, node in nodes.items()}
-    )
 
 
 def blank_teacher(config: dict[str, Any], dataset: Dataset) -> Classifier:
@@ -162,7 +157,7 @@ def offered(
     config: dict[str, Any], dataset: Dataset, teacher: Classifier | None, runtime: Runtime
 ) -> dict[str, Any]:
     """What any part may take as an argument, before there is a student."""
-    spec = teacher.spec if teacher else dataset.spec
+    spec = teacher.takes if teacher else dataset.spec
     return {
         "spec": spec,
         "num_classes": len(dataset.classes),
@@ -177,35 +172,22 @@ def offered(
     }
 
 
-def build_distiller(
-    config: dict[str, Any], available: dict[str, Any]
-) -> tuple[Distiller, list[str]]:
-    """The student, whose taps its losses decide, and the distiller around it, on the device.
-
-    With lines on what the student returns and on what joins features that differ.
-    """
-    teacher, runtime = available["teacher"], available["runtime"]
-    spec, classes = available["spec"], available["classes"]
-    objective = build_objective(config["distiller"], "distiller", **available)
-    module = build_network(config["student"]["model"], spec.shape, classes, "student.model")
-    resolve_taps(objective, module, teacher)
-    student = Classifier(module, spec, classes, taps=student_taps(objective))
-    line = check_network(student, len(classes), training=True)
-    runtime.prepare(student)
-    distiller = Distiller(student, objective, teacher, runtime, config["distiller"]["labels"])
-    runtime.prepare(distiller)
-    notes = [f"student: {line}"] if line else []
-    return distiller, [*notes, *(f"adapter: {line}" for line in distiller.adaptations)]
-
-
 def build_parts(
-    config: dict[str, Any], dataset: Dataset, teacher: Classifier | None, runtime: Runtime
+    config: dict[str, Any],
+    dataset: Dataset,
+    teacher: Classifier | None,
+    runtime: Runtime,
+    others: Mapping[str, Classifier] | None = None,
 ) -> Parts:
     """Everything of a run but its teacher, in the order in which the parts need each other.
 
     Source and distiller get a teacher with a meter. Evaluation sees the teacher itself, so that it
     counts as no query and costs nothing of a black box's budget.
+
+    Args:
+        others: teachers besides ``teacher`` that are networks, by name.
     """
+    config = _averaged(config)
     torch.manual_seed(runtime.seed)  # a teacher trained just now, or earlier, changes no draw
     if teacher:
         teacher = _metered(teacher, config["teacher"]["black_box"], runtime)
@@ -213,14 +195,19 @@ def build_parts(
     inputs = 4 * config["batch_size"] * math.prod(available["spec"].shape)
     what = f"one batch of batch_size={config['batch_size']} inputs"
     check_memory(inputs, what, "set a smaller batch_size")
-    distiller, notes = build_distiller(config, available)
+    networks = {
+        name: _metered(network, config["teachers"][name].get("black_box"), runtime)
+        for name, network in (others or {}).items()
+    }
+    distiller, notes = build_distiller(config, available, networks)
     available["student"] = student = distiller.student
     if config["synthesis"]:
         available["objective"] = build_objective(config["synthesis"], "synthesis", **available)
         notes += unread_statistics(teacher, available["objective"]) if teacher else []
     source = build(config["source"], Source, "source", **available)
-    if teacher:
-        distiller.add_module("meter", teacher.meter)  # whose checkpoint thus holds the count
+    metered = {**({"teacher": teacher} if teacher else {}), **networks}
+    meters = {name: network.meter for name, network in metered.items() if network.meter}
+    distiller.add_module("meters", torch.nn.ModuleDict(meters))  # so a checkpoint holds the counts
     if isinstance(teacher, BlackBox):
         check_budget(teacher, source, distiller, config["batch_size"], config["steps"])
     parameters = [p for p in distiller.parameters() if p.requires_grad]
@@ -237,9 +224,22 @@ def build_parts(
         distiller=distiller,
         optimizer=optimizer,
         schedule=Schedule(optimizer, schedule),
-        ema=EMA(student, config["ema"]) if config["ema"] else None,
         notes=notes,
+        deploy=config["deploy"],
     )
+
+
+def _averaged(config: dict[str, Any]) -> dict[str, Any]:
+    """``ema`` is short for an average of the student, which is deployed."""
+    if not config["ema"]:
+        return config
+    if config["deploy"] != "student":
+        raise ValueError(
+            f"ema deploys the averaged student, and deploy={config['deploy']}: see docs"
+        )
+    target = f"{Average.__module__}.{Average.__qualname__}"
+    average = {"_target_": target, "of": "student", "decay": config["ema"]}
+    return {**config, "teachers": {**config["teachers"], "average": average}, "deploy": "average"}
 
 
 def _metered(teacher: Classifier, black_box: dict[str, Any] | None, runtime: Runtime) -> Classifier:

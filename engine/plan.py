@@ -11,10 +11,10 @@ from omegaconf import OmegaConf
 from core.build import build
 from core.check import parameters_of
 from data.spec import Expected
-from distillers.distiller import resolve_taps, student_taps, teacher_taps
+from distillers.edges import resolve_taps, student_taps, teacher_taps
 from engine.budget import Timing, spell
 from engine.config import groups, plain, written
-from engine.parts import build_objective
+from engine.networks import build_objective
 from engine.start import say_size
 from generators.base import SynthesisLoss
 from models.classifier import Classifier

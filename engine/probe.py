@@ -74,8 +74,8 @@ def stand_in(
     if teacher is None or dataset.has("test"):
         return inputs_for(config, dataset, teacher, runtime)
     count = METHODS * config.probe.size
-    noise = torch.randint(256, (count, *teacher.spec.shape), dtype=torch.uint8)
-    return Inputs(Split(noise, None, runtime.device, teacher.spec.range), "noise", real=False)
+    noise = torch.randint(256, (count, *teacher.takes.shape), dtype=torch.uint8)
+    return Inputs(Split(noise, None, runtime.device, teacher.takes.range), "noise", real=False)
 
 
 class Probe:
@@ -122,14 +122,14 @@ class Probe:
                 "test data, or name other methods"
             )
         self.methods = tuple(names)
-        self.split = Split(torch.cat(images), None, runtime.device, teacher.spec.range)
+        self.split = Split(torch.cat(images), None, runtime.device, teacher.takes.range)
 
     def _inputs(self, config: DictConfig, method: str, overrides: list[str]) -> Tensor:
         """uint8 [size, *shape], made now or by an earlier run."""
         recipe = self._recipe(config, method, overrides)
         settings = plain(recipe)
         what = {k: settings[k] for k in ("source", "synthesis", "generator", "steps", "batch_size")}
-        key = [self.weights, self.teacher.spec.to_dict(), what, config.probe.size]
+        key = [self.weights, self.teacher.takes.to_dict(), what, config.probe.size]
         name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
         path = self.folder / f"{method}-{name}.safetensors"
         kept = _kept(path)
@@ -169,9 +169,9 @@ class Probe:
             if alone.stop_requested:  # rounds ask by themselves
                 raise Stopped
             parts.source.next()
-        found = torch.empty(0, *self.teacher.spec.shape, dtype=torch.uint8)
+        found = torch.empty(0, *self.teacher.takes.shape, dtype=torch.uint8)
         for _ in range(DRAWS * max(1, size // settings["batch_size"])):
-            drawn = self._quantize(parts.source.next().teacher_input)
+            drawn = self._quantize(parts.source.next().input)
             found = torch.cat([found, drawn]).unique(dim=0)
             if len(found) >= size:
                 break
@@ -180,7 +180,7 @@ class Probe:
         ].contiguous()
 
     def _quantize(self, images: Tensor) -> Tensor:
-        low, high = self.teacher.spec.range
+        low, high = self.teacher.takes.range
         x = (images.detach() - low) * (255 / (high - low))
         return x.round().clamp(0, 255).to(torch.uint8).cpu()
 

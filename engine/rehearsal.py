@@ -12,7 +12,8 @@ from core.objective import FAILED
 from core.runtime import Runtime, Stopped
 from data.dataset import Dataset
 from data.spec import Batch
-from distillers.distiller import Distiller, transfer_losses
+from distillers.base import TransferLoss
+from distillers.distiller import Distiller
 from engine.parts import build_parts
 from models.classifier import Classifier
 
@@ -76,7 +77,7 @@ def _try(what: str, do: Callable[[], Result], distiller: Distiller) -> Result:
         if failed is None:
             raise ValueError(f"{what} fails at the first step: {reason}") from error
         name, loss = failed
-        taps = getattr(loss, "taps", ()) if loss in transfer_losses(distiller.objective) else ()
+        taps = getattr(loss, "taps", ()) if isinstance(loss, TransferLoss) else ()
         read = ", ".join(dict.fromkeys(loss.student_taps + loss.teacher_taps)) if taps else ""
         raise ValueError(
             f"loss {name}: {reason}" + (f" (it reads the taps {read})" if read else "")
@@ -90,5 +91,5 @@ def _spare(distiller: Distiller) -> bool:
 def _spare_student(distiller: Distiller, batch: Batch) -> bool:
     """Whether some of the student's parameters are reached only by losses that can be off."""
     distiller.student.zero_grad()
-    distiller.student(batch.student_input).logits.sum().backward()
+    distiller.student(batch.input).logits.sum().backward()
     return any(p.requires_grad and p.grad is None for p in distiller.student.parameters())

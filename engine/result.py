@@ -122,7 +122,7 @@ def finish(
     path = directory.path / STUDENT
     make_way(path)
     save_network(path, student, {"architecture": config["choices"]["student"]})
-    save_image(picture(images, student.spec), png := BytesIO(), format="png")
+    save_image(picture(images, student.takes), png := BytesIO(), format="png")
     write_whole(directory.path / PICTURE, png.getvalue())
     board.summarize(swept(config))
     board.close()

@@ -53,8 +53,28 @@ class TeacherConfig:
 
 
 @dataclass
+class OtherTeacherConfig(TeacherConfig):
+    """A network besides ``teacher``; ``seed`` is that of its training, null is the run's."""
+
+    seed: int | None = None
+
+
+@dataclass
 class StudentConfig:
+    """``mean`` and ``std`` are those of what the transform gives."""
+
     model: Node
+    transform: Node | None = None  # what it is shown of an input; null: the input
+    mean: list[float] | None = None  # null: measured
+    std: list[float] | None = None
+
+
+@dataclass
+class OtherStudentConfig(StudentConfig):
+    """A student besides ``student``; with ``of`` a branch on the tap of one that stands before."""
+
+    of: str | None = None
+    tap: str | None = None
 
 
 @dataclass
@@ -68,6 +88,18 @@ class LossConfig:
 
 
 @dataclass
+class TransferConfig(LossConfig):
+    """``NAME`` or ``NAME@VIEW`` of who learns and of its target; ``others`` are the other students.
+
+    ``reads`` names further answers, by the argument of the loss that takes them.
+    """
+
+    student: str | list[str] = "student"
+    teacher: str | list[str] = "teacher"
+    reads: dict[str, Any] | None = None
+
+
+@dataclass
 class ObjectiveConfig:
     """What is minimised: a weighted sum of named losses."""
 
@@ -78,6 +110,7 @@ class ObjectiveConfig:
 class DistillerConfig(ObjectiveConfig):
     """``labels`` of synthesized inputs: those the source aimed at, or what the teacher says."""
 
+    losses: dict[str, TransferConfig] = field(default_factory=dict)  # type: ignore[assignment]
     labels: Literal["source", "teacher"] = "source"
 
 
@@ -105,6 +138,10 @@ class Config:
     batch_size: int
     data_free: bool  # no training split can be opened
     needs_teacher: bool = True
+    students: dict[str, OtherStudentConfig] = field(default_factory=dict)
+    teachers: dict[str, OtherTeacherConfig] = field(default_factory=dict)  # or a part each
+    views: dict[str, Any] = field(default_factory=dict)
+    deploy: str = "student"  # the network that the run is for
     synthesis: ObjectiveConfig | None = None
     budget: int | float | str | None = None  # of time: 10m in place of a number of steps
     plan: bool | None = None  # None: where there is no test data

@@ -17,7 +17,6 @@ def take(parts: Parts, runtime: Runtime) -> dict[str, Any]:
         "distiller": parts.distiller.state_dict(),
         "optimizer": parts.optimizer.state_dict(),
         "source": parts.source.state_dict(),
-        "ema": parts.ema.state_dict() if parts.ema else None,
         "random": torch.get_rng_state(),
         "random_cuda": torch.cuda.get_rng_state() if cuda else None,
     }
@@ -33,8 +32,6 @@ def put_back(state: dict[str, Any], parts: Parts, runtime: Runtime, folder: Any)
         parts.distiller.load_state_dict(state["distiller"])
         parts.optimizer.load_state_dict(state["optimizer"])
         parts.source.load_state_dict(state["source"])
-        if parts.ema:
-            parts.ema.load_state_dict(state["ema"])
         torch.set_rng_state(state["random"])
         if state["random_cuda"] is not None and runtime.device.type == "cuda":
             torch.cuda.set_rng_state(state["random_cuda"])

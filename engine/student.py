@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from core.check import check_node
-from engine.parts import build_network
+from engine.networks import build_network
 from engine.trust import read_found
 from models.checkpoint import load_weights, read_metadata
 from models.classifier import Classifier

@@ -168,6 +168,6 @@ class ClassContrast(SynthesisLoss):
 def example(network: Classifier, taps: Sequence[str]) -> dict[str, Tensor]:
     """The taps' features of one input of zeros."""
     parameter = next(network.parameters())
-    x = torch.zeros(1, *network.spec.shape, device=parameter.device)
+    x = torch.zeros(1, *network.takes.shape, device=parameter.device)
     with network.uncounted():
         return network.frozen(taps)(x).features

@@ -61,7 +61,7 @@ class Experience:
     def draw(self, size: int, noise: torch.Generator) -> Batch:
         """Stored inputs with their answers."""
         images, label, index = self.bank.sample(size, noise)
-        return Batch(images, images, label, None, self.bank.answers[index])
+        return Batch(images, label, None, self.bank.answers[index])
 
     def rounded(self, images: Tensor) -> Tensor:
         """The images as they will be stored."""
@@ -83,7 +83,7 @@ class Experience:
             )
         label = answers.argmax(1) if batch.label is None else batch.label
         noise = self.runtime.noise("experience", self.stored)
-        self.bank.add(batch.teacher_input, label, self.stored, noise, answers)
+        self.bank.add(batch.input, label, self.stored, noise, answers)
         self.stored += 1
 
     def state_dict(self) -> dict[str, Any]:

@@ -138,7 +138,7 @@ class GenerativeSource:
         if self.experience:
             images = self.experience.rounded(images)
         self.batches += 1
-        return Batch(images, images, label)
+        return Batch(images, label)
 
     def learned(self, batch: Batch, losses: Losses) -> None:
         if self.experience:

@@ -95,7 +95,7 @@ class RoundSource:
         _check((batch_size, synthesis_batch_size, iterations, student_steps), warmup_rounds)
         self.observe = Observer(teacher, student, objective, runtime, views, local_views)
         self.variable: Variable = runtime.prepare(variable)  # type: ignore[assignment]
-        self.bank = Bank(teacher.spec, capacity, runtime.device, policy)
+        self.bank = Bank(teacher.takes, capacity, runtime.device, policy)
         self.optimizer, self.schedule = optimizer, schedule or constant()
         self.runtime, self.num_classes, self.targets = runtime, num_classes, targets
         self.batch_size, self.synthesis_batch_size = batch_size, synthesis_batch_size
@@ -120,7 +120,7 @@ class RoundSource:
         images, label, index = drawn
         images = through(self.augment, images, noise)
         self.batches += 1
-        return Batch(images, images, label, index)
+        return Batch(images, label, index)
 
     def learned(self, batch: Batch, losses: Losses) -> None:
         """Do nothing: the batches do not depend on it."""

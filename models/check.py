@@ -57,7 +57,7 @@ def check_network(classifier: Classifier, num_classes: int, training: bool = Fal
         ValueError: if it fails or cannot be copied, the logits are not [B, num_classes], or it is
             unclear which of several tensors they are.
     """
-    name, spec = classifier.name, classifier.spec
+    name, spec = classifier.name, classifier.takes
     _check_kind(classifier.module, name)
     device = next(classifier.parameters(), torch.empty(0)).device
     trial = _copy(classifier)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from data.spec import InputSpec
+from data.transforms import Transform
 from models.copying import shared_copy
 from models.logits import logits_of
 from models.meter import Meter
@@ -43,11 +44,13 @@ class Classifier(nn.Module):
             contains them (``models.logits``). An attribute ``taps`` ({name: module path}) names its
             stages, and ``channels_last`` the paths among them whose maps are [B, H, W, C]; as
             features these are [B, C, H, W].
-        spec: what ``module`` expects.
+        spec: what ``module`` expects, after the transform.
         classes: class names in label order.
         taps: names or module paths whose outputs are returned as features.
         statistics: whether to return the statistics of every BatchNorm layer's input.
         meter: counts the inputs that it answers, itself or through a :meth:`frozen` view.
+        transform: what it is shown, from the data's inputs; None shows them as they are.
+        takes: the data's inputs, where there is a transform.
 
     Attributes:
         idle: BatchNorm layers that a view with statistics has, but does not run.
@@ -66,9 +69,13 @@ class Classifier(nn.Module):
         taps: Iterable[str] = (),
         statistics: bool = False,
         meter: Meter | None = None,
+        transform: Transform | None = None,
+        takes: InputSpec | None = None,
     ) -> None:
         super().__init__()
         self.module = module
+        self.transform = transform
+        self.takes = takes or spec
         object.__setattr__(self, "meter", meter)  # shared by views: its count is saved elsewhere
         self.spec = spec
         self.classes = tuple(classes)
@@ -117,7 +124,7 @@ class Classifier(nn.Module):
             for m in module.modules():
                 if isinstance(m, BatchNorm):
                     m.running_mean = m.running_var = m.num_batches_tracked = None
-        view = Classifier(module, self.spec, self.classes, taps, statistics, self.meter).eval()
+        view = self._with(module, taps, statistics, self.meter).eval()
         if view.taps or statistics:
             view.measured = view._running()
             known = view.named_batchnorms() if statistics else {}
@@ -136,11 +143,25 @@ class Classifier(nn.Module):
 
     def apart(self) -> Classifier:
         """A copy with buffers of its own, to be tried in any mode; weights are shared."""
-        module = shared_copy(self.module, own_buffers=True)
-        return Classifier(module, self.spec, self.classes, self.taps)
+        return self._with(shared_copy(self.module, own_buffers=True), self.taps)
+
+    def _with(
+        self,
+        module: nn.Module,
+        taps: Iterable[str],
+        statistics: bool = False,
+        meter: Meter | None = None,
+    ) -> Classifier:
+        """Another module in the place of this one's."""
+        given = (self.spec, self.classes, taps, statistics, meter, self.transform, self.takes)
+        return Classifier(module, *given)
+
+    def _shown(self, x: Tensor) -> Tensor:
+        """What the module gets to see of inputs."""
+        return self.spec.normalize(x if self.transform is None else self.transform(x))
 
     def forward(self, x: Tensor) -> Outputs:
-        """Map inputs [B, *shape] in the specification's value range to :class:`Outputs`.
+        """Map inputs [B, *shape] in the value range of ``takes`` to :class:`Outputs`.
 
         Raises:
             ValueError: if the network returns no logits, or if a tap or a BatchNorm layer does not
@@ -149,7 +170,7 @@ class Classifier(nn.Module):
         if self.meter is not None:
             self.meter.add(len(x))
         self.record.clear()
-        output = self.module(self.spec.normalize(x))
+        output = self.module(self._shown(x))
         logits = full_precision(logits_of(output, len(self.classes), self.name))
         features, statistics = self._recorded()
         if self.measured is not None and self.measured != statistics.keys():
@@ -171,9 +192,9 @@ class Classifier(nn.Module):
         device = next(self.module.parameters(), torch.empty(0)).device
         cuda = [device] if device.type == "cuda" else []
         with torch.random.fork_rng(cuda):  # some networks draw in eval mode too
-            noise = self.spec.noise(2, device)
+            noise = self.takes.noise(2, device)
             parameter = next((p for p in self.module.parameters() if p.is_floating_point()), noise)
-            self.module(self.spec.normalize(noise.to(parameter.dtype)))
+            self.module(self._shown(noise).to(parameter.dtype))
         return frozenset(self._recorded()[1])
 
     def _recorded(self) -> tuple[dict[str, Tensor], dict[str, Statistics]]:

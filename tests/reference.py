@@ -52,7 +52,7 @@ def of_logits(loss: TransferLoss) -> Loss:
     def computed(inputs: Inputs) -> Tensor:
         x = inputs["logits_student"]
         label = inputs["labels"] if loss.needs_label else None
-        value: Tensor = loss(Outputs(x), Outputs(inputs["logits_teacher"]), Batch(x, x, label))
+        value: Tensor = loss(Outputs(x), Outputs(inputs["logits_teacher"]), Batch(x, label))
         return value
 
     return computed
@@ -84,7 +84,7 @@ def of_embeddings(make: Callable[[list[str]], TransferLoss], teacher: str) -> Lo
 
 def _apply(loss: TransferLoss, student: dict[str, Tensor], teacher: dict[str, Tensor]) -> Tensor:
     x = next(iter(student.values()))
-    value: Tensor = loss(Outputs(x, student), Outputs(x, teacher), Batch(x, x))
+    value: Tensor = loss(Outputs(x, student), Outputs(x, teacher), Batch(x))
     return value
 
 

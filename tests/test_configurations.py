@@ -103,7 +103,7 @@ def two_steps(config: DictConfig) -> None:
     for step in range(2):
         parts.schedule.apply(step / 2)
         batch = parts.source.next()
-        assert batch.student_input.shape == (4, *dataset.shape)
+        assert batch.input.shape == (4, *dataset.shape)
         losses = parts.distiller(batch)
         assert losses.total.isfinite()
         losses.total.backward()

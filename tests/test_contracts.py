@@ -18,7 +18,8 @@ from data.dataset import DataFreeError
 from data.spec import InputSpec
 from engine.catalogue import methods
 from engine.config import ROOT, compose, plain
-from engine.parts import Parts, build_dataset, build_network, build_parts
+from engine.networks import build_network
+from engine.parts import Parts, build_dataset, build_parts
 from engine.train import run
 from models.checkpoint import save_network
 from models.classifier import Classifier
@@ -83,9 +84,9 @@ def test_batches_have_the_shape_and_the_range_of_the_specification(method: str) 
     parts, _ = make(method)
     for _ in range(2):
         batch = parts.source.next()
-        assert batch.student_input.shape == (8, 1, 8, 8)
-        assert batch.student_input.isfinite().all()
-        assert not batch.student_input.requires_grad
+        assert batch.input.shape == (8, 1, 8, 8)
+        assert batch.input.isfinite().all()
+        assert not batch.input.requires_grad
         if batch.label is not None:
             assert batch.label.shape == (8,)
             assert batch.label.dtype == torch.int64

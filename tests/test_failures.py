@@ -104,9 +104,9 @@ def test_7_mixed_precision_is_run_and_losses_stay_in_float32() -> None:
     batch = parts.source.next()
     losses = parts.distiller(batch)
     assert losses.total.dtype == torch.float32
-    assert parts.source.observe(batch.student_input, None).total.dtype == torch.float32
+    assert parts.source.observe(batch.input, None).total.dtype == torch.float32
     with Runtime("cpu", "bf16").autocast():
-        assert parts.student.module(batch.student_input).dtype == torch.bfloat16
+        assert parts.student.module(batch.input).dtype == torch.bfloat16
 
 
 def test_8_a_bank_belongs_to_one_run(tmp_path: Path) -> None:
@@ -159,7 +159,7 @@ def test_9_losses_and_gradients_are_finite_at_a_logit_gap_of_500(loss: nn.Module
     else:
         names = {name: name for name in features}
         loss.resolve(names, names)
-        value = loss(student, teacher, Batch(images, images, torch.zeros(4, dtype=torch.long)))
+        value = loss(student, teacher, Batch(images, torch.zeros(4, dtype=torch.long)))
     assert value.isfinite()
     value.backward()
     assert images.grad is None or images.grad.isfinite().all()

@@ -17,7 +17,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from core.runtime import Runtime
 from data.spec import Batch, InputSpec
 from engine.config import ROOT, compose, plain
-from engine.parts import Parts, build_dataset, build_network, build_parts
+from engine.networks import build_network
+from engine.parts import Parts, build_dataset, build_parts
 from models.classifier import Classifier
 from models.pretrained import freeze
 
@@ -184,8 +185,8 @@ def test_extreme_and_uniform_batches(loss: str) -> None:
             head.weight.zero_()
             head.bias.zero_()
             head.bias[0 if network is parts.student else 1] = 500.0
-    x = parts.source.next().student_input
-    batch = Batch(x, x, torch.full((len(x),), 3), torch.arange(len(x)))
+    x = parts.source.next().input
+    batch = Batch(x, torch.full((len(x),), 3), torch.arange(len(x)))
     losses = parts.distiller(batch)
     assert losses.total.isfinite()
     losses.total.backward()

@@ -24,7 +24,8 @@ from torch import Tensor
 from core.runtime import Runtime
 from data.dataset import Dataset
 from engine.config import plain
-from engine.parts import build_dataset, build_network
+from engine.networks import build_network
+from engine.parts import build_dataset
 from models.classifier import Classifier
 from models.pretrained import freeze, load_classifier
 from models.taps import stage_taps

@@ -49,8 +49,8 @@ def test_rows_and_labels_belong_together() -> None:
     batch = real.next()
     assert batch.index is not None
     x, label = real.split.batch(batch.index)
-    assert torch.equal(batch.student_input, x)
-    assert batch.teacher_input is batch.student_input
+    assert torch.equal(batch.input, x)
+    assert batch.input is batch.input
     assert torch.equal(batch.label, label)  # type: ignore[arg-type]
 
 
@@ -103,7 +103,7 @@ def test_ranks_draw_different_augmentation() -> None:
     real = [source(rank, 2, batch_size=20) for rank in range(2)]
     for one in real:
         one._order = 0, torch.arange(40) % 20
-    images = [one.next().student_input for one in real]
+    images = [one.next().input for one in real]
     assert not torch.equal(images[0], images[1])
 
 
@@ -117,7 +117,7 @@ def test_a_resumed_source_continues_to_the_same_bits(steps: int) -> None:
     resumed.load_state_dict(before.state_dict())
     for _ in range(4):
         a, b = whole.next(), resumed.next()
-        assert torch.equal(a.student_input, b.student_input)
+        assert torch.equal(a.input, b.input)
         assert torch.equal(a.index, b.index)  # type: ignore[arg-type]
     assert whole.counts() == resumed.counts()
 

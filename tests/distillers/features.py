@@ -31,7 +31,7 @@ def random(seed: int, *shapes: Sequence[int], dtype: torch.dtype = torch.float64
 
 def apply(loss: TransferLoss, student: Outputs, teacher: Outputs) -> Tensor:
     x = student.logits
-    value: Tensor = loss(student, teacher, Batch(x, x))
+    value: Tensor = loss(student, teacher, Batch(x))
     return value
 
 

@@ -1,5 +1,7 @@
 """A small pair of networks made by hand, and a distiller around it."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
@@ -7,7 +9,9 @@ from core.objective import Objective, Weighted
 from core.runtime import Runtime
 from data.spec import Batch, InputSpec
 from distillers.base import TransferLoss
-from distillers.distiller import Distiller, student_taps
+from distillers.distiller import Distiller
+from distillers.edges import student_taps
+from distillers.step import Edge, View
 from models.classifier import Classifier, Outputs
 
 SPEC = InputSpec((1, 8, 8), mean=(0.5,), std=(0.25,))
@@ -48,16 +52,21 @@ def make_teacher(statistics: bool = False) -> Classifier:
 
 
 def make(
-    objective: Objective, teacher: Classifier | None = None, runtime: Runtime | None = None
+    objective: Objective,
+    teacher: Classifier | None = None,
+    runtime: Runtime | None = None,
+    edges: Mapping[str, Edge] | None = None,
+    **views: View,
 ) -> Distiller:
     torch.manual_seed(0)
     student = Classifier(Network(4), SPEC, taps=student_taps(objective))
-    return Distiller(student, objective, teacher, runtime or Runtime(device="cpu"))
+    runtime = runtime or Runtime(device="cpu")
+    return Distiller(student, objective, teacher, runtime, edges=edges, views=views)
 
 
 def make_batch(label: Tensor | None = None) -> Batch:
     x = torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-    return Batch(x, x, label)
+    return Batch(x, label)
 
 
 def train(distiller: Distiller, steps: int, batch: Batch | None = None) -> list[float]:

@@ -80,7 +80,7 @@ def test_gradients_reach_the_student_alone_and_nothing_else_changes(
     loss, ours, theirs, x = made(student, teacher)
     answers = ask(ours, x), ask(theirs, x)
     before = copy.deepcopy(ours.state_dict()), copy.deepcopy(theirs.state_dict())
-    value = loss(*answers, Batch(x, x))
+    value = loss(*answers, Batch(x))
     for net, state in zip((ours, theirs), before, strict=True):
         assert all(torch.equal(v, state[k]) for k, v in net.state_dict().items())
         assert all(p.grad is None for p in net.parameters())
@@ -101,9 +101,9 @@ def test_it_is_0_between_a_network_and_itself_and_not_between_two() -> None:
     same.prepare(side(net, answers), side(net, answers))
     # the teacher's view has running statistics: give it the batch's as well
     same.views = (same.views[0], same.views[0])
-    assert same(answers, answers, Batch(x, x)).item() == pytest.approx(0.0, abs=1e-10)
+    assert same(answers, answers, Batch(x)).item() == pytest.approx(0.0, abs=1e-10)
     loss, ours, theirs, x = made("cnn", "wide")
-    assert loss(ask(ours, x), ask(theirs, x), Batch(x, x)).item() > 1e-6
+    assert loss(ask(ours, x), ask(theirs, x), Batch(x)).item() > 1e-6
 
 
 def test_the_students_gradient_is_that_of_its_own_pass_in_training_mode() -> None:
@@ -160,7 +160,7 @@ def test_the_value_put_together_by_hand() -> None:
         torch.einsum("bchw,kc->bkhw", o.features["stage2"], n.module.linear.weight) for o, n in both
     )
     total = total + (one - two).square().mean()
-    torch.testing.assert_close(loss(s, t, Batch(x, x)), total)
+    torch.testing.assert_close(loss(s, t, Batch(x)), total)
 
 
 def test_class_maps_are_left_out_where_a_head_reads_something_else() -> None:

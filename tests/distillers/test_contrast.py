@@ -96,7 +96,7 @@ def test_features_of_any_kind_and_size(student: tuple[int, ...], teacher: tuple[
     s.requires_grad_()
     x = torch.zeros(6, 1)
     contrast = loss(*sides(s, t))
-    value = contrast(*sides(s, t), Batch(x, x, LABEL))
+    value = contrast(*sides(s, t), Batch(x, LABEL))
     a, b = (
         head(f if f.dim() == 2 else f.mean((2, 3)) if f.dim() == 4 else f.mean(1))
         for head, f in zip(contrast.heads[0], (s, t), strict=True)
@@ -111,7 +111,7 @@ def test_features_of_any_kind_and_size(student: tuple[int, ...], teacher: tuple[
     other = loss(*sides(s, t))
     torch.nn.init.zeros_(other.heads[0][0][0].weight)
     other.load_state_dict(copy.deepcopy(contrast.state_dict()))
-    torch.testing.assert_close(other(*sides(s, t), Batch(x, x, LABEL)), value)
+    torch.testing.assert_close(other(*sides(s, t), Batch(x, LABEL)), value)
 
 
 @pytest.mark.parametrize("rows", [1, 2, 6])
@@ -123,7 +123,7 @@ def test_stays_finite(rows: int, scale: float) -> None:
     x = torch.zeros(rows, 1)
     for label in (torch.zeros(rows, dtype=torch.long), torch.arange(rows)):
         contrast = loss(*sides(s, t))
-        value = contrast(*sides(s, t), Batch(x, x, label))
+        value = contrast(*sides(s, t), Batch(x, label))
         gradient = torch.autograd.grad(value, [s, *contrast.parameters()])
         assert value.isfinite()
         assert all(g.isfinite().all() for g in gradient)

@@ -40,7 +40,7 @@ def closed() -> Dataset:
 
 def batch(label: Tensor, index: Tensor | None = None) -> Batch:
     x = torch.zeros(len(label), 1)
-    return Batch(x, x, label, index)
+    return Batch(x, label, index)
 
 
 def sides(count: int, seed: int = 0) -> tuple[Outputs, Outputs]:

@@ -12,8 +12,9 @@ from core.objective import Objective, Weighted
 from core.runtime import Runtime
 from data.spec import Batch
 from distillers.attention import AttentionTransfer
-from distillers.distiller import student_taps, teacher_taps
+from distillers.edges import student_taps, teacher_taps
 from distillers.response import DIST, DKD, KD, CrossEntropy, LogitL1, StandardizedKD
+from distillers.step import Edge, Ref, Step, View
 from models.classifier import Outputs
 from models.meter import Meter
 from models.recording import Moments
@@ -34,19 +35,27 @@ def test_losses_are_the_weighted_losses() -> None:
     distiller = make(objective, teacher)
     batch = make_batch()
     losses = distiller(batch)
-    s, t = distiller.student(batch.student_input), teacher(batch.teacher_input)
+    s, t = distiller.student(batch.input), teacher(batch.input)
     torch.testing.assert_close(losses.values["kd"], (0.9 * KD()(s, t, batch)).detach())
     torch.testing.assert_close(losses.values["l1"], (3.0 * LogitL1()(s, t, batch)).detach())
     torch.testing.assert_close(losses.total.detach(), sum(losses.values.values()))
     assert not any(value.requires_grad for value in losses.values.values())
 
 
-def test_each_network_gets_its_own_input() -> None:
-    x = make_batch().student_input
-    distiller = make(objective_of(l1=LogitL1()), make_teacher())
-    mixed = distiller(Batch(x, 1 - x)).total
-    assert not torch.equal(mixed, distiller(Batch(x, x)).total)
-    assert not torch.equal(mixed, distiller(Batch(1 - x, 1 - x)).total)
+class Negative(View):
+    def forward(self, step: Step) -> Tensor:
+        return 1 - step.view("input")
+
+
+@pytest.mark.parametrize(("student", "teacher"), [("input", "dark"), ("dark", "input")])
+def test_each_network_gets_the_view_that_its_edge_names(student: str, teacher: str) -> None:
+    edges = {"l1": Edge(Ref("student", student), Ref("teacher", teacher))}
+    distiller = make(objective_of(l1=LogitL1()), make_teacher(), edges=edges, dark=Negative())
+    batch = make_batch()
+    shown = {"input": batch.input, "dark": 1 - batch.input}
+    found = distiller(batch).total
+    answers = distiller.student(shown[student]), make_teacher().eval()(shown[teacher])
+    torch.testing.assert_close(found, LogitL1()(*answers, batch))
 
 
 def test_the_teacher_is_outside_the_module_tree() -> None:
@@ -75,10 +84,10 @@ def test_the_teacher_is_frozen() -> None:
 
 
 def test_no_gradient_passes_through_the_teacher() -> None:
-    x = make_batch().student_input
+    x = make_batch().input
     batch = Batch(x, x.clone().requires_grad_())  # as a generator's images that were not detached
     make(objective_of(l1=LogitL1()), make_teacher())(batch).total.backward()
-    assert batch.teacher_input.grad is None
+    assert batch.input.grad is None
 
 
 def test_the_teacher_is_seen_as_it_is_loaded_later() -> None:
@@ -99,7 +108,7 @@ def test_batchnorm_hooks_do_not_fire(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(Moments, "__call__", counting)
     teacher = make_teacher(statistics=True)
-    teacher(make_batch().teacher_input)
+    teacher(make_batch().input)
     assert len(calls) == 1  # the hook is there, and counted
     train(make(objective_of(kd=KD()), teacher), 3)
     assert len(calls) == 1
@@ -114,7 +123,7 @@ def test_the_student_stays_in_train_mode() -> None:
         assert norm.num_batches_tracked == step
         if step % 3 == 0:  # an evaluation that does not restore the mode
             distiller.student.eval()
-            distiller.student(make_batch().student_input)
+            distiller.student(make_batch().input)
 
 
 def test_the_student_learns() -> None:
@@ -150,7 +159,7 @@ def test_labels_come_from_the_batch_then_from_the_teacher() -> None:
     teacher = make_teacher().eval()
     distiller = make(objective_of(ce=CrossEntropy(), kd=KD()), teacher)
     batch = make_batch()
-    predicted = teacher(batch.teacher_input).logits.argmax(1)
+    predicted = teacher(batch.input).logits.argmax(1)
     unlabelled = distiller(batch).values["ce"]
     assert batch.label is None  # the caller's batch is not written to
     assert torch.equal(unlabelled, distiller(make_batch(predicted)).values["ce"])
@@ -208,15 +217,15 @@ def test_known_answers_are_not_asked_for_again() -> None:
     distiller = make(objective_of(kd=KD(), ce=CrossEntropy()), teacher)
     asked = distiller(make_batch())
     assert meter.queries == 6
-    with torch.no_grad():
-        expected = distiller.teacher(make_batch().teacher_input).logits
+    with torch.no_grad(), teacher.uncounted():
+        expected = distiller.teacher(make_batch().input).logits
     assert torch.equal(asked.teacher_logits, expected)
     other = 2 * expected.flip(0)
     batch = make_batch()
     batch.teacher_logits = other
     known = distiller(batch)
     assert meter.queries == 6
-    logits = distiller.student(batch.student_input).logits
+    logits = distiller.student(batch.input).logits
     kd = KD()(Outputs(logits), Outputs(other), batch)
     torch.testing.assert_close(known.values["kd"], kd.detach())
     ce = torch.nn.functional.cross_entropy(logits, other.argmax(1))

@@ -9,10 +9,12 @@ from torch import nn
 from core.runtime import Runtime
 from data.spec import Batch
 from distillers.base import Side
-from distillers.distiller import Distiller, resolve_taps, student_taps, teacher_taps
+from distillers.distiller import Distiller
+from distillers.edges import resolve_taps, student_taps, teacher_taps
 from distillers.feature_only import DetachedCrossEntropy, FeatureOnly
 from engine.config import compose, plain
-from engine.parts import build_dataset, build_network, build_objective
+from engine.networks import build_network, build_objective
+from engine.parts import build_dataset
 from models.classifier import Classifier, Outputs
 from tests.distillers.features import apply, leaves, prepared, random
 
@@ -48,7 +50,7 @@ def test_the_labels_reach_the_classifier_and_nothing_else() -> None:
     loss = DetachedCrossEntropy(("a",))
     loss.prepare(Side(outputs, head), None)
     assert not list(loss.parameters())
-    value = loss(outputs, None, Batch(feature, feature, label))
+    value = loss(outputs, None, Batch(feature, label))
     expected = -outputs.logits.log_softmax(dim=1)[range(4), label].mean()
     torch.testing.assert_close(value, expected)
     (gradient,) = torch.autograd.grad(expected, head.weight)
@@ -94,7 +96,7 @@ def test_in_a_run_no_label_moves_the_backbone() -> None:
     for weight in (0.0, 1.0):
         distiller.objective.losses["feature_only"].weight = weight  # type: ignore[assignment]
         distiller.zero_grad()
-        distiller(Batch(x, x, label)).total.backward()
+        distiller(Batch(x, label)).total.backward()
         gradients.append({n: p.grad.any().item() for n, p in networks[1].named_parameters()})  # type: ignore[union-attr]
     assert {name for name, moves in gradients[0].items() if moves} == {
         "linear.weight",

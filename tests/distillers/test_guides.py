@@ -35,7 +35,7 @@ def saved(folder: Path, seed: int, spec: InputSpec = OTHER) -> dict[str, Any]:
 def batch() -> tuple[Outputs, Outputs, Batch]:
     torch.manual_seed(9)
     x = torch.rand(5, 1, 8, 8)
-    return Outputs(torch.randn(5, 3, requires_grad=True)), Outputs(torch.randn(5, 3)), Batch(x, x)
+    return Outputs(torch.randn(5, 3, requires_grad=True)), Outputs(torch.randn(5, 3)), Batch(x)
 
 
 def make(folder: Path, count: int, **options: Any) -> DenselyGuided:
@@ -44,7 +44,7 @@ def make(folder: Path, count: int, **options: Any) -> DenselyGuided:
 
 
 def kl_of_each(loss: DenselyGuided, student: Outputs, teacher: Outputs, b: Batch) -> list[float]:
-    answers = [teacher, *(guide(b.teacher_input) for guide in loss.guides)]
+    answers = [teacher, *(guide(b.input) for guide in loss.guides)]
     return [KD(loss.temperature)(student, outputs, b).item() for outputs in answers]
 
 
@@ -53,14 +53,14 @@ def test_is_the_sum_over_teacher_and_guides(tmp_path: Path) -> None:
     each = kl_of_each(loss, student, teacher, b)
     assert len(set(each)) == 3
     assert loss(student, teacher, b).item() == pytest.approx(sum(each))
-    assert loss.meter.queries == 2 * len(b.teacher_input)
+    assert loss.meter.queries == 2 * len(b.input)
 
 
 def test_a_guide_normalises_inputs_in_its_own_way(tmp_path: Path) -> None:
     loss, (_, _, b) = make(tmp_path, 1, drop=0), batch()
     network = load_classifier(DigitsCNN(1, 3, 4), tmp_path / "guide0.safetensors").eval()
-    expected = network.module((b.teacher_input - 0.5) / 0.25)
-    torch.testing.assert_close(loss.guides[0](b.teacher_input).logits, expected)
+    expected = network.module((b.input - 0.5) / 0.25)
+    torch.testing.assert_close(loss.guides[0](b.input).logits, expected)
 
 
 def test_each_step_drops_as_many_as_it_should(tmp_path: Path) -> None:
@@ -72,7 +72,7 @@ def test_each_step_drops_as_many_as_it_should(tmp_path: Path) -> None:
         missing = [i for i in range(3) if value == pytest.approx(sum(each) - each[i])]
         assert len(missing) == 1
         left_out += missing
-        asked = (loss.meter.queries - before) // len(b.teacher_input)
+        asked = (loss.meter.queries - before) // len(b.input)
         assert asked == (2 if missing == [0] else 1)  # what is dropped is not asked either
     assert all(10 < left_out.count(i) < 30 for i in range(3))
 

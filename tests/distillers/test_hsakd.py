@@ -13,7 +13,8 @@ from torch import Tensor
 from core.objective import Objective, Weighted
 from core.runtime import Runtime
 from data.spec import Batch, InputSpec
-from distillers.distiller import Distiller, resolve_taps, student_taps
+from distillers.distiller import Distiller
+from distillers.edges import resolve_taps, student_taps
 from distillers.hsakd import HSAKD, auxiliary_classifier
 from models.classifier import Classifier
 from models.digits import DigitsCNN
@@ -37,7 +38,7 @@ def make(**options: Any) -> tuple[Distiller, HSAKD]:
 
 def make_batch(seed: int = 0, count: int = 5) -> Batch:
     x = torch.rand(count, 1, 8, 8, generator=torch.Generator().manual_seed(seed))
-    return Batch(x, x, torch.arange(count) % CLASSES)
+    return Batch(x, torch.arange(count) % CLASSES)
 
 
 def joint_logits(classifier: Any, features: list[Tensor]) -> Tensor:
@@ -53,7 +54,7 @@ def test_by_hand() -> None:
     distiller, loss = make(temperature=2.0)
     batch = make_batch()
     assert distiller.teacher is not None
-    turns = [batch.student_input] + [torch.rot90(batch.student_input, k, (2, 3)) for k in (1, 2, 3)]
+    turns = [batch.input] + [torch.rot90(batch.input, k, (2, 3)) for k in (1, 2, 3)]
     found = distiller(batch).total
     straight, turned = distiller.student(turns[0]), distiller.student(torch.cat(turns[1:]))
     heads: Any = loss.classifiers
@@ -136,8 +137,8 @@ def test_a_batch_of_one_class_at_a_gap_of_500(count: int) -> None:
     distiller, _ = make()
     head: Any = distiller.student.module.get_submodule("linear")
     torch.nn.init.normal_(head.weight, std=1e4)
-    x = make_batch(count=count).student_input
-    losses = distiller(Batch(x, x, torch.zeros(count, dtype=torch.long)))
+    x = make_batch(count=count).input
+    losses = distiller(Batch(x, torch.zeros(count, dtype=torch.long)))
     losses.total.backward()
     assert losses.total.isfinite()
     assert all(p.grad.isfinite().all() for p in distiller.parameters() if p.grad is not None)

@@ -52,7 +52,7 @@ def describe(loss: TransferLoss) -> str:
 
 def apply(loss: TransferLoss, s: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
     x = torch.zeros(len(s), 1)
-    return loss(Outputs(s), Outputs(t), Batch(x, x, label))
+    return loss(Outputs(s), Outputs(t), Batch(x, label))
 
 
 def value_and_gradient(
@@ -88,7 +88,7 @@ def test_equals_the_reference(name: str, shared: Path) -> None:
         {stage: double(f"features_teacher_{i}") for i, stage in enumerate(STAGES)},
     )
     x = torch.zeros(16, 1)
-    value = FIXTURES[name](student, teacher, Batch(x, x, torch.from_numpy(data["labels"])))
+    value = FIXTURES[name](student, teacher, Batch(x, torch.from_numpy(data["labels"])))
     assert value.item() == pytest.approx(float(data[f"value/{name}"]), rel=1e-9)
     value.backward()
     gradients = [key for key in data if key.startswith(f"grad/{name}/")]

@@ -12,7 +12,8 @@ from torch import nn
 from core.runtime import Runtime
 from data.spec import InputSpec
 from engine.config import compose, plain
-from engine.parts import Parts, build_dataset, build_network, build_parts
+from engine.networks import build_network
+from engine.parts import Parts, build_dataset, build_parts
 from models.checkpoint import save_network
 from models.classifier import Classifier
 from models.pretrained import freeze, load_classifier
@@ -45,8 +46,7 @@ def learn(parts: Parts, steps: int) -> None:
         parts.distiller(parts.source.next()).total.backward()
         parts.optimizer.step()
         parts.optimizer.zero_grad()
-        if parts.ema:
-            parts.ema.update()
+        parts.distiller.updated()
 
 
 def heads(parts: Parts) -> list[nn.Linear]:
@@ -75,8 +75,8 @@ def test_the_loss_is_the_distance_of_the_last_maps() -> None:
     batch = parts.source.next()
     losses = parts.distiller(batch)
     with torch.no_grad():
-        student = parts.student(batch.student_input).features["projected"]
-        teacher = parts.teacher.frozen(["stage2"])(batch.teacher_input).features["stage2"]
+        student = parts.student(batch.input).features["projected"]
+        teacher = parts.teacher.frozen(["stage2"])(batch.input).features["stage2"]
     assert student.shape == teacher.shape == (8, 12, 2, 2)
     torch.testing.assert_close(losses.total.detach(), (student - teacher).square().mean())
 

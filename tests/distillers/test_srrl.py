@@ -75,7 +75,7 @@ def test_student_and_connector_get_gradients() -> None:
     made = loss(student, guide, classifier)
     feature = student.features["a"].requires_grad_()
     x = student.logits
-    made(student, guide, Batch(x, x)).backward()
+    made(student, guide, Batch(x)).backward()
     assert feature.grad is not None
     assert feature.grad.any()
     assert all(p.grad is not None and p.grad.any() for p in made.parameters())

@@ -12,7 +12,8 @@ from core.runtime import Runtime
 from data.spec import Batch, InputSpec
 from distillers.adapters import Adapter
 from distillers.base import STAGES, Side, Taps, TransferLoss
-from distillers.distiller import Distiller, resolve_taps, student_taps
+from distillers.distiller import Distiller
+from distillers.edges import resolve_taps, student_taps
 from models.classifier import Classifier, Outputs
 from models.digits import DigitsCNN
 from models.features import comparable, to_map, to_tokens, to_vector
@@ -175,7 +176,7 @@ def test_a_dry_pass_gives_losses_their_shapes_and_changes_nothing() -> None:
 def test_what_was_prepared_is_trained_and_kept_but_not_with_the_student() -> None:
     distiller = make()
     x = torch.rand(4, 1, 8, 8)
-    distiller(Batch(x, x)).total.backward()
+    distiller(Batch(x)).total.backward()
     own = list(distiller.objective.parameters())
     assert len(own) == 2
     assert all(p.grad is not None and p.grad.any() for p in own)
@@ -202,6 +203,6 @@ def test_labels_are_the_sources_or_the_teachers(labels: Any) -> None:
     objective = Objective({"reads": Weighted(Reads())})
     distiller = Distiller(student, objective, teacher, Runtime(device="cpu"), labels)
     x, label = torch.rand(4, 1, 8, 8), torch.tensor([11, 12, 13, 14])
-    distiller(Batch(x, x, label))
+    distiller(Batch(x, label))
     given, predicted = seen[0]
     assert torch.equal(given, label if labels == "source" else predicted)

@@ -20,7 +20,7 @@ def logits(seed: int, rows: int = 6, classes: int = 5) -> Tensor:
 
 def apply(loss: torch.nn.Module, s: Tensor, t: Tensor) -> Tensor:
     x = torch.zeros(len(s), 1)
-    value: Tensor = loss(Outputs(s), Outputs(t), Batch(x, x))
+    value: Tensor = loss(Outputs(s), Outputs(t), Batch(x))
     return value
 
 

@@ -13,7 +13,8 @@ from core.objective import Objective, Weighted
 from core.runtime import Runtime
 from data.spec import Batch, InputSpec
 from distillers.base import side
-from distillers.distiller import Distiller, resolve_taps, student_taps
+from distillers.distiller import Distiller
+from distillers.edges import resolve_taps, student_taps
 from distillers.vit import MiniLM, attention_at
 from models.classifier import Classifier, Outputs
 from models.digits import DigitsCNN
@@ -88,9 +89,9 @@ def test_minilm_by_hand(relations: tuple[str, ...]) -> None:
                         total += p * math.log(p / q)
     empty = torch.zeros(2, 1)
     ours, theirs = Outputs(empty, {"attention": s}), Outputs(empty, {"attention": t})
-    value = loss(ours, theirs, Batch(empty, empty))
+    value = loss(ours, theirs, Batch(empty))
     assert value.item() == pytest.approx(total / (2 * 3 * 5), rel=1e-4)
-    assert loss(ours, ours, Batch(empty, empty)).abs() < 1e-6
+    assert loss(ours, ours, Batch(empty)).abs() < 1e-6
 
 
 def true_maps(module: nn.Module, x: Tensor) -> Tensor:
@@ -139,7 +140,7 @@ def test_it_trains_the_student_and_nothing_else(student: Any, teacher: Any) -> N
     optimizer = torch.optim.Adam(made.student.parameters(), lr=0.01)
     x, values = images(), []
     for _ in range(12):
-        losses = made(Batch(x, x))
+        losses = made(Batch(x))
         optimizer.zero_grad()
         losses.total.backward()
         optimizer.step()
@@ -166,7 +167,7 @@ def test_it_is_finite_at_extremes() -> None:
             value = loss(
                 Outputs(empty, {"attention": s}),
                 Outputs(empty, {"attention": t}),
-                Batch(empty, empty),
+                Batch(empty),
             )
             value.backward()
             assert value.isfinite()

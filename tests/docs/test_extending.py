@@ -65,7 +65,7 @@ def test_transfer_loss() -> None:
     t = Outputs(torch.zeros(6, 4), {"stage2": torch.randn(6, 16, 4, 4)})
     loss.prepare(Side(s), Side(t))
     x = torch.zeros(6, 1)
-    loss(s, t, Batch(x, x)).backward()
+    loss(s, t, Batch(x)).backward()
     assert s.features["stage2"].grad is not None
     assert [p.grad is not None for p in loss.parameters()] == [True]
 
@@ -80,11 +80,11 @@ def test_generator() -> None:
 
 def test_synthesizer() -> None:
     first, second = (part("NoiseSource")["source"] for _ in range(2))
-    x = first.next().student_input
+    x = first.next().input
     assert x.shape == (6, 1, 16, 16)
     assert -1 <= x.min() < 0 < x.max() <= 1
     second.load_state_dict(first.state_dict())
-    assert torch.equal(first.next().student_input, second.next().student_input)
+    assert torch.equal(first.next().input, second.next().input)
     assert first.counts()["images_synthesized"] == 12
 
 

@@ -163,7 +163,7 @@ def poisoned(step: int) -> None:
 
     def last(self: Training, network: Any, batch: Any, now: int) -> None:
         if now == step:
-            batch.student_input = batch.student_input * float("nan")
+            batch.input = batch.input * float("nan")
         learn(self, network, batch, now)
 
     Training._learn = last  # type: ignore[method-assign]

@@ -94,7 +94,7 @@ def test_a_stop_within_a_round_leaves_what_it_trained_as_it_was(recipe: str) -> 
     assert same(stopped.state_dict(), before)
     del runtime.asked_to_stop
     a, b = undisturbed.next(), stopped.next()
-    assert torch.equal(a.student_input, b.student_input)
+    assert torch.equal(a.input, b.input)
     assert same(undisturbed.state_dict(), stopped.state_dict())
 
 

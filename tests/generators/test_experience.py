@@ -28,7 +28,7 @@ def images(seed: int, rows: int = 6) -> torch.Tensor:
 def answered(seed: int) -> tuple[Batch, Losses]:
     x = experience().rounded(images(seed))
     logits = torch.randn(6, CLASSES, generator=torch.Generator().manual_seed(seed + 100))
-    return Batch(x, x), Losses(torch.zeros(()), {}, teacher_logits=logits)
+    return Batch(x), Losses(torch.zeros(()), {}, teacher_logits=logits)
 
 
 @pytest.mark.parametrize("period", [3, 4, 15])
@@ -47,17 +47,15 @@ def test_what_is_drawn_was_stored_bit_for_bit_and_with_its_own_answer() -> None:
     for seed in range(3):
         batch, losses = answered(seed)
         stored.learned(batch, losses)
-        for x, logits in zip(batch.teacher_input, losses.teacher_logits, strict=True):
+        for x, logits in zip(batch.input, losses.teacher_logits, strict=True):
             known[x.numpy().tobytes()] = logits
     drawn = stored.draw(40, torch.Generator().manual_seed(0))
     assert drawn.index is None
     assert drawn.teacher_logits is not None
-    for x, logits, label in zip(
-        drawn.student_input, drawn.teacher_logits, drawn.label, strict=True
-    ):
+    for x, logits, label in zip(drawn.input, drawn.teacher_logits, drawn.label, strict=True):
         assert torch.equal(known[x.numpy().tobytes()], logits)
         assert label == logits.argmax()
-    assert len({x.numpy().tobytes() for x in drawn.student_input}) > 12
+    assert len({x.numpy().tobytes() for x in drawn.input}) > 12
 
 
 def test_a_replayed_batch_is_not_stored_again() -> None:
@@ -86,11 +84,11 @@ def test_the_source_hands_out_fresh_batches_and_then_known_ones() -> None:
     source = generative(experience=experience(), student_steps=5)
     for step in range(12):
         batch = source.next()
-        assert batch.student_input.shape == (6, *SPEC.shape)
+        assert batch.input.shape == (6, *SPEC.shape)
         assert (batch.teacher_logits is not None) == (step % 5 >= 3)
         logits = torch.zeros(6, CLASSES)
         source.learned(batch, Losses(torch.zeros(()), {}, teacher_logits=logits))
-        x = batch.student_input
+        x = batch.input
         assert torch.equal(source.experience.rounded(x), x)  # the student sees what is stored
     assert source.updates == 3
     assert source.counts()["images_synthesized"] == 3 * 8 + 8 * 6
@@ -127,7 +125,7 @@ def test_the_answer_is_what_the_teacher_would_say_again() -> None:
     steps(parts, 5)
     batch = parts.source.next()
     assert parts.teacher is not None
-    torch.testing.assert_close(batch.teacher_logits, parts.teacher(batch.teacher_input).logits)
+    torch.testing.assert_close(batch.teacher_logits, parts.teacher(batch.input).logits)
 
 
 @pytest.mark.parametrize("stop", [3, 5, 9, 17])

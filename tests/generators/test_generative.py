@@ -29,9 +29,9 @@ def test_batches_follow_the_schedule() -> None:
     parameters = []
     for step in range(6):
         batch = source.next()
-        assert batch.student_input.shape == (6, *SPEC.shape)
-        assert batch.teacher_input is batch.student_input
-        assert not batch.student_input.requires_grad
+        assert batch.input.shape == (6, *SPEC.shape)
+        assert batch.input is batch.input
+        assert not batch.input.requires_grad
         assert batch.label is None
         assert source.updates == 2 * (step // 3 + 1)
         parameters.append(snapshot(source.generator.linear))
@@ -130,7 +130,7 @@ def test_restored_source_continues_to_the_same_bits(conditional: bool, stop: int
     assert restored.report() == source.report()
     for _ in range(5):
         a, b = source.next(), restored.next()
-        assert torch.equal(a.student_input, b.student_input)
+        assert torch.equal(a.input, b.input)
         assert (a.label is None and b.label is None) or torch.equal(a.label, b.label)
     assert same(source.generator.state_dict(), restored.generator.state_dict())
     assert source.counts() == restored.counts()
@@ -140,9 +140,9 @@ def test_restored_source_continues_to_the_same_bits(conditional: bool, stop: int
 def test_noise_does_not_depend_on_the_global_generator() -> None:
     a, b = generative(), generative()
     torch.manual_seed(10)
-    first = [a.next().student_input for _ in range(3)]
+    first = [a.next().input for _ in range(3)]
     torch.manual_seed(11)
-    second = [b.next().student_input for _ in range(3)]
+    second = [b.next().input for _ in range(3)]
     assert all(torch.equal(x, y) for x, y in zip(first, second, strict=True))
     assert not torch.equal(first[0], first[1])
 
@@ -154,7 +154,7 @@ def test_noise_differs_between_ranks_and_weights_do_not() -> None:
     runtime.rank = 1
     second = generative(runtime)
     assert same(first.generator.state_dict(), second.generator.state_dict())
-    assert not torch.equal(first.next().student_input, second.next().student_input)
+    assert not torch.equal(first.next().input, second.next().input)
 
 
 def test_conditional_batches_carry_their_classes() -> None:
@@ -196,8 +196,8 @@ def test_reuse_hands_on_the_images_of_the_update() -> None:
     source.observe.teacher.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     for step in range(3):
         batch = source.next()
-        assert torch.equal(batch.student_input, seen[step])
-        assert not batch.student_input.requires_grad
+        assert torch.equal(batch.input, seen[step])
+        assert not batch.input.requires_grad
     assert source.counts()["images_synthesized"] == 3 * 6
 
 
@@ -222,10 +222,10 @@ def test_the_student_gets_augmented_images_and_the_generator_is_none_the_wiser()
     plain, augmented = generative(), generative(augment=[RandomAffine(SPEC, 20.0)])
     for step in range(4):
         a, b = plain.next(), augmented.next()
-        assert not torch.equal(a.student_input, b.student_input)
-        expected = RandomAffine(SPEC, 20.0)(a.student_input, plain.runtime.noise("augment", step))
-        assert torch.equal(b.student_input, expected)
-        assert b.teacher_input is b.student_input
+        assert not torch.equal(a.input, b.input)
+        expected = RandomAffine(SPEC, 20.0)(a.input, plain.runtime.noise("augment", step))
+        assert torch.equal(b.input, expected)
+        assert b.input is b.input
     assert same(snapshot(plain.generator), snapshot(augmented.generator))
 
 

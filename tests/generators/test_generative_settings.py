@@ -39,7 +39,7 @@ def test_teacher_without_batchnorm() -> None:
         generative(teacher=bare)
     without = objective(one_hot=OneHot(), adversarial=Adversarial())
     check_statistics(bare, without)
-    assert generative(teacher=bare, objective=without).next().student_input.isfinite().all()
+    assert generative(teacher=bare, objective=without).next().input.isfinite().all()
 
 
 def test_an_update_may_see_the_student_by_batch() -> None:
@@ -61,7 +61,7 @@ def test_bf16_runs() -> None:
     for _ in range(3):
         batch = source.next()
     assert computed == {(layer, torch.bfloat16) for layer in networks}
-    assert batch.student_input.dtype == torch.float32
+    assert batch.input.dtype == torch.float32
     for value in source.report().values():
         assert torch.as_tensor(value).isfinite()
     assert all(v.dtype == torch.float32 for k, v in source.losses.items())
@@ -72,6 +72,6 @@ def test_hooks_fire_in_compiled_networks() -> None:
     plain, compiled = generative(), generative(EagerRuntime(device="cpu"))
     for _ in range(4):
         a, b = plain.next(), compiled.next()
-        torch.testing.assert_close(a.student_input, b.student_input)
+        torch.testing.assert_close(a.input, b.input)
     torch.testing.assert_close(plain.losses, compiled.losses)
     assert compiled.observe.teacher.module._compiled_call_impl is not None

@@ -200,7 +200,7 @@ def test_a_source_trains_the_decoder_and_resumes_with_it() -> None:
     restored = kegnet(synthesis_batch_size=32)
     restored.load_state_dict(torch.load(file, weights_only=True))
     for _ in range(3):
-        assert torch.equal(source.next().student_input, restored.next().student_input)
+        assert torch.equal(source.next().input, restored.next().input)
     assert source.report() == restored.report()
 
 
@@ -223,5 +223,5 @@ def test_a_losses_gradients_are_averaged_over_ranks_and_clipped() -> None:
 def test_bf16_runs() -> None:
     source = kegnet(Runtime(device="cpu", precision="bf16"))
     for _ in range(3):
-        assert source.next().student_input.isfinite().all()
+        assert source.next().input.isfinite().all()
     assert all(torch.as_tensor(v).isfinite() for v in source.report().values())

@@ -147,7 +147,7 @@ def test_what_is_read_is_counted_and_is_not_called_synthesized() -> None:
     own = dataset().open("train").batch(slice(None))[0].flatten(1)
     for batch in batches:
         assert batch.label is None
-        drawn = batch.student_input[3:].flatten(1)
+        drawn = batch.input[3:].flatten(1)
         assert (torch.cdist(drawn, own).amin(1) == 0).all()
     assert "out_of_domain_inputs_read" not in generative(objective=objective()).counts()
 
@@ -159,7 +159,7 @@ def test_a_resumed_source_goes_on_to_the_same_bits() -> None:
     second = mosaic()
     second.load_state_dict(copy.deepcopy(first.state_dict()))
     for _ in range(4):
-        assert torch.equal(first.next().student_input, second.next().student_input)
+        assert torch.equal(first.next().input, second.next().input)
     one, two = (s.observe.objective.losses["patches"].loss for s in (first, second))
     assert same(snapshot(one.discriminator), snapshot(two.discriminator))
     assert one.optimizer.state_dict()["state"][0]["step"] == 4

@@ -69,8 +69,8 @@ def test_a_batch_is_fresh_images_and_then_earlier_ones(kind: str, conditional: b
     with torch.no_grad():
         fresh = source.generator(z, y)
     [(earlier, label)] = drawn
-    assert torch.equal(batch.student_input, torch.cat([fresh, earlier]))
-    assert not batch.student_input.requires_grad
+    assert torch.equal(batch.input, torch.cat([fresh, earlier]))
+    assert not batch.input.requires_grad
     if conditional:
         assert torch.equal(batch.label, torch.cat([y, label]))
     else:
@@ -169,7 +169,7 @@ def test_a_restored_source_continues_to_the_same_bits(
     torch.rand(3)
     for _ in range(5):
         a, b = source.next(), restored.next()
-        assert torch.equal(a.student_input, b.student_input)
+        assert torch.equal(a.input, b.input)
         assert (a.label is None and b.label is None) or torch.equal(a.label, b.label)
     assert same(_flat(source.replay.state_dict()), _flat(restored.replay.state_dict()))
     assert source.counts() == restored.counts()
@@ -215,9 +215,9 @@ def test_shapes_and_bf16(kind: str, shape: tuple[int, ...]) -> None:
     )
     for _ in range(3):
         batch = source.next()
-    assert batch.student_input.shape == (9, *shape)
-    assert batch.student_input.dtype == torch.float32
-    assert batch.student_input.isfinite().all()
+    assert batch.input.shape == (9, *shape)
+    assert batch.input.dtype == torch.float32
+    assert batch.input.isfinite().all()
     assert all(torch.as_tensor(v).isfinite() for v in source.report().values())
 
 
@@ -227,7 +227,7 @@ def test_shapes_and_bf16(kind: str, shape: tuple[int, ...]) -> None:
 def test_share(fraction: float, batch_size: int, replayed: int) -> None:
     source = generative(replay=twin(fraction=fraction), batch_size=batch_size)
     assert (source.replayed, source.fresh) == (replayed, batch_size - replayed)
-    assert len(source.next().student_input) == batch_size
+    assert len(source.next().input) == batch_size
 
 
 def test_settings_that_do_not_fit() -> None:
@@ -238,4 +238,4 @@ def test_settings_that_do_not_fit() -> None:
         generative(replay=twin(decay=1.0))
     with pytest.raises(ValueError, match="batch_size of at least 2"):
         generative(replay=twin(), batch_size=1)
-    assert len(generative(replay=vae(), batch_size=2).next().student_input) == 2
+    assert len(generative(replay=vae(), batch_size=2).next().input) == 2

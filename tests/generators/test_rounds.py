@@ -59,13 +59,13 @@ def test_batches_come_from_the_bank() -> None:
     for _ in range(5):
         batch = source.next()
         sizes.append(len(source.bank))
-        assert batch.student_input.shape == (6, *SPEC.shape)
-        assert batch.teacher_input is batch.student_input
+        assert batch.input.shape == (6, *SPEC.shape)
+        assert batch.input is batch.input
         assert batch.index is not None
         assert batch.label is not None
         assert batch.label.max() < CLASSES
-        assert batch.student_input.min() >= 0
-        assert batch.student_input.max() <= 1 + 1e-6
+        assert batch.input.min() >= 0
+        assert batch.input.max() <= 1 + 1e-6
     assert sizes == [8, 8, 12, 12, 12]
     assert source.counts() == {
         "images_synthesized": 24,
@@ -109,9 +109,9 @@ def test_only_images_in_the_value_range_are_seen() -> None:
 def test_it_repeats_itself() -> None:
     a, b = inversion(), inversion()
     torch.manual_seed(10)
-    first = [a.next().student_input for _ in range(3)]
+    first = [a.next().input for _ in range(3)]
     torch.manual_seed(11)
-    second = [b.next().student_input for _ in range(3)]
+    second = [b.next().input for _ in range(3)]
     assert all(torch.equal(x, y) for x, y in zip(first, second, strict=True))
 
 
@@ -128,7 +128,7 @@ def test_restored_source_continues_to_the_same_bits(stop: int) -> None:
     assert restored.report() == source.report()
     for _ in range(4):
         a, b = source.next(), restored.next()
-        assert torch.equal(a.student_input, b.student_input)
+        assert torch.equal(a.input, b.input)
         assert torch.equal(a.label, b.label)
         assert torch.equal(a.index, b.index)
     assert same(flatten(source.state_dict()), flatten(restored.state_dict()))
@@ -136,18 +136,18 @@ def test_restored_source_continues_to_the_same_bits(stop: int) -> None:
 
 def test_a_stop_within_a_round_changes_nothing() -> None:
     undisturbed = inversion(student_steps=1)
-    expected = [undisturbed.next().student_input for _ in range(2)]
+    expected = [undisturbed.next().input for _ in range(2)]
 
     runtime = StoppingRuntime(device="cpu")
     source = inversion(runtime, student_steps=1)
-    assert torch.equal(source.next().student_input, expected[0])
+    assert torch.equal(source.next().input, expected[0])
     before = flatten(source.state_dict())
     runtime.remaining = 3
     with pytest.raises(Stopped):
         source.next()
     assert same(flatten(source.state_dict()), before)
     runtime.remaining, runtime.stop_requested = None, False
-    assert torch.equal(source.next().student_input, expected[1])
+    assert torch.equal(source.next().input, expected[1])
 
 
 def test_student_and_teacher_stay_as_they_were() -> None:
@@ -175,10 +175,10 @@ def test_a_new_run_does_not_see_an_earlier_ones_images(
 
 def test_adversarial_inversion_depends_on_the_student() -> None:
     adi = {"objective": objective(one_hot=OneHot(), adversarial=Adversarial("js", 3.0))}
-    a = inversion(**adi).next().student_input
+    a = inversion(**adi).next().input
     other = student()
     torch.nn.init.normal_(other.module.head.weight)
-    b = inversion(**adi, student=other).next().student_input
+    b = inversion(**adi, student=other).next().input
     assert not torch.equal(a, b)
 
 
@@ -221,5 +221,5 @@ def test_settings_that_do_not_fit() -> None:
 def test_bf16_runs() -> None:
     """Failure 7."""
     source = inversion(Runtime(device="cpu", precision="bf16"))
-    assert source.next().student_input.isfinite().all()
+    assert source.next().input.isfinite().all()
     assert all(v.isfinite() and v.dtype == torch.float32 for v in source.losses.values())

@@ -68,7 +68,7 @@ def test_augmentations_are_applied_in_order() -> None:
 
     plain = inversion().next()
     augmented = inversion(augment=[double, shift]).next()
-    offset = (augmented.student_input - 2 * plain.student_input).flatten()
+    offset = (augmented.input - 2 * plain.input).flatten()
     assert 1 <= offset[0] <= 2
     torch.testing.assert_close(offset, offset[:1].expand_as(offset))
 

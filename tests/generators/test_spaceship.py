@@ -120,7 +120,7 @@ def test_a_draw_changes_nothing_of_the_generator() -> None:
     assert same(before, snapshot(source.variable.generator))
     assert batch.label is None
     assert batch.index is None
-    assert not batch.student_input.requires_grad
+    assert not batch.input.requires_grad
     source.learned(batch, Losses(torch.zeros(()), {}, torch.rand(6)))
 
 
@@ -156,7 +156,7 @@ def test_a_resumed_source_makes_the_same_batches() -> None:
     second.load_state_dict(copy.deepcopy(first.state_dict()))
     for _ in range(6):
         one, two = first.next(), second.next()
-        assert torch.equal(one.student_input, two.student_input)
+        assert torch.equal(one.input, two.input)
         assert isinstance(two, Batch)
     assert first.counts() == second.counts()
     for a, b in zip(first.exchange.pools, second.exchange.pools, strict=True):
@@ -167,8 +167,8 @@ def test_bf16_makes_float32_images() -> None:
     source = exchanging(Runtime(device="cpu", precision="bf16"))
     for _ in range(3):
         batch = source.next()
-        assert batch.student_input.dtype == torch.float32
-        assert batch.student_input.isfinite().all()
+        assert batch.input.dtype == torch.float32
+        assert batch.input.isfinite().all()
 
 
 def test_what_cannot_be_exchanged() -> None:

@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 
 from data.spec import InputSpec
 from engine.config import ROOT
-from engine.parts import build_network
+from engine.networks import build_network
 from models.checkpoint import save_network
 from models.classifier import Classifier
 from models.pretrained import freeze

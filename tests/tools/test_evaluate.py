@@ -16,7 +16,8 @@ from core.runtime import Runtime
 from data.dataset import Split
 from data.spec import InputSpec
 from engine.config import compose, plain
-from engine.parts import blank_teacher, build_dataset, build_network
+from engine.networks import build_network
+from engine.parts import blank_teacher, build_dataset
 from engine.train import run as train
 from models.classifier import Classifier
 from models.pretrained import save_network

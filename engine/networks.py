@@ -1,0 +1,29 @@
+"""Networks and objectives from their nodes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from core.build import build
+from core.objective import Objective, Weighted
+from models.check import materialize
+
+
+def build_network(
+    node: dict[str, Any], shape: tuple[int, ...], classes: tuple[str, ...], path: str = "model"
+) -> torch.nn.Module:
+    """A network for inputs of this shape, with one output for each class."""
+    offered = {"in_channels": shape[0], "input_size": shape[1:], "num_classes": len(classes)}
+    network: torch.nn.Module = build(node, torch.nn.Module, path, **offered)
+    return materialize(network, shape, len(classes))
+
+
+def build_objective(node: dict[str, Any], path: str = "", /, **available: Any) -> Objective:
+    """The weighted sum of the losses under ``node``, which stands at ``path``."""
+    weighted = {"_target_": f"{Weighted.__module__}.{Weighted.__qualname__}"}
+    nodes = {name: {**weighted, **entry} for name, entry in node["losses"].items()}
+    return Objective(
+        {n: build(node, Weighted, f"{path}.losses.{n}", **available) for n, node in nodes.items()}
+    )
