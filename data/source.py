@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -32,6 +32,8 @@ class RealSource:
         augment: applied in this order, on the device.
         limit: how many training inputs are used, the same ones at every seed and balanced by class
             as far as possible; None means all. It does not limit the teacher's training.
+        pairs: further views of each batch, by name: for each input another one of the same class,
+            which may be the same image, or the same input; augmented anew.
 
     Raises:
         DataFreeError: if the data set's training split is closed.
@@ -47,6 +49,7 @@ class RealSource:
         batch_size: int,
         augment: Sequence[Augmentation] = (),
         limit: int | None = None,
+        pairs: Mapping[str, Literal["same_class", "same_input"]] | None = None,
     ) -> None:
         self.data = data
         self.runtime = runtime
@@ -63,6 +66,12 @@ class RealSource:
                 f"{len(self.rows)} training inputs cannot fill batches of {batch_size} on "
                 f"{runtime.world_size} process(es): use more data or fewer processes"
             )
+        self.pairs = dict(pairs or {})
+        if unknown := set(self.pairs.values()) - {"same_class", "same_input"}:
+            raise ValueError(
+                f"source.pairs: no {', '.join(sorted(unknown))}; there is: same_class, same_input"
+            )
+        self.alike = Alike(self.split.labels[torch.from_numpy(self.rows).to(self.split.storage)])
         self.batches_per_epoch = len(self.rows) // (self.batch_size * runtime.world_size)
         self._step = 0
         self._order: tuple[int, Tensor] | None = None
@@ -75,8 +84,17 @@ class RealSource:
         index = self._order_of(epoch)[start : start + self.batch_size]
         x, label = self.split.batch(index)
         x = through(self.augment, x, self.runtime.noise("augment", self._step))
+        views = {name: self._partner(name, index) for name in self.pairs}
         self._step += 1
-        return Batch(x, label, index.to(x.device, non_blocking=True))
+        return Batch(x, label, index.to(x.device, non_blocking=True), views=views)
+
+    def _partner(self, name: str, index: Tensor) -> Tensor:
+        """The inputs of a view, for those of the batch."""
+        noise = self.runtime.noise(f"pair {name}", self._step)
+        if self.pairs[name] == "same_class":
+            labels = self.split.labels[index]
+            index = torch.from_numpy(self.rows).to(index.device)[self.alike.draw(labels, noise)]
+        return through(self.augment, self.split.batch(index)[0], noise)
 
     def learned(self, batch: Batch, losses: Losses) -> None:
         """Every input is seen once an epoch, whatever its loss."""
@@ -107,6 +125,25 @@ class RealSource:
             order = torch.from_numpy(generator.permutation(self.rows))
             self._order = epoch, order.to(self.split.storage)
         return self._order[1]
+
+
+class Alike:
+    """Positions of the same class.
+
+    Args:
+        labels: [N] int64 of all positions.
+    """
+
+    def __init__(self, labels: Tensor) -> None:
+        self.order = labels.argsort(stable=True)
+        self.counts = torch.bincount(labels)
+        self.starts = self.counts.cumsum(0) - self.counts
+
+    def draw(self, labels: Tensor, noise: torch.Generator) -> Tensor:
+        """For each label [B] a position of that class, each as likely as any other."""
+        here = torch.Generator(labels.device).manual_seed(noise.initial_seed())
+        u = torch.rand(labels.shape, generator=here, device=labels.device, dtype=torch.float64)
+        return self.order[self.starts[labels] + (u * self.counts[labels]).long()]
 
 
 def balanced(labels: NDArray[np.integer]) -> NDArray[np.int64]:

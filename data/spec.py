@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from numbers import Integral, Real
 from typing import Any
 
@@ -153,9 +154,11 @@ class Batch:
         label: [B] int64, or None if it is unknown.
         index: [B] int64, the position in the source's store, or None.
         teacher_logits: [B, C], the teacher's earlier answers on these inputs, or None.
+        views: further inputs [B, *shape] that belong to these, by name.
     """
 
     input: Tensor
     label: Tensor | None = None
     index: Tensor | None = None
     teacher_logits: Tensor | None = None
+    views: Mapping[str, Tensor] = field(default_factory=dict)

@@ -143,7 +143,7 @@ class Step:
     def __init__(self, roles: Roles, batch: Batch, number: int = 0, progress: float = 0.0) -> None:
         self.roles, self.batch, self.number, self.progress = roles, batch, number, progress
         self.answers: dict[Ref, Outputs] = {}
-        self.inputs: dict[str, Tensor] = {INPUT: batch.input}
+        self.inputs: dict[str, Tensor] = {INPUT: batch.input, **batch.views}
 
     def view(self, name: str) -> Tensor:
         """The inputs at a view."""

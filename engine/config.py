@@ -91,6 +91,20 @@ def _settle(config: DictConfig, values: Sequence[Setting], mistakes: list[str]) 
     if config.budget is not None and {"steps", "budget"} <= {setting.key for setting in values}:
         mistakes.append("steps and budget both set the length of a run: leave one of them out")
     _fold_taps(config)
+    _name_models(config, mistakes)
+
+
+def _name_models(config: DictConfig, mistakes: list[str]) -> None:
+    """A network among ``students`` and ``teachers`` may be named as a choice is."""
+    for group in ("students", "teachers"):
+        for name, node in (config[group] if OmegaConf.is_dict(config[group]) else {}).items():
+            if OmegaConf.is_dict(node) and isinstance(model := node.get("model"), str):
+                known = groups()["student"]
+                if model in known:
+                    node.model = written("model", model)
+                else:
+                    near = describe_unknown(model, known)
+                    mistakes.append(f"{group}.{name}.model={model}: {near}")
 
 
 def _missing(config: DictConfig, arguments: Sequence[str]) -> str | None:
@@ -158,6 +172,13 @@ def _name(choice: str, model: DictConfig) -> str:
 def _written(root: Path, choice: str) -> dict[str, Any]:
     """The leaves of a model's file under ``root``, with those that it starts from."""
     return _leaves(_hydra(f"model/{choice}").model)
+
+
+def name_of(model: DictConfig) -> str:
+    """The choice whose file describes this network, or the name of what builds it."""
+    ours = _leaves(model)
+    choices = (name for name in groups()["student"] if _leaves(written("model", name)) == ours)
+    return next(choices, str(model._target_).rpartition(".")[2])
 
 
 def _leaves(node: DictConfig) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,6 +97,12 @@ class Evaluator:
         self.split, self.runtime, self.batch_size = split, runtime, batch_size
         self.tally: Tensor | None = None
         self.guidance = None if teacher is None else self._predictions(teacher, inspector)
+
+    def beside(self, student: Classifier) -> Evaluator:
+        """The same for another student; the teacher's answers are shared."""
+        other = copy.copy(self)
+        other.student = student.frozen()
+        return other
 
     def teacher_accuracy(self) -> float | None:
         """The teacher's on the whole split, as a fraction; None without teacher or labels."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from core.runtime import Runtime
@@ -50,10 +51,12 @@ class Length:
         teacher: Classifier | None,
         inputs: Inputs,
         runtime: Runtime,
+        others: Mapping[str, Classifier] | None = None,
     ) -> None:
         """Time a few steps, if they are needed, and set the number of steps.
 
         Args:
+            others: teachers besides, by name.
             inputs: as many as the student will be measured on; what they are does not matter.
 
         Raises:
@@ -67,7 +70,7 @@ class Length:
         trial = settings | {"steps": UNKNOWN, "teacher": dict(settings["teacher"])}
         if box := trial["teacher"]["black_box"]:  # timing costs nothing of a budget of queries
             trial["teacher"]["black_box"] = {k: v for k, v in box.items() if k != "budget"}
-        parts = build_parts(trial, dataset, teacher, runtime)
+        parts = build_parts(trial, dataset, teacher, runtime, others)
         timing = time_steps(Training(trial, parts, teacher, inputs, None, runtime), share)
         self.seconds = time.perf_counter() - began
         if self.budget is not None:

@@ -58,6 +58,10 @@ class Training:
         self.evaluate = Evaluator(
             parts.result, teacher, inputs.split, runtime, inspector=self.inspect
         )
+        self.beside = {
+            name: self.evaluate.beside(network) for name, network in parts.beside.items()
+        }
+        self.students: dict[str, dict[str, float]] = {}  # the latest figures of those
         self.validate = None
         if config["data"]["val_fraction"] and not config["data_free"]:
             val = parts.dataset.open("val")
@@ -169,6 +173,8 @@ class Training:
         if not self.runtime.main:
             return
         self.board.scalars({f"eval/{k}": v for k, v in self.metrics.items()}, step)
+        for name, figures in self.students.items():
+            self.board.scalars({f"eval/{name}/{k}": v for k, v in figures.items()}, step)
         if self.found:
             announce(self.found, before, step)
             self.board.texts({f"warning/{k}": v for k, v in self.found["warnings"].items()}, step)
@@ -181,6 +187,7 @@ class Training:
     def look(self) -> None:
         """Evaluate the student and the inputs that were synthesized last."""
         self.metrics = self.evaluate()
+        self.students = {name: evaluate() for name, evaluate in self.beside.items()}
         if self.validate:
             self.metrics["val_accuracy"] = self.validate()["accuracy"]
         self.best = max(self.best, self.metrics.get("accuracy", 0.0))
@@ -213,6 +220,7 @@ class Training:
             "seconds": dict(self.clock.seconds) | {"wall": self._wall()},
             "recent": list(self.recent),
             "metrics": self.metrics,
+            "students": self.students,
             "found": self.found,
             "best": self.best,
             "events": self.board.lengths() if self.runtime.main else {},
@@ -239,6 +247,7 @@ class Training:
         self.clock.seconds = state["seconds"]
         self.recent.extend(x.to(self.runtime.device) for x in state["recent"])
         self.metrics, self.found, self.best = state["metrics"], state["found"], state["best"]
+        self.students = state["students"]
         busy = self.clock.seconds["synthesis"] + self.clock.seconds["distillation"]
         self.logged = (state["step"] * self.config["batch_size"] * self.runtime.world_size, busy)
         if self.runtime.main:
@@ -270,6 +279,7 @@ class Training:
             self.teacher,
             self.inputs,
             {**self.metrics, "best": self.best},
+            self.students,
             self.found,
             {**self.clock.settle(), "wall": self._wall()},
             self.runtime,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from models.checksum import check, metadata
 
 CONFIG, VERSIONS, NEXT = "config.yaml", "versions.json", "config.yaml.next"
 RESULT, STUDENT, PICTURE = "result.json", "student.safetensors", "inputs.png"
+STUDENTS = "students"  # a folder of those that are not deployed
 METRICS, CARD, CHECKPOINTS = "metrics.jsonl", "README.md", "checkpoints"
 NAMES = (CONFIG, VERSIONS, NEXT, RESULT, STUDENT, PICTURE, METRICS, CARD)
 MARK = "<!-- Written by train.py at the end of this run. -->"  # begins a card of ours
@@ -123,7 +125,7 @@ def make_way(path: Path) -> None:
 
 
 def _ours(path: Path) -> bool:
-    if path.name == STUDENT:
+    if path.name == STUDENT or path.parent.name == STUDENTS:
         return metadata(path).get("format") == FORMAT
     if path.name == PICTURE:
         return fault(path) is None
@@ -142,6 +144,11 @@ def remove_products(folder: Path, checkpoints: Checkpoints) -> None:
         card.unlink()
     for path in event_files(folder):
         path.unlink()
+    for path in (folder / STUDENTS).glob("*.safetensors"):
+        make_way(path)
+        path.unlink(missing_ok=True)
+    with suppress(OSError):  # one that holds other files stays
+        (folder / STUDENTS).rmdir()
     checkpoints.remove()
 
 

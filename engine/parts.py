@@ -17,6 +17,7 @@ from core.runtime import Runtime
 from core.schedules import Factor, Schedule
 from data.dataset import Dataset
 from data.spec import InputSpec
+from data.transforms import Transform
 from distillers.distiller import Distiller
 from distillers.teachers import Average
 from engine.expected import expected
@@ -70,6 +71,13 @@ class Parts:
         """The network that is evaluated and saved first: a student, or an average of one."""
         return self.networks[self.deploy]
 
+    @property
+    def beside(self) -> dict[str, Classifier]:
+        """Those that are evaluated and saved as well; an average stands for its student."""
+        teacher = self.distiller.roles.teachers.get(self.deploy)
+        hidden = {self.deploy, *(teacher.of if teacher else ())}
+        return {name: n for name, n in self.networks.items() if name not in hidden}
+
     def compile(self, runtime: Runtime) -> None:
         """Compile the students in place, if the run asks for it."""
         for student in self.distiller.roles.students.values():
@@ -95,10 +103,16 @@ def build_dataset(config: dict[str, Any], runtime: Runtime) -> Dataset:
 
 def blank_teacher(config: dict[str, Any], dataset: Dataset) -> Classifier:
     """The teacher's architecture, untrained; a file or the user gives its normalisation."""
-    shape = dataset.shape
-    module = build_network(config["teacher"]["model"], shape, dataset.classes, "teacher.model")
-    spec = InputSpec(shape, dataset.range, (0.0,) * shape[0], (1.0,) * shape[0])
-    return Classifier(module, spec, dataset.classes)
+    node = config["teacher"]
+    shape, limits, transform, takes = dataset.shape, dataset.range, None, None
+    if node["transform"] is not None:
+        takes = dataset.spec
+        transform = build(node["transform"], Transform, "teacher.transform", spec=takes)
+        seen = transform.measured(takes, takes.noise(64, torch.device("cpu")))
+        shape, limits = seen.shape, seen.range
+    module = build_network(node["model"], shape, dataset.classes, "teacher.model")
+    spec = InputSpec(shape, limits, (0.0,) * shape[0], (1.0,) * shape[0])
+    return Classifier(module, spec, dataset.classes, transform=transform, takes=takes)
 
 
 def load_teacher(
@@ -130,7 +144,12 @@ def load_teacher(
             "teacher.classes=... or teacher.shape=..., or settings of the network's own as "
             "teacher.model.KEY=..."
         ) from error
-    dataset.adapt(teacher.spec, len(teacher.classes))
+    if blank.transform is not None:
+        seen, takes = blank.transform, blank.takes
+        teacher = Classifier(
+            teacher.module, teacher.spec, teacher.classes, transform=seen, takes=takes
+        )
+    dataset.adapt(teacher.takes, len(teacher.classes))
     if runtime.main and (origin := known.origins.get("mean")) == library_defaults(node["model"])[0]:
         moments = f"teacher.mean={list(teacher.spec.mean)} teacher.std={list(teacher.spec.std)}"
         print(f"teacher: its inputs are normalised as for {origin}: {moments}", flush=True)

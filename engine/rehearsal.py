@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -22,7 +22,11 @@ SHORT = {"iterations": 1, "generator_steps": 1, "warmup_rounds": 0}  # of a sour
 
 
 def rehearse(
-    settings: dict[str, Any], dataset: Dataset, teacher: Classifier | None, runtime: Runtime
+    settings: dict[str, Any],
+    dataset: Dataset,
+    teacher: Classifier | None,
+    runtime: Runtime,
+    others: Mapping[str, Classifier] | None = None,
 ) -> bool:
     """Build a run's parts and take a step with them: synthesis, every loss, and their gradients.
 
@@ -32,6 +36,7 @@ def rehearse(
 
     Args:
         teacher: the run's, or its architecture before it is trained.
+        others: teachers besides, likewise.
 
     Returns:
         Whether a step may leave a parameter without gradient, for which DDP would wait.
@@ -43,7 +48,7 @@ def rehearse(
     alone.world_size, alone.compiled = 1, False
     cuda = [runtime.device] if runtime.device.type == "cuda" else []
     with torch.random.fork_rng(cuda):
-        parts = build_parts(_shortened(settings), dataset, teacher, alone)
+        parts = build_parts(_shortened(settings), dataset, teacher, alone, others)
         batch = _try("the synthesis", parts.source.next, parts.distiller)
         losses = _try("the distiller", lambda: parts.distiller(batch), parts.distiller)
         _try("the gradient of the losses", losses.total.backward, parts.distiller)

@@ -17,7 +17,7 @@ from engine.budget import parse_budget
 from engine.card import card, write_card
 from engine.evaluate import Evaluator
 from engine.monitor import Board
-from engine.ownership import PICTURE, RESULT, STUDENT, make_way
+from engine.ownership import PICTURE, RESULT, STUDENT, STUDENTS, make_way
 from engine.parts import Parts
 from engine.probe import Inputs
 from engine.run import SCHEMA, RunDirectory
@@ -36,12 +36,14 @@ def summarize(
     teacher: Classifier | None,
     inputs: Inputs,
     metrics: dict[str, float],
+    others: dict[str, dict[str, float]],
     synthesized: dict[str, Any],
     seconds: dict[str, float],
     runtime: Runtime,
 ) -> dict[str, Any]:
     """The content of ``result.json``; accuracies are fractions, counts are sums over ranks.
 
+    ``student`` is the network that is deployed; where several learn, ``students`` has each by name.
     What cannot be known is null, and ``measured_on`` says why. Without labels, a single process
     also gives agreement and confidence class by class, as the teacher sees the classes.
     """
@@ -58,7 +60,7 @@ def summarize(
             "accuracy": evaluate.teacher_accuracy(),
             "parameters": teacher.parameter_count(),
         },
-        "student": _student(choices["student"], parts.student, metrics),
+        "student": _student(_name(config), parts.result, metrics),
         "measured_on": {
             "inputs": len(inputs.split),
             "labels": inputs.split.labelled,
@@ -67,6 +69,13 @@ def summarize(
         },
         "cost": _cost(config, parts, seconds, runtime),
     }
+    if others:
+        everyone = {parts.deploy: metrics, **others}
+        result["students"] = {
+            name: {key: everyone[name].get(key) for key in ("accuracy", "agreement", "ece")}
+            | {"parameters": network.parameter_count()}
+            for name, network in {parts.deploy: parts.result, **parts.beside}.items()
+        }
     if not inputs.split.labelled and runtime.world_size == 1:
         names = parts.student.classes or range(len(parts.dataset.classes))
         measured = zip(names, evaluate.measure().classes, strict=True)
@@ -74,6 +83,13 @@ def summarize(
     if synthesized:
         result["synthesized"] = synthesized
     return result
+
+
+def _name(config: dict[str, Any]) -> str:
+    """Of the deployed network: its architecture, and its own name where it is not ``student``."""
+    chosen: str = config["choices"]["student"]
+    deployed: str = config["deploy"]
+    return chosen if deployed == "student" else deployed
 
 
 def _student(name: str, student: Classifier, metrics: dict[str, float]) -> dict[str, Any]:
@@ -122,6 +138,11 @@ def finish(
     path = directory.path / STUDENT
     make_way(path)
     save_network(path, student, {"architecture": config["choices"]["student"]})
+    for name, network in parts.beside.items():
+        beside = directory.path / STUDENTS / f"{name}.safetensors"
+        beside.parent.mkdir(exist_ok=True)
+        make_way(beside)
+        save_network(beside, network, {"architecture": name})
     save_image(picture(images, student.takes), png := BytesIO(), format="png")
     write_whole(directory.path / PICTURE, png.getvalue())
     board.summarize(swept(config))

@@ -90,7 +90,8 @@ def build_distiller(
     }
     frozen = dict(networks or {})
     known = {*nodes, *parts, *frozen, *(["teacher"] if teacher else [])}
-    _check_names(edges, parts, views, known, config["deploy"])
+    shown = {INPUT, *views, *(config["source"].get("pairs") or {})}
+    _check_names(edges, parts, views, known, shown, config["deploy"])
     others = {name: network.module for name, network in frozen.items()}
     resolve_taps(objective, modules["student"], teacher, edges, {**modules, **others})
     branches = {n: (node["of"], node["tap"]) for n, node in nodes.items() if node.get("of")}
@@ -129,12 +130,13 @@ def student_spec(
     if node.get("transform") is None:
         return takes, None
     transform: Transform = build(node["transform"], Transform, f"{path}.transform", **available)
-    device = available["runtime"].device
-    blank = transform.measured(takes, takes.noise(2, device))
-    moments = [node.get(key) for key in ("mean", "std")]
-    if None in moments:
+    noise = takes.noise(64, available["runtime"].device)
+    if node.get("mean") is None or node.get("std") is None:
         raise ValueError(f"{path}.transform needs {path}.mean and {path}.std")
-    return InputSpec(blank.shape, blank.range, *(tuple(m) for m in moments)), transform  # type: ignore[arg-type]
+    seen = transform.measured(takes, noise)
+    if node["mean"] == "noise":  # of a trial, before anything can be measured
+        return seen, transform
+    return InputSpec(seen.shape, seen.range, tuple(node["mean"]), tuple(node["std"])), transform
 
 
 def _module(
@@ -192,10 +194,11 @@ def _check_names(
     parts: Mapping[str, Teacher],
     views: Mapping[str, View],
     known: set[str],
+    shown: set[str],
     deploy: str,
 ) -> None:
     """Raise a ValueError for a name that does not exist."""
-    named, seen = [("deploy", Ref.parse(deploy))], {INPUT, *views}
+    named = [("deploy", Ref.parse(deploy))]
     for name, edge in edges.items():
         refs = [edge.student, *edge.reads.values()]
         refs += [edge.teacher] if edge.teacher.name != "teacher" else []  # whose lack is said later
@@ -205,7 +208,7 @@ def _check_names(
             (f"{group}.{n}", Ref.parse(text)) for n, part in found.items() for text in part.of
         ]
     for who, ref in named:
-        for name, there, what in ((ref.name, known, "network"), (ref.view, seen, "view")):
+        for name, there, what in ((ref.name, known, "network"), (ref.view, shown, "view")):
             if name not in there:
                 near = difflib.get_close_matches(name, there, 1)
                 choice = f"there is: {', '.join(sorted(there))}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import fcntl
+import functools
 import hashlib
 import json
 import os
@@ -43,6 +44,10 @@ from engine.ownership import (
 # Where a run and its data lie, and how it is watched, does not change what it computes.
 NOT_IDENTITY = ["run_root", "run_dir", "overwrite", "device", "log_every", "checkpoints"]
 NOT_IDENTITY += ["data.root", "data.dataset.root", "strict", "plan"]
+# Keys that came later, with the values that change nothing.
+LATER: dict[str, Any] = {"students": {}, "teachers": {}, "views": {}, "deploy": "student"}
+LATER |= {"student.transform": None, "student.mean": None, "student.std": None}
+LATER |= {"teacher.transform": None}
 LONGEST = 200  # characters of a directory's name, less seed and hash; systems take 255
 SCHEMA = 2  # of result.json
 POLL = 0.5  # seconds between looks at a lock that another process holds
@@ -280,6 +285,11 @@ def _identity(config: Any) -> dict[str, Any]:
         for parent in parents:
             node = node.get(parent) or {}
         node.pop(last, None)
+    for key, value in LATER.items():  # so that runs from before these keys are still known
+        *parents, last = key.split(".")
+        node = functools.reduce(lambda n, parent: n.get(parent) or {}, parents, kept)
+        if last in node and node[last] == value:
+            node.pop(last)
     if kept.get("budget") is not None:  # which decides the steps, on the machine where it starts
         kept.pop("steps", None)
     return kept

@@ -50,6 +50,7 @@ class TeacherConfig:
     std: list[float] | None = None
     classes: int | list[str] | None = None  # how many, or their names in label order
     black_box: Node | None = None  # hides all but its answers from the run
+    transform: Node | None = None  # what it is shown of an input; null: the input
 
 
 @dataclass

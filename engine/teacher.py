@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import fields
 from typing import Any
 
 from omegaconf import DictConfig
 
 from core.runtime import Runtime
 from data.dataset import Dataset
-from engine.config import compose, own_recipe
+from engine.config import compose, name_of, own_recipe, plain
 from engine.evaluate import Evaluator
+from engine.moments import provisional
 from engine.parts import blank_teacher, build_parts, load_teacher
 from engine.rehearsal import rehearse
 from engine.run import RunDirectory
+from engine.schema import TeacherConfig
 from models.check import check_network
 from models.classifier import Classifier
 from models.pretrained import freeze, specification
@@ -27,6 +31,7 @@ def obtain_teacher(
     dataset: Dataset,
     runtime: Runtime,
     train: Callable[..., Any],
+    tried: bool = False,
 ) -> tuple[Classifier | None, str]:
     """The teacher that the configuration names, and a line that says where it came from.
 
@@ -39,6 +44,7 @@ def obtain_teacher(
         dataset: of this run.
         runtime: of this run.
         train: :func:`engine.train.run`; a teacher's training is a run like any other.
+        tried: whether a step with an untrained teacher has been made already.
 
     Raises:
         ValueError: for a checkpoint that does not fit.
@@ -53,7 +59,8 @@ def obtain_teacher(
     directory = RunDirectory(recipe, runtime)
     kept = not runtime.any(directory.result() is None)  # or ranks would go different ways
     if not kept:
-        rehearse_blank(settings, dataset, runtime)
+        if not tried:
+            rehearse_blank(settings, dataset, runtime)
         if runtime.main:
             chosen = config.choices
             print(f"teacher: training {chosen.teacher} on {chosen.data}", flush=True)
@@ -62,6 +69,44 @@ def obtain_teacher(
     teacher = load_teacher(settings, str(checkpoint), dataset, runtime)
     trained = "trained earlier" if kept else "trained for this run"
     return teacher, f"teacher: {trained} with real data, kept in {checkpoint}"
+
+
+def obtain_others(
+    config: DictConfig,
+    settings: dict[str, Any],
+    dataset: Dataset,
+    runtime: Runtime,
+    train: Callable[..., Any],
+) -> tuple[dict[str, Classifier], list[str]]:
+    """The networks among ``teachers``, each loaded or trained as the first teacher is, by name.
+
+    Returns:
+        The networks, and a line on each that says where it came from.
+    """
+    found, lines = {}, []
+    for name, node in networks_of(settings).items():
+        role = as_teacher(config, node)
+        network, line = obtain_teacher(role, plain(role), dataset, runtime, train, tried=True)
+        assert network is not None
+        found[name] = network
+        lines.append(line.replace("teacher:", f"teachers.{name}:", 1))
+    return found, lines
+
+
+def networks_of(settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The nodes under ``teachers`` that describe a network, and not another part."""
+    return {n: node for n, node in settings["teachers"].items() if "_target_" not in node}
+
+
+def as_teacher(config: DictConfig, node: Mapping[str, Any]) -> DictConfig:
+    """The configuration with another network in the place of ``teacher``."""
+    role = copy.deepcopy(config)
+    role.teacher = _with_defaults({k: v for k, v in node.items() if k != "seed"})
+    role.choices.teacher = name_of(role.teacher.model)
+    role.needs_teacher = True
+    if node.get("seed") is not None:
+        role.seed = node["seed"]
+    return role
 
 
 def check_accuracy(evaluate: Evaluator, strict: bool, runtime: Runtime) -> None:
@@ -99,6 +144,13 @@ def hardly_above(accuracy: float, chance: float, count: int) -> bool:
 
 def rehearse_blank(settings: dict[str, Any], dataset: Dataset, runtime: Runtime) -> None:
     """Take a step with an untrained teacher, which shows mistakes before minutes of training."""
+    settings = provisional(settings)
+    others = {
+        name: freeze(blank_teacher({"teacher": _with_defaults(node)}, dataset))
+        for name, node in networks_of(settings).items()
+    }
+    for network in others.values():
+        runtime.prepare(network)
     teacher = runtime.prepare(freeze(blank_teacher(settings, dataset)))
     assert isinstance(teacher, Classifier)
     node = settings["teacher"]
@@ -106,8 +158,12 @@ def rehearse_blank(settings: dict[str, Any], dataset: Dataset, runtime: Runtime)
         teacher.spec, teacher.spec, node["mean"], node["std"], node["range"], "the teacher"
     )
     check_network(teacher, len(dataset.classes))
-    build_parts(settings, dataset, teacher, runtime)  # at full length, for budgets and sizes
-    rehearse(settings, dataset, teacher, runtime)
+    build_parts(settings, dataset, teacher, runtime, others)  # at full length: budgets and sizes
+    rehearse(settings, dataset, teacher, runtime, others)
+
+
+def _with_defaults(node: Mapping[str, Any]) -> dict[str, Any]:
+    return {**dict.fromkeys(f.name for f in fields(TeacherConfig)), **node}
 
 
 def teacher_config(config: DictConfig) -> DictConfig:
@@ -115,6 +171,7 @@ def teacher_config(config: DictConfig) -> DictConfig:
     c = config.choices
     recipe = compose(["method=scratch", f"data={c.data}"])
     recipe.choices.student, recipe.student.model = c.teacher, config.teacher.model
+    recipe.student.transform = config.teacher.transform
     own_recipe(recipe)
     recipe.data = {**config.data, "steps": recipe.data.steps}  # how long we run does not concern it
     for key in ("seed", "device", "precision", "compile", "run_root"):

@@ -10,11 +10,12 @@ from core.runtime import Runtime
 from engine.config import plain
 from engine.length import Length
 from engine.loop import Training
+from engine.moments import measure_moments
 from engine.parts import build_dataset, build_parts
 from engine.probe import inputs_for, stand_in
 from engine.rehearsal import rehearse
 from engine.run import RunDirectory
-from engine.teacher import check_accuracy, obtain_teacher
+from engine.teacher import check_accuracy, obtain_others, obtain_teacher
 
 
 def run(config: DictConfig, runtime: Runtime, wait: bool = False) -> dict[str, Any]:
@@ -34,15 +35,17 @@ def run(config: DictConfig, runtime: Runtime, wait: bool = False) -> dict[str, A
         length = Length(settings, directory)
         dataset = build_dataset(settings, runtime)
         teacher, origin = obtain_teacher(config, settings, dataset, runtime, run)
-        spare = runtime.any(rehearse(settings, dataset, teacher, runtime))
-        length.fix(dataset, teacher, stand_in(config, dataset, teacher, runtime), runtime)
+        others, origins = obtain_others(config, settings, dataset, runtime, run)
+        origins += measure_moments(config, settings, dataset, teacher, runtime)
+        spare = runtime.any(rehearse(settings, dataset, teacher, runtime, others))
+        length.fix(dataset, teacher, stand_in(config, dataset, teacher, runtime), runtime, others)
         inputs = inputs_for(config, dataset, teacher, runtime)  # after: it may take minutes
-        parts = build_parts(settings, dataset, teacher, runtime)
+        parts = build_parts(settings, dataset, teacher, runtime, others)
         parts.spare = spare
         training = Training(settings, parts, teacher, inputs, directory, runtime)
         training.clock.seconds["timing"] = length.seconds
         check_accuracy(training.evaluate, settings["strict"], runtime)
-        lines = [origin, *parts.notes, length.plan(dataset, teacher, inputs, runtime)]
+        lines = [origin, *origins, *parts.notes, length.plan(dataset, teacher, inputs, runtime)]
         for line in filter(None, lines if runtime.main else []):
             print(line, flush=True)
         return training.run()

@@ -1,0 +1,104 @@
+"""The mean and standard deviation of what a transform gives, for students that see through one."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from torch import Tensor
+
+from core.build import build
+from core.runtime import Runtime
+from data.dataset import Dataset
+from data.source import balanced
+from data.transforms import Transform
+from engine.parts import offered
+from engine.probe import Probe
+from models.classifier import Classifier
+
+MOST = 2048  # inputs that are looked at
+
+
+def measure_moments(
+    config: DictConfig,
+    settings: dict[str, Any],
+    dataset: Dataset,
+    teacher: Classifier | None,
+    runtime: Runtime,
+) -> list[str]:
+    """Set the mean and std of every student with a transform that is not given them.
+
+    They are measured on training inputs, or, in a run without data, on inputs that a
+    :class:`engine.probe.Probe` synthesizes from the teacher.
+
+    Args:
+        config: as composed.
+        settings: the same, resolved; its students' nodes are changed.
+
+    Returns:
+        A line for each.
+    """
+    nodes = {"student": settings["student"]}
+    nodes |= {f"students.{name}": node for name, node in settings["students"].items()}
+    wanting = {p: n for p, n in nodes.items() if n.get("transform") and _lacks(n)}
+    if not wanting:
+        return []
+    available = offered(settings, dataset, teacher, runtime)
+    inputs = _inputs(config, settings, dataset, teacher, runtime)
+    whence = "synthesized" if settings["data_free"] else "training"
+    lines = []
+    for path, node in wanting.items():
+        transform: Transform = build(node["transform"], Transform, f"{path}.transform", **available)
+        spec = transform.measured(available["spec"], inputs)
+        node["mean"], node["std"] = list(spec.mean), list(spec.std)
+        mean, std = (", ".join(f"{x:.4g}" for x in values) for values in (spec.mean, spec.std))
+        lines.append(
+            f"{path}: sees mean {mean} and std {std} through its transform, measured on "
+            f"{len(inputs):,} {whence} inputs"
+        )
+    return lines
+
+
+def provisional(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings with mean 0 and std 1 where they are still to be measured, for a trial."""
+    trial = copy.copy(settings)
+    trial["student"] = _blank(settings["student"])
+    trial["students"] = {name: _blank(node) for name, node in settings["students"].items()}
+    return trial
+
+
+def _lacks(node: dict[str, Any]) -> bool:
+    return node.get("mean") is None or node.get("std") is None
+
+
+def _blank(node: dict[str, Any]) -> dict[str, Any]:
+    if not node.get("transform") or not _lacks(node):
+        return node
+    return {**node, "mean": "noise", "std": "noise"}
+
+
+def _inputs(
+    config: DictConfig,
+    settings: dict[str, Any],
+    dataset: Dataset,
+    teacher: Classifier | None,
+    runtime: Runtime,
+) -> Tensor:
+    if settings["data_free"]:
+        assert teacher is not None, "a run without data has a teacher"
+        plain = copy.deepcopy(config)
+        plain.student.transform = None
+        plain.students, plain.teachers, plain.views, plain.deploy = {}, {}, {}, "student"
+        return _first(Probe(plain, dataset, teacher, runtime).split)
+    split = dataset.open("train")
+    limit = settings["source"].get("limit")
+    if limit is None:
+        return _first(split)
+    rows = torch.from_numpy(balanced(split.labels.cpu().numpy())[: min(limit, MOST)])
+    return split.batch(rows)[0]  # type: ignore[no-any-return]
+
+
+def _first(split: Any) -> Tensor:
+    return split.batch(slice(0, min(len(split), MOST)))[0]  # type: ignore[no-any-return]
