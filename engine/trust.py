@@ -18,7 +18,9 @@ from torch import nn
 from core.annotations import shorten
 from core.check import MISSING
 from data.dataset import Dataset
+from data.transforms import Transform
 from distillers.base import TransferLoss
+from distillers.step import Teacher, View
 from engine.config import ROOT
 from generators.base import SynthesisLoss
 from generators.networks import GeneratorNetwork
@@ -26,7 +28,8 @@ from generators.variables import Variable
 
 PACKAGES = ("core", "data", "distillers", "engine", "generators", "models")
 LIBRARIES = ("torch.optim", "kornia.augmentation")
-BASES = (Dataset, TransferLoss, SynthesisLoss, GeneratorNetwork, Variable)
+TAUGHT = (TransferLoss, Teacher, View)
+BASES = (Dataset, Transform, *TAUGHT, SynthesisLoss, GeneratorNetwork, Variable)
 LARGEST = 1_000_000  # bytes of a configuration; ours have some thousands
 _NAME = re.compile(r"[A-Za-z]\w*(\.[A-Za-z]\w*)+", re.ASCII)
 

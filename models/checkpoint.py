@@ -34,14 +34,16 @@ def save_network(
 
     Args:
         metadata: more entries of the header, such as ``{"architecture": "resnet20"}``. Those of
-            this format take precedence: ``format``, ``input`` and, where the classes have names,
-            ``classes`` and ``num_classes``.
+            this format take precedence: ``format``, ``input``; where there is a transform,
+            ``takes``; and where the classes have names, ``classes`` and ``num_classes``.
 
     Raises:
         ValueError: if the file cannot be written; what was there before stays.
     """
     header = dict(metadata)
     header |= {"format": FORMAT, "input": json.dumps(classifier.spec.to_dict())}
+    if classifier.transform is not None:
+        header["takes"] = json.dumps(classifier.takes.to_dict())
     if classifier.classes:
         header["classes"] = json.dumps(classifier.classes)
         header["num_classes"] = str(len(classifier.classes))
@@ -124,6 +126,21 @@ def read_description(path: str | os.PathLike[str]) -> dict[str, Any]:
         return {}
     named = {"classes": classes or count} if count else {}
     return spec.to_dict() | named
+
+
+def taken(metadata: Mapping[str, str], path: str | os.PathLike[str]) -> InputSpec:
+    """What a network with a transform is shown, before it.
+
+    Raises:
+        ValueError: if the file does not say so.
+    """
+    try:
+        return InputSpec(**json.loads(metadata["takes"]))
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(
+            f"{path} does not say what its transform takes ({reason}): a file that a run wrote does"
+        ) from None
 
 
 def read_metadata(

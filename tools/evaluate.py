@@ -74,7 +74,7 @@ def evaluate(subject: Path, overrides: Sequence[str]) -> dict[str, Any]:
     split = dataset.open("test")
     # The teacher answers here, in the range that it was just loaded with; the student later.
     evaluator = Evaluator(student, teacher, split, runtime, config.batch_size)
-    dataset.adapt(student.spec, len(dataset.classes))
+    dataset.adapt(student.takes, len(dataset.classes))
     return _described(evaluator.measure(), subject, student, teacher, dataset, config)
 
 
@@ -164,7 +164,7 @@ def _student(
     if mine:
         raise ValueError(f"{subject} itself says what its student is: leave out {mine[0]}")
     student = student_of(run, trust)
-    dataset.adapt(student.spec, len(student.classes))
+    dataset.adapt(student.takes, len(student.classes))
     runtime.prepare(freeze(student))
     return student
 

@@ -53,7 +53,7 @@ def export(source: Path, out: Path, overrides: Sequence[str] = ()) -> str:
     kind = _format(out)
     run, file = _locate(source)
     student = _student(run, file, overrides)
-    images, where = probes(run, student.spec)
+    images, where = probes(run, student.takes)
     content = kind.write(capture(student), metadata_of(student, run, file))
     try:
         difference, largest = compare_logits(student, kind.read(content), images)
@@ -64,7 +64,7 @@ def export(source: Path, out: Path, overrides: Sequence[str] = ()) -> str:
         raise ValueError(f"{kind.runner} cannot run what was exported: {reason}") from error
     write_whole(out, content)
     return (
-        f"{out} ({len(content) / 1e6:.2f} MB): images {_expected(student.spec)}, to logits "
+        f"{out} ({len(content) / 1e6:.2f} MB): images {_expected(student.takes)}, to logits "
         f"[batch, {len(student.classes)}]\n"
         f"checked with {kind.runner} on {where} in batches of {_listed(BATCHES)}: "
         f"largest difference {difference:.1e}, of logits up to {largest:.3g}"
@@ -161,9 +161,9 @@ def metadata_of(student: Classifier, run: Path | None, file: Path) -> dict[str, 
         provenance |= choices if isinstance(choices, dict) else {}
         provenance |= {key: config.get(key) for key in ("seed", "steps")}
     values = {
-        "input": f"{_expected(student.spec)}; normalised inside",
-        "shape": student.spec.shape,
-        "range": student.spec.range,
+        "input": f"{_expected(student.takes)}; normalised inside",
+        "shape": student.takes.shape,
+        "range": student.takes.range,
         "classes": student.classes,
         "provenance": provenance,
     }

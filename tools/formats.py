@@ -72,8 +72,8 @@ def capture(student: Classifier) -> ExportedProgram:
     Raises:
         ValueError: if ``torch.export`` cannot follow the network.
     """
-    images = torch.zeros(2, *student.spec.shape)
-    student.spec.normalize(images)  # caches its constants, which in a trace would hold no data
+    images = torch.zeros(2, *student.takes.shape)
+    student(images)  # caches its constants, which in a trace would hold no data
     name = type(student.module).__name__
     try:
         with _quiet():
