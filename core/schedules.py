@@ -5,9 +5,9 @@ from __future__ import annotations
 import bisect
 import math
 from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 from torch import Tensor
-from torch.optim import Optimizer
 
 Factor = Callable[[float], float]
 """Maps progress in [0, 1] to a factor on a learning rate or on a loss's weight."""
@@ -83,6 +83,13 @@ def _warmed(factor: Factor, warmup: float) -> Factor:
     return warmed
 
 
+class Grouped(Protocol):
+    """An optimizer, or several together."""
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]: ...
+
+
 class Schedule:
     """Sets an optimizer's learning rates to their initial ones times a factor.
 
@@ -90,7 +97,7 @@ class Schedule:
     them), so the optimizer's own state is all that a resume needs.
     """
 
-    def __init__(self, optimizer: Optimizer, factor: Factor) -> None:
+    def __init__(self, optimizer: Grouped, factor: Factor) -> None:
         self.optimizer = optimizer
         self.factor = factor
         for group in optimizer.param_groups:

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from core.files import write_whole
-from data.spec import InputSpec
 from engine.catalogue import comment
 from engine.command import overrides_of
 from engine.config import ROOT
 from engine.loading import exported_lines, loading_lines
 from engine.ownership import CARD, MARK
 from engine.parts import Parts
+from models.classifier import Classifier
 
 PARTS = ("synthesis", "distillation", "evaluation")
 NAMES = 20  # classes that are listed
@@ -75,7 +75,7 @@ def card(folder: Path, config: dict[str, Any], parts: Parts, result: dict[str, A
 
 
 def _origin(config: dict[str, Any], parts: Parts, result: dict[str, Any]) -> str:
-    data, spec, classes = result["data"], parts.student.spec, parts.dataset.classes
+    data, student, classes = result["data"], parts.result, parts.dataset.classes
     names = ", ".join(map(_code, classes[:NAMES])) + (", …" if len(classes) > NAMES else "")
     read = result["cost"]["real_training_inputs_read"]
     if config["data_free"]:
@@ -90,7 +90,7 @@ def _origin(config: dict[str, Any], parts: Parts, result: dict[str, Any]) -> str
         ("method", _method(result["method"])),
         ("losses", ", ".join(map(_code, config["distiller"]["losses"]))),
         ("data", f"`{data}`, {use}"),
-        ("input", _input(spec)),
+        ("input", _input(student)),
         ("classes", f"{len(classes)}: {names}"),
         ("seed", str(result["seed"])),
     ]
@@ -109,11 +109,15 @@ def _teacher(config: dict[str, Any], result: dict[str, Any]) -> str:
     return f"{result['teacher']['name']}, {_size(result['teacher'])}, {whence}{box}"
 
 
-def _input(spec: InputSpec) -> str:
+def _input(student: Classifier) -> str:
+    spec = student.spec
     low, high = spec.range
     mean, std = (", ".join(f"{v:.4g}" for v in values) for values in (spec.mean, spec.std))
     size = " x ".join(map(str, spec.shape))
-    return f"{size}, values from {low:g} to {high:g}, normalised with mean {mean} and std {std}"
+    seen = f", through `{type(student.transform).__name__}`" if student.transform else ""
+    return (
+        f"{size}{seen}, values from {low:g} to {high:g}, normalised with mean {mean} and std {std}"
+    )
 
 
 def _command(config: dict[str, Any]) -> str:
@@ -211,7 +215,11 @@ def _cost(result: dict[str, Any]) -> str:
 
 
 def _use(config: dict[str, Any], parts: Parts) -> str:
-    node, student = config["student"]["model"], parts.student
+    role = config["student"] if parts.deploy in ("student", "average") else None
+    role = role or config["students"].get(parts.deploy)
+    if role is None or role.get("of"):
+        return "## Use\n\nOnly a run with the same command can build this network."
+    node, student = role["model"], parts.result
     root = node["_target_"].partition(".")[0]
     trust = "" if root == "models" else f" trust=[{root}]"
     path = config["data"]["path"]

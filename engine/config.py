@@ -23,7 +23,7 @@ from core.annotations import check_type, shorten
 from core.check import check_node, describe_unknown, is_target
 from engine.keys import one_line, paths_of, section_of, set_key
 from engine.overrides import ALIASES, Setting, sort_overrides
-from engine.schema import LEAST, MOST, Config, Node
+from engine.schema import LEAST, MOST, Config, Node, TurnConfig
 from engine.start import missing
 
 ROOT = Path(__file__).resolve().parents[1] / "configs"
@@ -92,6 +92,11 @@ def _settle(config: DictConfig, values: Sequence[Setting], mistakes: list[str]) 
         mistakes.append("steps and budget both set the length of a run: leave one of them out")
     _fold_taps(config)
     _name_models(config, mistakes)
+    for node in config.turns.values() if OmegaConf.is_dict(config.turns) else ():
+        if OmegaConf.is_dict(node):
+            for f in fields(TurnConfig):
+                if f.default is not MISSING:
+                    node.setdefault(f.name, f.default)
 
 
 def _name_models(config: DictConfig, mistakes: list[str]) -> None:

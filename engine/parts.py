@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,7 @@ from engine.expected import expected
 from engine.networks import build_network, build_objective
 from engine.queries import check_budget
 from engine.roles import build_distiller
+from engine.turns import Turns, build_optimizer
 from generators.base import Source
 from generators.observer import unread_statistics
 from models.black_box import BlackBox
@@ -34,7 +35,6 @@ from models.pretrained import freeze, load_classifier
 
 # Errors of a network that is built for other inputs or classes than its file's.
 MISFIT = re.compile("of another shape|logits of shape|cannot take inputs")
-Optimizers = Callable[..., torch.optim.Optimizer]
 
 
 @dataclass
@@ -53,7 +53,7 @@ class Parts:
     student: Classifier
     source: Source
     distiller: Distiller
-    optimizer: torch.optim.Optimizer
+    optimizer: torch.optim.Optimizer | Turns
     schedule: Schedule
     notes: list[str]
     deploy: str = "student"
@@ -210,14 +210,12 @@ def build_parts(
     torch.manual_seed(runtime.seed)  # a teacher trained just now, or earlier, changes no draw
     if teacher:
         teacher = _metered(teacher, config["teacher"]["black_box"], runtime)
-    available = offered(config, dataset, teacher, runtime)
-    inputs = 4 * config["batch_size"] * math.prod(available["spec"].shape)
-    what = f"one batch of batch_size={config['batch_size']} inputs"
-    check_memory(inputs, what, "set a smaller batch_size")
     networks = {
         name: _metered(network, config["teachers"][name].get("black_box"), runtime)
         for name, network in (others or {}).items()
     }
+    available = offered(config, dataset, teacher, runtime)
+    _check_batch(config, available["spec"])
     distiller, notes = build_distiller(config, available, networks)
     available["student"] = student = distiller.student
     if config["synthesis"]:
@@ -229,11 +227,9 @@ def build_parts(
     distiller.add_module("meters", torch.nn.ModuleDict(meters))  # so a checkpoint holds the counts
     if isinstance(teacher, BlackBox):
         check_budget(teacher, source, distiller, config["batch_size"], config["steps"])
-    parameters = [p for p in distiller.parameters() if p.requires_grad]
     if not any(p.requires_grad for p in student.parameters()):
         raise ValueError(f"the student {student.name} has no trainable parameters")
-    make = build(config["optimizer"], Optimizers, "optimizer", **available)
-    optimizer = make(parameters)
+    optimizer = build_optimizer(config, distiller, available)
     schedule = build(config["schedule"], Factor, "schedule", **available)
     return Parts(
         dataset=dataset,
@@ -248,13 +244,20 @@ def build_parts(
     )
 
 
+def _check_batch(config: dict[str, Any], spec: InputSpec) -> None:
+    inputs = 4 * config["batch_size"] * math.prod(spec.shape)
+    what = f"one batch of batch_size={config['batch_size']} inputs"
+    check_memory(inputs, what, "set a smaller batch_size")
+
+
 def _averaged(config: dict[str, Any]) -> dict[str, Any]:
     """``ema`` is short for an average of the student, which is deployed."""
     if not config["ema"]:
         return config
     if config["deploy"] != "student":
         raise ValueError(
-            f"ema deploys the averaged student, and deploy={config['deploy']}: see docs"
+            f"ema={config['ema']} deploys the average of student, and deploy={config['deploy']} "
+            "another network: leave one of them out"
         )
     target = f"{Average.__module__}.{Average.__qualname__}"
     average = {"_target_": target, "of": "student", "decay": config["ema"]}

@@ -45,7 +45,13 @@ from engine.ownership import (
 NOT_IDENTITY = ["run_root", "run_dir", "overwrite", "device", "log_every", "checkpoints"]
 NOT_IDENTITY += ["data.root", "data.dataset.root", "strict", "plan"]
 # Keys that came later, with the values that change nothing.
-LATER: dict[str, Any] = {"students": {}, "teachers": {}, "views": {}, "deploy": "student"}
+LATER: dict[str, Any] = {
+    "students": {},
+    "teachers": {},
+    "views": {},
+    "turns": {},
+    "deploy": "student",
+}
 LATER |= {"student.transform": None, "student.mean": None, "student.std": None}
 LATER |= {"teacher.transform": None}
 LONGEST = 200  # characters of a directory's name, less seed and hash; systems take 255

@@ -116,6 +116,16 @@ class DistillerConfig(ObjectiveConfig):
 
 
 @dataclass
+class TurnConfig:
+    """An owner of parameters, such as ``students.peer``, that learns in its own way or turn."""
+
+    of: str
+    optimizer: Node | None = None  # null: another of the run's
+    every: int = 1  # steps
+    first: int = 0  # in 0 .. every - 1
+
+
+@dataclass
 class ProbeConfig:
     """Inputs that a student is measured on where there is no test data."""
 
@@ -142,6 +152,7 @@ class Config:
     students: dict[str, OtherStudentConfig] = field(default_factory=dict)
     teachers: dict[str, OtherTeacherConfig] = field(default_factory=dict)  # or a part each
     views: dict[str, Any] = field(default_factory=dict)
+    turns: dict[str, TurnConfig] = field(default_factory=dict)
     deploy: str = "student"  # the network that the run is for
     synthesis: ObjectiveConfig | None = None
     budget: int | float | str | None = None  # of time: 10m in place of a number of steps

@@ -19,7 +19,8 @@ from distillers.base import Side
 from generators.base import Synthesis
 from models.classifier import Classifier, Outputs
 
-PAGE = (Path(__file__).resolve().parents[2] / "docs" / "extending.md").read_text()
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+PAGE = (DOCS / "extending.md").read_text() + (DOCS / "schemes.md").read_text()
 SPEC = InputSpec((1, 16, 16), range=(-1.0, 1.0))
 
 
