@@ -12,7 +12,7 @@ from engine.loop import Training
 from engine.parts import Parts, build_dataset, build_parts
 from engine.probe import Inputs
 from models.classifier import Classifier
-from tests.test_contracts import small, teacher_for
+from tests.test_contracts import others_for, small, teacher_for
 
 
 class Cycles:
@@ -60,4 +60,8 @@ def of_method(method: str, *overrides: str) -> Cycles:
     if teacher:
         runtime.prepare(teacher)
     torch.manual_seed(0)
-    return Cycles(build_parts(settings, dataset, teacher, runtime), settings, teacher, runtime)
+    others = others_for(settings, dataset)
+    for network in others.values():
+        runtime.prepare(network)
+    parts = build_parts(settings, dataset, teacher, runtime, others)
+    return Cycles(parts, settings, teacher, runtime)

@@ -20,6 +20,7 @@ from engine.catalogue import methods
 from engine.config import ROOT, compose, plain
 from engine.networks import build_network
 from engine.parts import Parts, build_dataset, build_parts
+from engine.teacher import networks_of
 from engine.train import run
 from models.checkpoint import save_network
 from models.classifier import Classifier
@@ -52,6 +53,13 @@ def teacher_for(config: dict[str, Any], dataset: Any) -> Classifier:
     return freeze(teacher)
 
 
+def others_for(config: dict[str, Any], dataset: Any) -> dict[str, Classifier]:
+    """Untrained networks in the place of a run's further teachers."""
+    return {
+        name: teacher_for({"teacher": node}, dataset) for name, node in networks_of(config).items()
+    }
+
+
 @pytest.fixture(params=METHODS)
 def method(request: pytest.FixtureRequest) -> str:
     return request.param
@@ -62,7 +70,7 @@ def make(method: str, *overrides: str) -> tuple[Parts, Classifier | None]:
     runtime = Runtime("cpu", config["precision"], config["compile"], config["seed"])
     dataset = build_dataset(config, runtime)
     teacher = teacher_for(config, dataset) if config["needs_teacher"] else None
-    return build_parts(config, dataset, teacher, runtime), teacher
+    return build_parts(config, dataset, teacher, runtime, others_for(config, dataset)), teacher
 
 
 def snapshot(network: torch.nn.Module) -> dict[str, Tensor]:
@@ -200,12 +208,15 @@ def test_two_steps_run_to_a_result(method: str, precision: str, tmp_path: Path) 
         teacher = teacher_for(settings, build_dataset(settings, runtime))
         save_network(tmp_path / "teacher.safetensors", teacher, {})
         config.teacher.checkpoint = str(tmp_path / "teacher.safetensors")
+        for name in networks_of(settings):
+            config.teachers[name].checkpoint = config.teacher.checkpoint
     result = run(config, Runtime("cpu", precision))
     assert json.loads((tmp_path / "run" / "result.json").read_text()) == result
     assert result["status"] == "finished"
     assert 0 <= result["student"]["accuracy"] <= 1
     read, made = (result["cost"][k] for k in ("real_training_inputs_read", "images_synthesized"))
-    assert (read == 0 and made > 0) if settings["data_free"] else (read == 16 and made == 0)
+    rows = 16 * (1 + len(settings["source"].get("pairs") or {}))
+    assert (read == 0 and made > 0) if settings["data_free"] else (read == rows and made == 0)
     assert (result["cost"]["teacher_queries"] > 0) == settings["needs_teacher"]
 
 

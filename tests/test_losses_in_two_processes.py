@@ -81,7 +81,9 @@ def _half(batch: Batch, rank: int) -> Batch:
     """The first or second half of everything in a batch."""
     rows = slice(4 * rank, 4 * rank + 4)
     parts = {f.name: getattr(batch, f.name) for f in dataclasses.fields(batch)}
-    return Batch(**{name: None if x is None else x[rows] for name, x in parts.items()})
+    views = {name: x[rows] for name, x in parts.pop("views").items()}
+    kept = {name: None if x is None else x[rows] for name, x in parts.items()}
+    return Batch(**kept, views=views)
 
 
 def _gradients(parts: Parts, batch: Batch, wrapped: bool = False) -> dict[str, Tensor | None]:

@@ -139,3 +139,40 @@ def test_closed_training_data_is_no_source() -> None:
     data.close_training()
     with pytest.raises(DataFreeError):
         RealSource(data, runtime, 8)
+
+
+def test_a_pair_is_of_the_same_class_or_the_same_input() -> None:
+    real = source(augment=(), pairs={"partner": "same_class", "again": "same_input"})
+    rows = real.split.batch(slice(0, 40))[0].flatten(1)
+    labels = real.split.labels
+    chosen = set()
+    for _ in range(20):
+        batch = real.next()
+        assert batch.label is not None
+        assert torch.equal(batch.views["again"], batch.input)
+        partner = batch.views["partner"].flatten(1)
+        found = (partner[:, None] == rows).all(2).int().argmax(1)
+        assert torch.equal(labels[found], batch.label)
+        chosen |= set(found.tolist())
+    assert chosen == set(range(40)), "every row is drawn, the same one too"
+    assert real.counts()["real_training_inputs_read"] == 20 * 3 * 8
+
+
+def test_a_pair_is_augmented_anew_and_repeats_after_a_resume() -> None:
+    whole, resumed = (source(pairs={"again": "same_input"}) for _ in range(2))
+    batch = whole.next()
+    assert not torch.equal(batch.views["again"], batch.input)
+    resumed.load_state_dict(whole.state_dict())
+    assert torch.equal(whole.next().views["again"], resumed.next().views["again"])
+
+
+def test_pairs_come_from_the_rows_that_a_limit_leaves() -> None:
+    real = source(augment=(), limit=8, pairs={"partner": "same_class"})
+    kept = real.split.batch(torch.from_numpy(real.rows))[0].flatten(1)
+    partner = real.next().views["partner"].flatten(1)
+    assert (partner[:, None] == kept).all(2).any(1).all()
+
+
+def test_an_unknown_kind_of_pair() -> None:
+    with pytest.raises(ValueError, match="there is: same_class, same_input"):
+        source(pairs={"partner": "same"})

@@ -16,8 +16,10 @@ from core.check import check_node
 from core.runtime import Runtime
 from data.spec import Batch, InputSpec
 from distillers.base import Side
+from distillers.step import Roles, Step, Teacher
 from generators.base import Synthesis
 from models.classifier import Classifier, Outputs
+from models.digits import DigitsCNN
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 PAGE = (DOCS / "extending.md").read_text() + (DOCS / "schemes.md").read_text()
@@ -104,3 +106,19 @@ def test_data_set() -> None:
     images, labels = dataset.open("train").batch(slice(0, 6))
     assert images.shape == (6, 1, 16, 16)
     assert set(labels.tolist()) <= {0, 1}
+
+
+def test_scheme() -> None:
+    blocks = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
+    [text] = [block for block in blocks if "distillers.median.Median" in block]
+    node = yaml.safe_load(text)
+    assert node["distiller"]["losses"]["kd"]["teacher"] == "median"
+    node["teachers"]["median"]["of"] = ["teacher", "second", "student"]
+    median = build(node["teachers"]["median"], Teacher)
+    networks = {n: Classifier(DigitsCNN(1, 4, 4), SPEC).eval() for n in median.of}
+    frozen = {n: networks[n] for n in ("teacher", "second")}
+    roles = Roles({"student": networks["student"]}, frozen, {"median": median}, {}, Runtime("cpu"))
+    x = torch.rand(3, *SPEC.shape)
+    answer = Step(roles, Batch(x)).answer("median").logits
+    expected = torch.stack([n(x).logits for n in networks.values()]).sort(0).values[1]
+    torch.testing.assert_close(answer, expected.detach())

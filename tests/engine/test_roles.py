@@ -1,0 +1,189 @@
+"""Who learns from whom: names, lists, branches, averages, turns."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor
+
+from core.runtime import Runtime
+from distillers.response import KD
+from distillers.step import Edge, Ref
+from engine.config import plain
+from engine.parts import Parts, build_dataset, build_parts
+from engine.roles import expand
+from models.branch import Branch
+from models.classifier import Classifier
+from tests.test_contracts import small, teacher_for
+
+MUTUAL = "{student: [student, peer], teacher: others, loss: {_target_: distillers.response.KD}}"
+PEER = [
+    "students={peer: {model: digits_cnn_small}}",
+    "distiller.losses.cross_entropy.student=[student,peer]",
+    f"+distiller.losses.mutual={MUTUAL}",
+]
+MODEL = "{_target_: models.branch.ConvBranch, widths: [6]}"
+BRANCH = f"students={{side: {{of: student, tap: stage1, model: {MODEL}}}}}"
+AVERAGE = "distillers.teachers.Average"
+ALONG = "distiller.losses.cross_entropy.student=[student,side]"
+
+
+def make(method: str, *overrides: str) -> Parts:
+    settings = plain(small(method, *overrides))
+    runtime = Runtime("cpu", seed=settings["seed"])
+    dataset = build_dataset(settings, runtime)
+    teacher = teacher_for(settings, dataset) if settings["needs_teacher"] else None
+    return build_parts(settings, dataset, teacher, runtime)
+
+
+def mutual(*overrides: str) -> Parts:
+    return make("scratch", *PEER, *overrides)
+
+
+def test_lists_are_one_loss_each_and_several_teachers_their_mean() -> None:
+    losses = {
+        "kd": {"weight": 3.0, "student": ["a", "b@dark"], "teacher": ["t", "u", "v"], "loss": {}},
+        "ce": {"student": "b", "teacher": "others", "loss": {}},
+        "plain": {"loss": {}, "reads": {"clean": "a@dark"}},
+    }
+    entries, edges = expand(losses, ["student", "a", "b"])
+    assert len(entries) == 6 + 2 + 1
+    assert edges["kd_b@dark_u"] == Edge(Ref("b", "dark"), Ref("u"))
+    assert entries["kd_b@dark_u"] == {"weight": 1.0, "loss": {}}
+    assert [str(edges[f"ce_{name}"].teacher) for name in ("student", "a")] == ["student", "a"]
+    assert edges["plain"] == Edge(reads={"clean": Ref("a", "dark")})
+    with pytest.raises(ValueError, match="no other student"):
+        expand({"kd": {"teacher": "others"}}, ["student"])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["distiller.losses.cross_entropy.student=studnt"], "did you mean student"),
+        (["distiller.losses.cross_entropy.student=student@dark"], "the view 'dark'"),
+        (["deploy=per"], "deploy names the network 'per'"),
+        (
+            ["teachers={idle: {_target_: distillers.teachers.Average}}"],
+            "nothing asks teachers.idle",
+        ),
+        (
+            ["turns={a: {of: students.per}}"],
+            r"turns.a.of=students.per does not exist; there is: st",
+        ),
+        (
+            ["turns={a: {of: student, every: 2, first: 2}}"],
+            "first=2 should lie from 0 to every-1=1",
+        ),
+        (
+            ["students={side: {of: later, tap: stage1, model: digits_cnn}}", ALONG],
+            "no student that",
+        ),
+    ],
+)
+def test_mistakes_are_found_before_anything_is_trained(overrides: list[str], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        make("scratch", *overrides)
+
+
+def test_a_network_may_be_named_and_a_wrong_name_is_a_mistake() -> None:
+    with pytest.raises(ValueError, match="did you mean 'digits_cnn'"):
+        small("scratch", "students={peer: {model: digits_cn}}")
+
+
+def test_each_peer_learns_from_the_others_detached_answer() -> None:
+    parts = mutual()
+    parts.distiller.train()
+    batch = parts.source.next()
+    a, b = (copy.deepcopy(parts.networks[name]).train() for name in ("student", "peer"))
+    parts.distiller(batch).total.backward()
+    s, t = a(batch.input), b(batch.input)
+    cross = torch.nn.functional.cross_entropy
+    loss = cross(s.logits, batch.label) + cross(t.logits, batch.label)
+    fixed = [type(o)(o.logits.detach()) for o in (s, t)]
+    (loss + KD()(s, fixed[1], batch) + KD()(t, fixed[0], batch)).backward()
+    for name, mine in (("student", a), ("peer", b)):
+        for p, q in zip(parts.networks[name].parameters(), mine.parameters(), strict=True):
+            torch.testing.assert_close(p.grad, q.grad)
+
+
+def test_every_network_runs_once_at_each_view() -> None:
+    parts = mutual()
+    runs: list[str] = []
+    for name, network in parts.networks.items():
+        network.register_forward_hook(lambda *_, name=name: runs.append(name))
+    parts.distiller(parts.source.next())
+    assert sorted(runs) == ["peer", "student"]
+
+
+def test_a_peer_is_evaluated_and_deployed() -> None:
+    parts = mutual("deploy=peer")
+    assert parts.result is parts.networks["peer"]
+    assert list(parts.beside) == ["student"]
+
+
+def test_a_branch_shares_its_trunk() -> None:
+    parts = make("scratch", BRANCH, ALONG)
+    side = parts.networks["side"]
+    assert isinstance(side.module, Branch)
+    assert side.module.trunk is parts.student.module
+    runs: list[int] = []
+    parts.student.module.stage1.register_forward_hook(lambda *_: runs.append(1))
+    batch = parts.source.next()
+    parts.distiller(batch).total.backward()
+    assert runs == [1]
+    assert all(p.grad is not None for p in side.parameters())
+    with torch.no_grad():
+        x = batch.input
+        feature = parts.student.frozen(["stage1"])(x).features["stage1"]
+        expected = side.module.branch.eval()(feature)
+    torch.testing.assert_close(side.frozen()(x).logits, expected)
+    own = set(parts.student.module.state_dict())
+    assert own == set(make("scratch").student.module.state_dict())
+
+
+def test_an_average_is_in_eval_mode_and_follows_its_student() -> None:
+    parts = make(
+        "scratch",
+        "teachers={mean: {_target_: distillers.teachers.Average, decay: 0.5, rising: false}}",
+        "+distiller.losses.kd={teacher: mean, loss: {_target_: distillers.response.KD}}",
+    )
+    mean = parts.networks["mean"]
+    before = [p.clone() for p in mean.parameters()]
+    parts.distiller(parts.source.next()).total.backward()
+    assert not any(module.training for module in mean.modules())
+    assert not any(p.requires_grad for p in mean.parameters())
+    parts.optimizer.step()
+    parts.distiller.updated()
+    for p, old, new in zip(mean.parameters(), before, parts.student.parameters(), strict=True):
+        torch.testing.assert_close(p, 0.5 * old + 0.5 * new)
+
+
+def weights(network: Classifier) -> list[Tensor]:
+    return [p.detach().clone() for p in network.parameters()]
+
+
+def test_turns_alternate_and_survive_a_checkpoint() -> None:
+    turns = "turns={a: {of: student, every: 2}, b: {of: students.peer, every: 2, first: 1}}"
+    parts = mutual(turns, "optimizer.lr=0.1")
+
+    def moved(parts: Parts) -> list[bool]:
+        before = {name: weights(n) for name, n in parts.networks.items()}
+        parts.distiller(parts.source.next()).total.backward()
+        parts.optimizer.step()
+        parts.optimizer.zero_grad()
+        return [
+            any(
+                not torch.equal(p, q)
+                for p, q in zip(before[n], weights(parts.networks[n]), strict=True)
+            )
+            for n in ("student", "peer")
+        ]
+
+    assert moved(parts) == [True, False]
+    assert moved(parts) == [False, True]
+    again = mutual(turns, "optimizer.lr=0.1")
+    moved(parts)
+    again.optimizer.load_state_dict(copy.deepcopy(parts.optimizer.state_dict()))
+    assert moved(again) == [False, True]
