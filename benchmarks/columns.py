@@ -26,6 +26,7 @@ def cells_of(row: dict[str, Any], results: list[dict[str, Any]]) -> dict[str, st
         "student": percentages(accuracies(results)),
         "lowest": f"{min(accuracies(results)):.2%}",
         "agreement": percentages([r["student"]["agreement"] for r in results if r["teacher"]]),
+        "robust": of_students("robust_accuracy", results),
         "published": f"{row['published']:.2%}" if "published" in row else "",
         "steps": between([c["steps"] for c in cost]),
         "images": between([c["images_synthesized"] for c in cost]),
@@ -45,6 +46,11 @@ def cells_of(row: dict[str, Any], results: list[dict[str, Any]]) -> dict[str, st
 def accuracies(results: list[dict[str, Any]]) -> list[float]:
     """The student's, at the last step."""
     return [r["student"]["accuracy"] for r in results]
+
+
+def of_students(key: str, results: list[dict[str, Any]]) -> str:
+    """A further figure of the students; empty in runs that did not measure it."""
+    return percentages([r["student"][key] for r in results if key in r["student"]])
 
 
 def of_the_inputs(values: list[float | None]) -> str:

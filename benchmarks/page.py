@@ -30,6 +30,7 @@ distance to the test inputs. The last two are measured in the teacher's features
 TITLES = {
     "data-free": "Data-free methods",
     "transfer": "Transfer losses",
+    "schemes": "Schemes with several networks, views or modalities",
     "ablation": "What each part of Reverie does",
 }
 MARK = " †"

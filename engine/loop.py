@@ -15,6 +15,7 @@ from data.spec import Batch
 from engine.budget import parse_budget, verdict
 from engine.diagnostics import LOOK, Inspector, announce
 from engine.evaluate import Evaluator
+from engine.metrics import build_metrics, measure
 from engine.monitor import Board, Clock, LossMeter, Progress, brief, check_finite
 from engine.parts import Parts
 from engine.probe import Inputs
@@ -61,6 +62,7 @@ class Training:
         self.beside = {
             name: self.evaluate.beside(network) for name, network in parts.beside.items()
         }
+        self.metrics_at_end = build_metrics(config)
         self.students: dict[str, dict[str, float]] = {}  # the latest figures of those
         self.validate = None
         if config["data"]["val_fraction"] and not config["data_free"]:
@@ -194,6 +196,14 @@ class Training:
         if self.inspect:
             self.found = self.inspect(torch.cat(list(self.recent)))
 
+    def _measure(self) -> dict[str, dict[str, float]]:
+        """The figures of ``metrics``, for all that were evaluated and for the teacher."""
+        if not self.metrics_at_end:
+            return {}
+        networks = {self.parts.deploy: self.parts.result, **self.parts.beside}
+        networks |= {"teacher": self.teacher} if self.teacher else {}
+        return measure(self.metrics_at_end, networks, self.inputs.split, self.runtime)
+
     def _begin(self) -> None:
         """Start writing, once a step has shown that the run works."""
         self.directory.begin()
@@ -272,14 +282,16 @@ class Training:
         if not self.metrics:
             self._evaluate(self.steps)
         check_finite(self.parts.result.state_dict(), self.steps)
+        more = self._measure()
         result = summarize(
             self.config,
             self.parts,
             self.evaluate,
             self.teacher,
             self.inputs,
-            {**self.metrics, "best": self.best},
-            self.students,
+            {**self.metrics, **more.get(self.parts.deploy, {}), "best": self.best},
+            {name: {**found, **more.get(name, {})} for name, found in self.students.items()},
+            more.get("teacher", {}),
             self.found,
             {**self.clock.settle(), "wall": self._wall()},
             self.runtime,

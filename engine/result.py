@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from io import BytesIO
 from typing import Any
 
@@ -25,6 +26,8 @@ from models.checkpoint import save_network
 from models.classifier import Classifier
 
 TILE, LARGEST = 64, 1200  # pixels: the least for one of small images, the most for a whole grid
+FIGURES = ("accuracy", "agreement", "ece")
+STUDENT_KEYS = {"name", "best_accuracy", "parameters", "val_accuracy", "ece_to_teacher", *FIGURES}
 SWEPT = ("seed", "steps", "batch_size", "precision", "ema", "clip")
 TIMED = ("wall", "timing", "synthesis", "distillation", "evaluation")
 
@@ -37,6 +40,7 @@ def summarize(
     inputs: Inputs,
     metrics: dict[str, float],
     others: dict[str, dict[str, float]],
+    teachers: dict[str, float],
     synthesized: dict[str, Any],
     seconds: dict[str, float],
     runtime: Runtime,
@@ -59,8 +63,9 @@ def summarize(
             "name": choices["teacher"],
             "accuracy": evaluate.teacher_accuracy(),
             "parameters": teacher.parameter_count(),
-        },
-        "student": _student(_name(config), parts.result, metrics),
+        }
+        | teachers,
+        "student": _student(_name(config), parts.result, metrics, config["metrics"]),
         "measured_on": {
             "inputs": len(inputs.split),
             "labels": inputs.split.labelled,
@@ -72,7 +77,7 @@ def summarize(
     if others:
         everyone = {parts.deploy: metrics, **others}
         result["students"] = {
-            name: {key: everyone[name].get(key) for key in ("accuracy", "agreement", "ece")}
+            name: {key: everyone[name].get(key) for key in (*FIGURES, *config["metrics"])}
             | {"parameters": network.parameter_count()}
             for name, network in {parts.deploy: parts.result, **parts.beside}.items()
         }
@@ -92,7 +97,9 @@ def _name(config: dict[str, Any]) -> str:
     return chosen if deployed == "student" else deployed
 
 
-def _student(name: str, student: Classifier, metrics: dict[str, float]) -> dict[str, Any]:
+def _student(
+    name: str, student: Classifier, metrics: dict[str, float], more: Iterable[str]
+) -> dict[str, Any]:
     return {
         "name": name,
         "accuracy": metrics.get("accuracy"),
@@ -100,7 +107,7 @@ def _student(name: str, student: Classifier, metrics: dict[str, float]) -> dict[
         "agreement": metrics.get("agreement"),
         "ece": metrics.get("ece"),
         "parameters": student.parameter_count(),
-    } | {k: v for k, v in metrics.items() if k in ("val_accuracy", "ece_to_teacher")}
+    } | {k: v for k, v in metrics.items() if k in ("val_accuracy", "ece_to_teacher", *more)}
 
 
 def _cost(
@@ -209,6 +216,11 @@ def table(result: dict[str, Any]) -> str:
         rows.append(("calibration error (ECE)", f"{student['ece']:.2%}"))
     elif "ece_to_teacher" in student:
         rows.append(("calibration to the teacher", f"{student['ece_to_teacher']:.2%}"))
+    for name in student.keys() - STUDENT_KEYS:
+        rows.append((name.replace("_", " "), f"{student[name]:.2%}"))
+    for name, figures in result.get("students", {}).items():
+        if figures["accuracy"] is not None and figures["accuracy"] != student["accuracy"]:
+            rows.append((f"accuracy of {name}", f"{figures['accuracy']:.2%}"))
     if not result["measured_on"]["labels"]:
         rows.append(("measured on", result["measured_on"]["what"]))
     rows += [

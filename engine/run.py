@@ -50,6 +50,7 @@ LATER: dict[str, Any] = {
     "teachers": {},
     "views": {},
     "turns": {},
+    "metrics": {},
     "deploy": "student",
 }
 LATER |= {"student.transform": None, "student.mean": None, "student.std": None}

@@ -153,6 +153,7 @@ class Config:
     teachers: dict[str, OtherTeacherConfig] = field(default_factory=dict)  # or a part each
     views: dict[str, Any] = field(default_factory=dict)
     turns: dict[str, TurnConfig] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)  # measured at the end, by name
     deploy: str = "student"  # the network that the run is for
     synthesis: ObjectiveConfig | None = None
     budget: int | float | str | None = None  # of time: 10m in place of a number of steps

@@ -155,7 +155,7 @@ def test_a_pair_is_of_the_same_class_or_the_same_input() -> None:
         assert torch.equal(labels[found], batch.label)
         chosen |= set(found.tolist())
     assert chosen == set(range(40)), "every row is drawn, the same one too"
-    assert real.counts()["real_training_inputs_read"] == 20 * 3 * 8
+    assert real.counts()["real_training_inputs_read"] == 20 * 3 * 8 + 40
 
 
 def test_a_pair_is_augmented_anew_and_repeats_after_a_resume() -> None:

@@ -1,0 +1,35 @@
+"""Figures besides accuracy, agreement and calibration, measured once at the end of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from core.build import build
+from core.runtime import Runtime
+from models.classifier import Classifier
+
+
+class Metric(Protocol):
+    """A part under ``metrics``; its name there is the figure's in ``result.json``."""
+
+    def __call__(self, network: Classifier, split: Any, runtime: Runtime) -> float:
+        """The figure of a network on a split that ranks share."""
+
+
+def build_metrics(config: Mapping[str, Any], **available: Any) -> dict[str, Metric]:
+    """The parts under ``metrics``, by name."""
+    return {
+        name: build(node, Metric, f"metrics.{name}", **available)
+        for name, node in config["metrics"].items()
+    }
+
+
+def measure(
+    metrics: Mapping[str, Metric], networks: Mapping[str, Classifier], split: Any, runtime: Runtime
+) -> dict[str, dict[str, float]]:
+    """Every figure of every network, by the network's name."""
+    return {
+        name: {key: metric(network, split, runtime) for key, metric in metrics.items()}
+        for name, network in networks.items()
+    }
