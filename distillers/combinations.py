@@ -121,9 +121,9 @@ class Entropy(Combination):
 class Confidence(Combination):
     """Weights (1 − softmax_k(c_k))/(K − 1), c_k = CE(t_k, label): more to who is right.
 
-    CA-MKD (Zhang, Chen and Wang, ICASSP 2022), equation 3, for each input. The authors' code
+    CA-MKD (Zhang, Chen and Wang, ICASSP 2022), the weights of its loss on logits, for each input. The authors' code
     divides the loss by K too: their weight of 1 is a weight of 1/K here. Where a batch has no
-    labels, they are the teacher's own predictions, with which this weighs little.
+    labels, they are the first teacher's own predictions, which tell little about who is right.
 
     Args:
         of: names of at least two members.
@@ -146,7 +146,7 @@ class Confidence(Combination):
 class Gate(Teacher):
     """Σ_k g_k·t_k, a mixture of logits with g = softmax(ReLU(BatchNorm(Linear(pooled feature)))).
 
-    ONE (Lan, Zhu and Gong, NeurIPS 2018), section 3.1: the members are branches, and the feature is
+    ONE (Lan, Zhu and Gong, NeurIPS 2018): the members are branches, and the feature is
     that of their trunk. As a loss's ``teacher`` the answer is detached, so a loss with this as its
     ``student`` must train it: the authors' is cross-entropy.
 

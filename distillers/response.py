@@ -64,7 +64,7 @@ class KD(TransferLoss):
 class SoftTargetCE(TransferLoss):
     """−Σ_c y~_c log softmax(s)_c with y~ = (1 − a)·onehot + a·softmax(t), batch mean.
 
-    PS-KD (Kim et al., ICCV 2021), equations 3 and 4, where t is what the student itself predicted
+    PS-KD (Kim et al., ICCV 2021), where t is what the student itself predicted
     an epoch earlier (``distillers.memory.Memory``). The share a rises linearly from 0 to ``alpha``
     over the run. The paper's rises once an epoch, a = alpha·(e + 1)/E in epoch e of E from 0; here
     it rises at every step, a = alpha·progress, which :meth:`at` sets.
