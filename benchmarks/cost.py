@@ -40,7 +40,6 @@ LOSSES = """
 
 `python benchmarks/loss_time.py --json benchmarks/results/loss_time_fp32.json`: a student step of
 plain KD alternates with one that has the loss too. Ratio of the two: median, minimum and maximum.
-`dgkd` has no assistant here; each would add a forward pass.
 """
 
 LOSS_COLUMNS = "| loss | KD alone | with the loss | ratio |\n| --- | --- | --- | --- |\n"

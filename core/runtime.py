@@ -154,6 +154,17 @@ class Runtime:
             dist.all_reduce(tensor)
         return tensor
 
+    def gather(self, tensor: Tensor) -> Tensor:
+        """The rows of all ranks, in their order: [world_size·B, ...] of [B, ...], alike on all.
+
+        No gradient passes through it.
+        """
+        if self.world_size == 1:
+            return tensor.detach()
+        parts = [torch.empty_like(tensor) for _ in range(self.world_size)]
+        dist.all_gather(parts, tensor.detach().contiguous())
+        return torch.cat(parts)
+
     def any(self, flag: bool) -> bool:
         """Whether the flag is set on any rank."""
         if self.world_size == 1:

@@ -61,6 +61,38 @@ class KD(TransferLoss):
         return soft_kl(student.logits, teacher.logits, self.temperature)
 
 
+class SoftTargetCE(TransferLoss):
+    """−Σ_c y~_c log softmax(s)_c with y~ = (1 − a)·onehot + a·softmax(t), batch mean.
+
+    PS-KD (Kim et al., ICCV 2021), where t is what the student itself predicted
+    an epoch earlier (``distillers.memory.Memory``). The share a rises linearly from 0 to ``alpha``
+    over the run. The paper's rises once an epoch, a = alpha·(e + 1)/E in epoch e of E from 0; here
+    it rises at every step, a = alpha·progress, which :meth:`at` sets.
+
+    Args:
+        alpha: the share at the end, in [0, 1].
+    """
+
+    needs_label = True
+
+    def __init__(self, alpha: float = 0.8) -> None:
+        super().__init__()
+        if not 0 <= alpha <= 1:
+            raise ValueError(f"alpha must lie in [0, 1], but is {alpha}")
+        self.alpha, self.share = alpha, 0.0
+
+    def at(self, progress: float) -> None:
+        """Set the share for the step that starts at ``progress``, in [0, 1]."""
+        self.share = self.alpha * progress
+
+    def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
+        assert teacher is not None
+        assert batch.label is not None
+        hard = F.cross_entropy(student.logits, batch.label)
+        soft = F.cross_entropy(student.logits, F.softmax(teacher.logits, dim=1))
+        return (1 - self.share) * hard + self.share * soft
+
+
 class StandardizedKD(TransferLoss):
     """KD on z-scored logits, z = (x − mean) / (std + 1e-7) per input (Sun et al., CVPR 2024).
 

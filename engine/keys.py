@@ -41,13 +41,15 @@ def set_key(
             return mistakes.append(f"{key}: {one_line(error)}")
     if not OmegaConf.is_dict(node):
         return mistakes.append(_unknown_key(config, key, {}, last, groups))
+    named = parents[-1:] == ["losses"]
+    group = parents in (["students"], ["teachers"], ["views"])  # of names that the user chooses
     entry = parents[-2:-1] == ["losses"] and last in get_type_hints(TransferConfig)
-    addable = is_target(node) or entry or (parents[-1:] == ["losses"] and setting.adds)
+    addable = is_target(node) or entry or group or (named and setting.adds)
     if last not in node and (setting.deletes or not addable):
         return mistakes.append(_unknown_key(config, key, node, last, groups))
     if not setting.deletes:
         _assign(node, last, setting, _annotation(node, parents, last), mistakes)
-    elif is_target(node) or entry or parents[-1:] == ["losses"]:
+    elif is_target(node) or entry or group or named:
         node.pop(last)
     else:
         mistakes.append(f"~{key}: every run has this key; set another value")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import datetime
+import functools
 import multiprocessing
 import traceback
 from pathlib import Path
@@ -17,11 +18,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from data.spec import Batch
 from engine.parts import Parts
+from tests.distillers.test_memory import misremembered
 from tests.test_losses import TERMS, make
 
 
 def test_two_processes_give_one_processs_gradients(tmp_path: Path) -> None:
-    """All losses in one pair of processes, each of which sees half of what one process sees."""
+    """All losses, and a memory, in one pair of processes; each sees half of what one process sees."""
     context = multiprocessing.get_context("spawn")
     reports = context.SimpleQueue()
     arguments = [(rank, str(tmp_path / "store"), reports) for rank in (0, 1)]
@@ -39,12 +41,14 @@ def _rank(rank: int, store: str, reports: Any) -> None:
     torch.set_num_threads(1)
     limit = datetime.timedelta(seconds=60)
     dist.init_process_group("gloo", f"file://{store}", limit, 2, rank)
+    checks = {"memory": lambda: misremembered(rank)}
+    checks |= {loss: functools.partial(_differing, loss) for loss in TERMS}
     wrong = []
-    for loss in TERMS:
+    for name, check in checks.items():
         try:
-            wrong += [f"{loss}: {name}" for name in _differing(loss)]
+            wrong += [f"{name}: {found}" for found in check()]
         except Exception:
-            wrong.append(f"{loss}: {traceback.format_exc()}")
+            wrong.append(f"{name}: {traceback.format_exc()}")
             break  # the other process may be a collective ahead
     reports.put(wrong)
     dist.destroy_process_group()
