@@ -62,7 +62,9 @@ def make(method: str, *overrides: str) -> tuple[Parts, Classifier | None]:
     runtime = Runtime("cpu", config["precision"], config["compile"], config["seed"])
     dataset = build_dataset(config, runtime)
     teacher = teacher_for(config, dataset) if config["needs_teacher"] else None
-    return build_parts(config, dataset, teacher, runtime), teacher
+    networks = [name for name, node in config["teachers"].items() if "_target_" not in node]
+    others = {name: teacher_for(config, dataset) for name in networks}
+    return build_parts(config, dataset, teacher, runtime, others), teacher
 
 
 def snapshot(network: torch.nn.Module) -> dict[str, Tensor]:
