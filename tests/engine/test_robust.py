@@ -1,14 +1,17 @@
 """Accuracy under attack: known for a linear classifier, and the same on any number of processes."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+import engine.robust
 from core.runtime import Runtime
 from data.spec import InputSpec
 from data.split import Split
+from distillers.attacks import pgd
 from engine.robust import robust_accuracy
 from models.classifier import Classifier
 from models.meter import Meter
@@ -80,15 +83,23 @@ def test_the_network_stays_as_it_is(split: Split) -> None:
 
 
 def test_ranks_share_the_split(split: Split, monkeypatch: pytest.MonkeyPatch) -> None:
-    network, parts = convolutional(), []
-    whole = robust_accuracy(network, split, Runtime("cpu"), 0.03, steps=3, batch_size=10)
+    network, seeds = convolutional(), []
+
+    def noted(*args: Any) -> Tensor:
+        seeds.append(args[-1].initial_seed())
+        return pgd(*args)
+
+    monkeypatch.setattr(engine.robust, "pgd", noted)
     runtime = Runtime("cpu")
+    whole = robust_accuracy(network, split, runtime, 0.03, steps=3, batch_size=10)
+    assert seeds == [*range(11)]
     monkeypatch.setattr(runtime, "sum", lambda x: x)
-    runtime.world_size = 3
+    runtime.world_size, seeds[:], parts = 3, [], []
     for runtime.rank in range(3):
         parts.append(robust_accuracy(network, split, runtime, 0.03, steps=3, batch_size=10))
     assert sum(parts) == pytest.approx(whole)
     assert min(parts) > 0
+    assert seeds == [0, 3, 6, 9, 1, 4, 7, 10, 2, 5, 8]  # of a batch's place, whoever takes it
 
 
 def test_labels_are_needed(split: Split) -> None:
