@@ -72,6 +72,31 @@ def until(end: float, warmup: float = 0.0) -> Factor:
     return _warmed(lambda progress: float(progress < end), warmup)
 
 
+def after(start: float) -> Factor:
+    """0, and 1 from ``start`` on.
+
+    Args:
+        start: fraction of the run, in (0, 1).
+    """
+    if not 0 < start < 1:
+        raise ValueError(f"start is a fraction of the run in (0, 1), but is {start}")
+    return lambda progress: float(progress >= start)
+
+
+def ramp(until: float) -> Factor:
+    """exp(−5·(1 − p/until)²), from e⁻⁵ to 1 at ``until``, and 1 from there on.
+
+    The sigmoid-shaped ramp-up of Laine and Aila (ICLR 2017), which mean teachers, ONE and OKDDip
+    have too: over 80 of 300 epochs in the last two.
+
+    Args:
+        until: fraction of the run, in (0, 1].
+    """
+    if not 0 < until <= 1:
+        raise ValueError(f"until is a fraction of the run in (0, 1], but is {until}")
+    return lambda progress: math.exp(-5 * (1 - min(progress, until) / until) ** 2)
+
+
 def _warmed(factor: Factor, warmup: float) -> Factor:
     if not 0 <= warmup < 1:
         raise ValueError(f"warmup is a fraction of the run in [0, 1), but is {warmup}")

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from core.functional import kl_divergences
 from data.spec import Batch
+from distillers.adversarial import reversed_gradient
 from distillers.base import TransferLoss
 from models.classifier import Outputs
 
@@ -56,7 +57,7 @@ class CTKD(TransferLoss):
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
         assert teacher is not None
         h = self.temperature(student.logits.detach(), teacher.logits)
-        h = (1 + self.reversal) * h.detach() - self.reversal * h  # h, its gradient times −λ
+        h = reversed_gradient(h, self.reversal)
         tau = self.base + self.span * h.sigmoid()
         kl = kl_divergences(student.logits / tau, teacher.logits / tau)
         return (tau.square() * kl[:, None]).mean()

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from core.schedules import Factor, Schedule, constant, cosine, multistep, until
+from core.schedules import Factor, Schedule, after, constant, cosine, multistep, ramp, until
 
 
 def test_constant() -> None:
@@ -42,6 +42,24 @@ def test_until_ends() -> None:
     for end in (0.0, 1.1):
         with pytest.raises(ValueError, match=f"{end}"):
             until(end)
+
+
+def test_after_begins() -> None:
+    factor = after(0.3)
+    assert [factor(p) for p in (0.0, 0.29, 0.3, 1.0)] == [0, 0, 1, 1]
+    for start in (0.0, 1.0, 60.0):
+        with pytest.raises(ValueError, match=f"{start}"):
+            after(start)
+
+
+def test_ramp_is_a_share_of_the_run() -> None:
+    factor = ramp(80 / 300)
+    epochs = (0, 40, 79, 80, 81, 300)
+    expected = [math.exp(-5), math.exp(-1.25), math.exp(-5 / 80**2), 1, 1, 1]
+    assert [factor(e / 300) for e in epochs] == pytest.approx(expected, rel=1e-9)
+    for end in (0.0, 80.0):
+        with pytest.raises(ValueError, match=f"{end}"):
+            ramp(end)
 
 
 @pytest.mark.parametrize("make", [constant, cosine, multistep])
