@@ -67,3 +67,19 @@ def robust_accuracy(
             with torch.no_grad():
                 right += (logits(attacked).argmax(1) == label).sum()
     return float(runtime.sum(right)) / len(split)
+
+
+class RobustAccuracy:
+    """:func:`robust_accuracy` as a part under ``metrics``.
+
+    Args:
+        epsilon: radius of the ball, as a share of the value range.
+        norm: of the ball.
+        steps: of the attack.
+    """
+
+    def __init__(self, epsilon: float, norm: Norm = "inf", steps: int = 20) -> None:
+        self.epsilon, self.norm, self.steps = epsilon, norm, steps
+
+    def __call__(self, network: Classifier, split: Any, runtime: Runtime) -> float:
+        return robust_accuracy(network, split, runtime, self.epsilon, self.norm, self.steps)

@@ -18,7 +18,11 @@ MOMENTS = ["student.mean=[0.24]", "student.std=[0.14]"]
 SCHEMES: dict[str, tuple[str, ...]] = {
     "dml": (),
     "dml of two kinds": ("students.peer.model=digits_cnn",),
-    "dml of three": ("students.third={model: digits_cnn_small}", "~distiller.losses.kd.student"),
+    "dml of three": (
+        "students.third={model: digits_cnn_small}",
+        "distiller.losses.cross_entropy.student=[student,peer,third]",
+        "distiller.losses.mutual.student=[student,peer,third]",
+    ),
     "one": ("students.second.model.widths=[6]", "students.third.model.widths=[6]"),
     "camkd": (),
     "aver": (),

@@ -23,7 +23,7 @@ from tests.test_losses import TERMS, make
 
 
 def test_two_processes_give_one_processs_gradients(tmp_path: Path) -> None:
-    """All losses, and a memory, in one pair of processes; each sees half of what one process sees."""
+    """All losses, and a memory, in two processes; each sees half of what one process sees."""
     context = multiprocessing.get_context("spawn")
     reports = context.SimpleQueue()
     arguments = [(rank, str(tmp_path / "store"), reports) for rank in (0, 1)]
