@@ -58,8 +58,8 @@ class Weighted(nn.Module):
 
     @property
     def off(self) -> bool:
-        """Whether its schedule has switched it off."""
-        return self.schedule is not None and not self.weight
+        """Whether its weight is 0, as its schedule may say."""
+        return not self.weight
 
     def nothing(self, device: str) -> Tensor:
         """A zero that depends on the loss's parameters, so that DDP gets gradients for them."""
@@ -103,8 +103,8 @@ class Objective(nn.Module):
     def compute(self, arguments: Arguments, device: str, skip: tuple[str, ...] = ()) -> Losses:
         """Compute the losses, each called with what ``arguments`` gives for its name.
 
-        Losses with a true attribute named in ``skip``, and those that their schedule has switched
-        off, count as 0 and are not computed.
+        Losses with a true attribute named in ``skip``, and those with weight 0, count as 0 and are
+        not computed.
         """
         values = {}
         with torch.autocast(device, enabled=False):

@@ -108,6 +108,14 @@ def _warmed(factor: Factor, warmup: float) -> Factor:
     return warmed
 
 
+def is_due(steps: int, count: int, step: int) -> bool:
+    """Whether ``step`` is one of ``count`` spread evenly over the run, its last step included.
+
+    The multiples of ``steps / count``, rounded down; none is ever listed, however many they are.
+    """
+    return step > 0 and -(-step * count // steps) < -(-(step + 1) * count // steps)
+
+
 class Grouped(Protocol):
     """An optimizer, or several together."""
 

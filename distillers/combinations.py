@@ -122,8 +122,9 @@ class Confidence(Combination):
     """Weights (1 − softmax_k(c_k))/(K − 1), c_k = CE(t_k, label): more to who is right.
 
     CA-MKD (Zhang, Chen and Wang, ICASSP 2022), the weights of its loss on logits, for each input.
-    The authors' code divides the loss by K too: their weight of 1 is a weight of 1/K here. Where a batch has no
-    labels, they are the first teacher's own predictions, which tell little about who is right.
+    The authors' code divides the loss by K too: their weight of 1 is a weight of 1/K here. Where a
+    batch has no labels, they are the first teacher's own predictions, which tell little about who
+    is right.
 
     Args:
         of: names of at least two members.

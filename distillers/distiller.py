@@ -15,7 +15,7 @@ from data.spec import Batch
 from distillers.adapters import adaptations
 from distillers.base import Side, side
 from distillers.edges import asked, graded, taps_of, transfer_losses
-from distillers.step import Edge, Roles, Step, Teacher, View
+from distillers.step import Edge, Ref, Roles, Step, Teacher, View
 from models.classifier import Classifier
 
 
@@ -23,9 +23,8 @@ class Distiller(nn.Module):
     """Turns a batch into the students' loss.
 
     Each loss has an :class:`~distillers.step.Edge`, which says who learns from whom; by default
-    ``student`` learns from ``teacher``. If inputs have an index, the losses also give KL(p_t ‖ p_s)
-    for each, for a source that chooses by it. If a batch brings the teacher's answers, and the
-    losses read only logits, the teacher is not asked again.
+    ``student`` learns from ``teacher``. If a batch brings the teacher's answers, and the losses
+    read only logits, the teacher is not asked again.
 
     The students and the losses' own parameters (projections) are one module tree, so that DDP, the
     optimizer and the checkpoint see them all. Frozen teachers are outside it: views that no
@@ -99,6 +98,8 @@ class Distiller(nn.Module):
             object.__setattr__(self, name, value)  # past nn.Module, which would register them
         asks = [*objective.ask("needs_label"), *(p.needs_label for p in parts.values())]
         self.needs_label = any([*asks, *(v.needs_label for v in roles.views.values())])
+        needy = {n for n, loss in transfer_losses(objective).items() if loss.needs_teacher}
+        self.asks_teacher = any(self.edges[name].teacher == Ref("teacher") for name in needy)
         self.steps, self.progress = 0, 0.0
         self.adaptations: list[str] = []
         self._prepare()
@@ -123,7 +124,7 @@ class Distiller(nn.Module):
         self.train()
         step = Step(self.roles, batch, self.steps, self.progress)
         self.steps += 1
-        if self.teacher is not None:
+        if self.asks_teacher:
             step.answer("teacher")
         if self.needs_label and (batch.label is None or self.labels == "teacher"):
             if self.teacher is None:
@@ -141,8 +142,8 @@ class Distiller(nn.Module):
         # backward needs a graph if all losses are off, and DDP a gradient for unread parameters
         for name in self.roles.students:
             losses.total = losses.total + 0 * self._any_answer(step, name).logits.sum()
-        if self.teacher is not None:
-            losses.teacher_logits = step.answer("teacher").logits
+        if (known := step.answers.get(Ref("teacher"))) is not None:
+            losses.teacher_logits = known.logits
         with torch.no_grad():
             for teacher in self.roles.teachers.values():
                 teacher.record(step)

@@ -14,9 +14,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from core.annotations import is_path
 from engine.config import compose, groups
+from engine.identity import NOT_IDENTITY
 from engine.keys import annotation_of
 from engine.overrides import Setting
-from engine.run import NOT_IDENTITY
 
 NAMED = ("experiment", "method", "data")  # groups that a command always names, if chosen
 ELSEWHERE = (*NOT_IDENTITY, "budget")  # what a run computes follows from its number of steps

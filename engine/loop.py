@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from core.runtime import Runtime, Stopped
+from core.schedules import is_due
 from data.spec import Batch
 from engine.budget import parse_budget, verdict
 from engine.diagnostics import LOOK, Inspector, announce
@@ -85,7 +86,7 @@ class Training:
         network = self.runtime.parallel(self.parts.distiller, self.parts.spare)
         progress = Progress(self.steps, start) if self.runtime.main else None
         evaluates, saves = (
-            partial(_is_due, self.steps, self.config[k]) for k in ("evaluations", "checkpoints")
+            partial(is_due, self.steps, self.config[k]) for k in ("evaluations", "checkpoints")
         )
         for step in range(start, self.steps):
             try:
@@ -196,14 +197,6 @@ class Training:
         if self.inspect:
             self.found = self.inspect(torch.cat(list(self.recent)))
 
-    def _measure(self) -> dict[str, dict[str, float]]:
-        """The figures of ``metrics``, for all that were evaluated and for the teacher."""
-        if not self.metrics_at_end:
-            return {}
-        networks = {self.parts.deploy: self.parts.result, **self.parts.beside}
-        networks |= {"teacher": self.teacher} if self.teacher else {}
-        return measure(self.metrics_at_end, networks, self.inputs.split, self.runtime)
-
     def _begin(self) -> None:
         """Start writing, once a step has shown that the run works."""
         self.directory.begin()
@@ -282,7 +275,9 @@ class Training:
         if not self.metrics:
             self._evaluate(self.steps)
         check_finite(self.parts.result.state_dict(), self.steps)
-        more = self._measure()
+        more = measure(
+            self.metrics_at_end, self.parts, self.teacher, self.inputs.split, self.runtime
+        )
         result = summarize(
             self.config,
             self.parts,
@@ -302,11 +297,3 @@ class Training:
             result = finish(self.directory, self.board, self.parts, result, self.config, images)
         self.runtime.barrier()
         return result
-
-
-def _is_due(steps: int, count: int, step: int) -> bool:
-    """Whether ``step`` is one of ``count`` spread evenly over the run, its last step included.
-
-    The multiples of ``steps / count``, rounded down; none is ever listed, however many they are.
-    """
-    return step > 0 and -(-step * count // steps) < -(-(step + 1) * count // steps)

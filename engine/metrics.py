@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from core.build import build
 from core.runtime import Runtime
+from engine.parts import Parts
 from models.classifier import Classifier
 
 
@@ -26,9 +27,15 @@ def build_metrics(config: Mapping[str, Any], **available: Any) -> dict[str, Metr
 
 
 def measure(
-    metrics: Mapping[str, Metric], networks: Mapping[str, Classifier], split: Any, runtime: Runtime
+    metrics: Mapping[str, Metric],
+    parts: Parts,
+    teacher: Classifier | None,
+    split: Any,
+    runtime: Runtime,
 ) -> dict[str, dict[str, float]]:
-    """Every figure of every network, by the network's name."""
+    """Every figure of the teacher and of every network that is evaluated, by its name."""
+    networks = {parts.deploy: parts.result, **parts.beside}
+    networks |= {"teacher": teacher} if teacher else {}
     return {
         name: {key: metric(network, split, runtime) for key, metric in metrics.items()}
         for name, network in networks.items()

@@ -208,33 +208,28 @@ def build_parts(
     """
     config = _averaged(config)
     torch.manual_seed(runtime.seed)  # a teacher trained just now, or earlier, changes no draw
-    if teacher:
-        teacher = _metered(teacher, config["teacher"]["black_box"], runtime)
-    networks = {
-        name: _metered(network, config["teachers"][name].get("black_box"), runtime)
-        for name, network in (others or {}).items()
-    }
+    everyone = _metered({"teacher": teacher, **(others or {})}, config, runtime)
+    teacher = everyone.get("teacher")
     available = offered(config, dataset, teacher, runtime)
     _check_batch(config, available["spec"])
-    distiller, notes = build_distiller(config, available, networks)
-    available["student"] = student = distiller.student
+    distiller, notes = build_distiller(config, available, everyone)
+    available["student"] = distiller.student
     if config["synthesis"]:
         available["objective"] = build_objective(config["synthesis"], "synthesis", **available)
         notes += unread_statistics(teacher, available["objective"]) if teacher else []
     source = build(config["source"], Source, "source", **available)
-    metered = {**({"teacher": teacher} if teacher else {}), **networks}
-    meters = {name: network.meter for name, network in metered.items() if network.meter}
+    meters = {name: network.meter for name, network in everyone.items() if network.meter}
     distiller.add_module("meters", torch.nn.ModuleDict(meters))  # so a checkpoint holds the counts
     if isinstance(teacher, BlackBox):
         check_budget(teacher, source, distiller, config["batch_size"], config["steps"])
-    if not any(p.requires_grad for p in student.parameters()):
-        raise ValueError(f"the student {student.name} has no trainable parameters")
+    if not any(p.requires_grad for p in distiller.student.parameters()):
+        raise ValueError(f"the student {distiller.student.name} has no trainable parameters")
     optimizer = build_optimizer(config, distiller, available)
     schedule = build(config["schedule"], Factor, "schedule", **available)
     return Parts(
         dataset=dataset,
         teacher=teacher,
-        student=student,
+        student=distiller.student,
         source=source,
         distiller=distiller,
         optimizer=optimizer,
@@ -264,10 +259,18 @@ def _averaged(config: dict[str, Any]) -> dict[str, Any]:
     return {**config, "teachers": {**config["teachers"], "average": average}, "deploy": "average"}
 
 
-def _metered(teacher: Classifier, black_box: dict[str, Any] | None, runtime: Runtime) -> Classifier:
-    if black_box is None:
-        return teacher.metered(Meter())
-    box: Classifier = build(
-        black_box, Classifier, "teacher.black_box", teacher=teacher, runtime=runtime
-    )
-    return box
+def _metered(
+    networks: Mapping[str, Classifier | None], config: dict[str, Any], runtime: Runtime
+) -> dict[str, Classifier]:
+    """The teachers that there are with a meter each, in a black box where a node says so."""
+    nodes, found = {"teacher": config["teacher"], **config["teachers"]}, {}
+    for name, network in networks.items():
+        if network is None:
+            continue
+        if (node := nodes[name].get("black_box")) is None:
+            found[name] = network.metered(Meter())
+        else:
+            path = f"{name if name == 'teacher' else f'teachers.{name}'}.black_box"
+            given = {"teacher": network, "runtime": runtime}
+            found[name] = build(node, Classifier, path, **given)
+    return found

@@ -76,11 +76,7 @@ def summarize(
     }
     if others:
         everyone = {parts.deploy: metrics, **others}
-        result["students"] = {
-            name: {key: everyone[name].get(key) for key in (*FIGURES, *config["metrics"])}
-            | {"parameters": network.parameter_count()}
-            for name, network in {parts.deploy: parts.result, **parts.beside}.items()
-        }
+        result["students"] = _students(parts, everyone, [*FIGURES, *config["metrics"]])
     if not inputs.split.labelled and runtime.world_size == 1:
         names = parts.student.classes or range(len(parts.dataset.classes))
         measured = zip(names, evaluate.measure().classes, strict=True)
@@ -88,6 +84,17 @@ def summarize(
     if synthesized:
         result["synthesized"] = synthesized
     return result
+
+
+def _students(
+    parts: Parts, figures: dict[str, dict[str, float]], keys: list[str]
+) -> dict[str, dict[str, Any]]:
+    """Every network that learned, by its name."""
+    return {
+        name: {key: figures[name].get(key) for key in keys}
+        | {"parameters": network.parameter_count()}
+        for name, network in {parts.deploy: parts.result, **parts.beside}.items()
+    }
 
 
 def _name(config: dict[str, Any]) -> str:

@@ -51,22 +51,34 @@ def robust_accuracy(
     right = torch.zeros((), device=runtime.device)
     with network.uncounted():
         for i, (x, label) in enumerate(split.batches(batch_size)):
-            if i % runtime.world_size != runtime.rank:
-                continue
-            noise = torch.Generator(runtime.device).manual_seed(i)
-
-            def logits(x: Tensor) -> Tensor:
-                with runtime.autocast():
-                    return view(x).logits  # type: ignore[no-any-return]
-
-            def loss(x: Tensor, label: Tensor = label) -> Tensor:
-                return F.cross_entropy(logits(x), label, reduction="sum")
-
-            size = 2.5 * epsilon / steps
-            attacked = pgd(loss, x, view.takes, epsilon, size, steps, norm, "uniform", noise)
-            with torch.no_grad():
-                right += (logits(attacked).argmax(1) == label).sum()
+            if i % runtime.world_size == runtime.rank:
+                noise = torch.Generator(runtime.device).manual_seed(i)
+                right += _right(view, x, label, runtime, (epsilon, steps, norm), noise)
     return float(runtime.sum(right)) / len(split)
+
+
+def _right(
+    view: Classifier,
+    x: Tensor,
+    label: Tensor,
+    runtime: Runtime,
+    attack: tuple[float, int, Norm],
+    noise: torch.Generator,
+) -> Tensor:
+    """How many of the inputs a network still gets right."""
+    epsilon, steps, norm = attack
+
+    def logits(x: Tensor) -> Tensor:
+        with runtime.autocast():
+            return view(x).logits  # type: ignore[no-any-return]
+
+    def loss(x: Tensor) -> Tensor:
+        return F.cross_entropy(logits(x), label, reduction="sum")
+
+    size = 2.5 * epsilon / steps
+    attacked = pgd(loss, x, view.takes, epsilon, size, steps, norm, "uniform", noise)
+    with torch.no_grad():
+        return (logits(attacked).argmax(1) == label).sum()
 
 
 class RobustAccuracy:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -14,60 +13,27 @@ from data.spec import InputSpec
 from data.transforms import Transform
 from distillers.distiller import Distiller
 from distillers.edges import asked, resolve_taps, taps_of
-from distillers.step import INPUT, Edge, Ref, Teacher, View
+from distillers.step import INPUT, Teacher, View
+from engine.names import check_names, check_used, expand
 from engine.networks import build_network, build_objective
 from models.branch import Branch, feature_shape
 from models.check import check_network
 from models.classifier import Classifier
 
-OTHERS = "others"  # as a loss's teacher: every other student
-OWN = {"student", "teacher", "reads"}  # keys of a loss's entry that are not its own arguments
-
-
-def expand(
-    losses: Mapping[str, Mapping[str, Any]], students: Iterable[str]
-) -> tuple[dict[str, dict[str, Any]], dict[str, Edge]]:
-    """One entry for each student and teacher of a loss, and its edge.
-
-    An entry with several teachers stands for the mean over them.
-
-    Args:
-        losses: entries of ``distiller.losses``.
-        students: the names of all students.
-    """
-    entries: dict[str, dict[str, Any]] = {}
-    edges: dict[str, Edge] = {}
-    for name, entry in losses.items():
-        reads = {key: Ref.parse(text) for key, text in (entry.get("reads") or {}).items()}
-        ours = _listed(entry.get("student", "student"))
-        for ref in map(Ref.parse, ours):
-            named = _listed(entry.get("teacher", "teacher"))
-            if named == [OTHERS]:
-                named = [other for other in students if other != ref.name]
-            if not named:
-                raise ValueError(f"the loss {name} has no teacher: there is no other student")
-            for teacher in map(Ref.parse, named):
-                parts = [name, *([str(ref)] if len(ours) > 1 else [])]
-                parts += [str(teacher)] if len(named) > 1 else []
-                key = "_".join(parts).replace(".", "_")
-                entries[key] = {k: v for k, v in entry.items() if k not in OWN}
-                if len(named) > 1:
-                    entries[key]["weight"] = entry.get("weight", 1.0) / len(named)
-                edges[key] = Edge(ref, teacher, reads)
-    return entries, edges
+Kind = TypeVar("Kind", bound=nn.Module)
 
 
 def build_distiller(
     config: Mapping[str, Any],
     available: Mapping[str, Any],
-    networks: Mapping[str, Classifier] | None = None,
+    networks: Mapping[str, Classifier],
 ) -> tuple[Distiller, list[str]]:
     """The students, whose taps the losses decide, and the distiller around them, on the device.
 
     Args:
         config: plain settings.
         available: what parts may name as arguments.
-        networks: teachers besides ``teacher`` that are networks.
+        networks: the teachers that are networks, by name.
 
     Returns:
         The distiller, and lines on what students return and on what joins features that differ.
@@ -83,37 +49,22 @@ def build_distiller(
     modules: dict[str, nn.Module] = {}
     for name, node in nodes.items():
         modules[name] = _module(name, node, modules, available)
-    parts = _teachers(config, available)
-    views = {
-        name: build(node, View, f"views.{name}", **available)
-        for name, node in config["views"].items()
-    }
-    frozen = dict(networks or {})
-    known = {*nodes, *parts, *frozen, *(["teacher"] if teacher else [])}
+    parts = _parts("teachers", Teacher, config, available)
+    views = _parts("views", View, config, available)
+    frozen = {n: network for n, network in networks.items() if n != "teacher"}
+    known = {*nodes, *parts, *networks}
     shown = {INPUT, *views, *(config["source"].get("pairs") or {})}
-    _check_names(edges, parts, views, known, shown, config["deploy"])
+    check_names(edges, parts, views, known, shown, config["deploy"])
+    check_used(parts, frozen, views, asked(objective, edges, parts, views) | {config["deploy"]})
     others = {name: network.module for name, network in frozen.items()}
     resolve_taps(objective, modules["student"], teacher, edges, {**modules, **others})
     branches = {n: (node["of"], node["tap"]) for n, node in nodes.items() if node.get("of")}
     taps = taps_of(objective, edges, parts, branches)
-    students, notes = {}, []
-    for name, module in modules.items():
-        students[name], line = _student(name, nodes[name], module, taps, available)
-        notes += [f"{name}: {line}"] if line else []
-    used = asked(objective, edges, parts, views) | {config["deploy"]}
-    _check_used(parts, frozen, views, used)
-    distiller = Distiller(
-        students.pop("student"),
-        objective,
-        teacher,
-        runtime,
-        config["distiller"]["labels"],
-        edges=edges,
-        students=students,
-        teachers={**frozen, **parts},
-        views=views,
-        branches=branches,
-    )
+    students, notes = _students(nodes, modules, taps, available)
+    labels, first = config["distiller"]["labels"], students.pop("student")
+    more: dict[str, Any] = {"edges": edges, "students": students, "teachers": {**frozen, **parts}}
+    more |= {"views": views, "branches": branches}
+    distiller = Distiller(first, objective, teacher, runtime, labels, **more)
     runtime.prepare(distiller)
     return distiller, [*notes, *(f"adapter: {line}" for line in distiller.adaptations)]
 
@@ -159,21 +110,24 @@ def _module(
     return Branch(trunk, node["tap"], build_network(node["model"], shape, classes, f"{path}.model"))
 
 
-def _student(
-    name: str,
-    node: Mapping[str, Any],
-    module: nn.Module,
+def _students(
+    nodes: Mapping[str, Mapping[str, Any]],
+    modules: Mapping[str, nn.Module],
     taps: Mapping[str, tuple[str, ...]],
     available: Mapping[str, Any],
-) -> tuple[Classifier, str | None]:
-    """A student on the device, and a line on what its network returns, if there is one."""
+) -> tuple[dict[str, Classifier], list[str]]:
+    """The students on the device, and lines on what their networks return in training."""
     classes, takes = available["classes"], available["spec"]
-    spec, transform = student_spec(node, _path(name), available)
-    wanted = taps.get(name, ())
-    student = Classifier(module, spec, classes, wanted, transform=transform, takes=takes)
-    line = check_network(student, len(classes), training=True)
-    available["runtime"].prepare(student)
-    return student, line
+    students, lines = {}, []
+    for name, module in modules.items():
+        spec, transform = student_spec(nodes[name], _path(name), available)
+        wanted = taps.get(name, ())
+        student = Classifier(module, spec, classes, wanted, transform=transform, takes=takes)
+        if line := check_network(student, len(classes), training=True):
+            lines.append(f"{name}: {line}")
+        available["runtime"].prepare(student)
+        students[name] = student
+    return students, lines
 
 
 def _path(name: str) -> str:
@@ -181,53 +135,12 @@ def _path(name: str) -> str:
     return name if name == "student" else f"students.{name}"
 
 
-def _teachers(config: Mapping[str, Any], available: Mapping[str, Any]) -> dict[str, Teacher]:
+def _parts(
+    group: str, kind: type[Kind], config: Mapping[str, Any], available: Mapping[str, Any]
+) -> dict[str, Kind]:
+    """What is built under ``teachers`` or ``views``; networks are not."""
     return {
-        name: build(node, Teacher, f"teachers.{name}", **available)
-        for name, node in config["teachers"].items()
+        name: build(node, kind, f"{group}.{name}", **available)
+        for name, node in config[group].items()
         if "_target_" in node
     }
-
-
-def _check_names(
-    edges: Mapping[str, Edge],
-    parts: Mapping[str, Teacher],
-    views: Mapping[str, View],
-    known: set[str],
-    shown: set[str],
-    deploy: str,
-) -> None:
-    """Raise a ValueError for a name that does not exist."""
-    named = [("deploy", Ref.parse(deploy))]
-    for name, edge in edges.items():
-        refs = [edge.student, *edge.reads.values()]
-        refs += [edge.teacher] if edge.teacher.name != "teacher" else []  # whose lack is said later
-        named += [(f"the loss {name}", ref) for ref in refs]
-    for group, found in (("teachers", parts), ("views", views)):
-        named += [
-            (f"{group}.{n}", Ref.parse(text)) for n, part in found.items() for text in part.of
-        ]
-    for who, ref in named:
-        for name, there, what in ((ref.name, known, "network"), (ref.view, shown, "view")):
-            if name not in there:
-                near = difflib.get_close_matches(name, there, 1)
-                choice = f"there is: {', '.join(sorted(there))}"
-                hint = f"did you mean {near[0]}?" if near else choice
-                raise ValueError(f"{who} names the {what} {name!r}, which does not exist; {hint}")
-
-
-def _check_used(
-    parts: Mapping[str, Teacher],
-    frozen: Mapping[str, Classifier],
-    views: Mapping[str, View],
-    used: set[str],
-) -> None:
-    """Raise a ValueError for a teacher or a view that nothing asks."""
-    idle = [f"teachers.{name}" for name in (*parts, *frozen) if name not in used]
-    idle += [f"views.{name}" for name in views if f"@{name}" not in used]
-    if idle:
-        raise ValueError(f"nothing asks {', '.join(idle)}: name it in a loss, or leave it out")
-
-
-def _listed(value: str | list[str]) -> list[str]:
-    return [value] if isinstance(value, str) else list(value)

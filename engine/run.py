@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 import fcntl
-import functools
 import hashlib
 import json
 import os
@@ -22,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from core.files import write_whole
 from core.runtime import Runtime, Stopped
 from engine.checkpoints import Checkpoints
+from engine.identity import differences, identity
 from engine.ownership import (
     CHECKPOINTS,
     CONFIG,
@@ -41,20 +40,6 @@ from engine.ownership import (
     stranger,
 )
 
-# Where a run and its data lie, and how it is watched, does not change what it computes.
-NOT_IDENTITY = ["run_root", "run_dir", "overwrite", "device", "log_every", "checkpoints"]
-NOT_IDENTITY += ["data.root", "data.dataset.root", "strict", "plan"]
-# Keys that came later, with the values that change nothing.
-LATER: dict[str, Any] = {
-    "students": {},
-    "teachers": {},
-    "views": {},
-    "turns": {},
-    "metrics": {},
-    "deploy": "student",
-}
-LATER |= {"student.transform": None, "student.mean": None, "student.std": None}
-LATER |= {"teacher.transform": None}
 LONGEST = 200  # characters of a directory's name, less seed and hash; systems take 255
 SCHEMA = 2  # of result.json
 POLL = 0.5  # seconds between looks at a lock that another process holds
@@ -75,7 +60,7 @@ class RunDirectory:
     def __init__(self, config: DictConfig, runtime: Runtime, wait: bool = False) -> None:
         self.runtime = runtime
         self.config: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
-        self.identity = _identity(self.config)
+        self.identity = identity(self.config)
         self.path = Path(config.run_dir or self._default_path(config))
         self.checkpoints = Checkpoints(self.path / CHECKPOINTS, runtime)
         self.overwrite = bool(config.overwrite)
@@ -175,10 +160,10 @@ class RunDirectory:
         recorded = self.path / CONFIG
         if self.overwrite or not recorded.exists():
             return
-        before = _identity(OmegaConf.to_container(OmegaConf.load(recorded)))
+        before = identity(OmegaConf.to_container(OmegaConf.load(recorded)))
         if reason := outdated(before):
             raise ValueError(f"{self.path} {reason}: give another run_dir=..., or overwrite=true")
-        changed = _differences({k: before.get(k) for k in self.identity}, self.identity)
+        changed = differences({k: before.get(k) for k in self.identity}, self.identity)
         if changed:
             raise ValueError(
                 f"{self.path} holds a run of another configuration; changed: {', '.join(changed)}. "
@@ -281,34 +266,3 @@ def _result(path: Path) -> dict[str, Any]:
             f"this version reads {SCHEMA}. Go on with that version, or give another run_dir=..."
         )
     return result
-
-
-def _identity(config: Any) -> dict[str, Any]:
-    """The part of a configuration that decides what its run computes."""
-    kept: dict[str, Any] = copy.deepcopy(config)
-    for key in NOT_IDENTITY:
-        *parents, last = key.split(".")
-        node = kept
-        for parent in parents:
-            node = node.get(parent) or {}
-        node.pop(last, None)
-    for key, value in LATER.items():  # so that runs from before these keys are still known
-        *parents, last = key.split(".")
-        node = functools.reduce(lambda n, parent: n.get(parent) or {}, parents, kept)
-        if last in node and node[last] == value:
-            node.pop(last)
-    if kept.get("budget") is not None:  # which decides the steps, on the machine where it starts
-        kept.pop("steps", None)
-    return kept
-
-
-def _differences(before: Any, after: Any, path: str = "") -> list[str]:
-    """Dotted keys whose values differ."""
-    if isinstance(before, dict) and isinstance(after, dict):
-        keys = [*after, *(k for k in before if k not in after)]
-        return [
-            found
-            for key in keys
-            for found in _differences(before.get(key), after.get(key), f"{path}{key}.")
-        ]
-    return [] if before == after else [path.rstrip(".")]

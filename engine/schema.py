@@ -55,9 +55,9 @@ class TeacherConfig:
 
 @dataclass
 class OtherTeacherConfig(TeacherConfig):
-    """A network besides ``teacher``; ``seed`` is that of its training, null is the run's."""
+    """A network besides ``teacher``; it is trained with the run's seed plus 100 times ``seed``."""
 
-    seed: int | None = None
+    seed: int = 0
 
 
 @dataclass

@@ -24,6 +24,8 @@ from models.check import check_network
 from models.classifier import Classifier
 from models.pretrained import freeze, specification
 
+APART = 100  # seeds, so that runs with neighbouring seeds share no teacher
+
 
 def obtain_teacher(
     config: DictConfig,
@@ -104,8 +106,7 @@ def as_teacher(config: DictConfig, node: Mapping[str, Any]) -> DictConfig:
     role.teacher = _with_defaults({k: v for k, v in node.items() if k != "seed"})
     role.choices.teacher = name_of(role.teacher.model)
     role.needs_teacher = True
-    if node.get("seed") is not None:
-        role.seed = node["seed"]
+    role.seed += APART * (node.get("seed") or 0)
     return role
 
 

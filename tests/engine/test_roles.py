@@ -12,8 +12,8 @@ from core.runtime import Runtime
 from distillers.response import KD
 from distillers.step import Edge, Ref
 from engine.config import plain
+from engine.names import expand
 from engine.parts import Parts, build_dataset, build_parts
-from engine.roles import expand
 from models.branch import Branch
 from models.classifier import Classifier
 from tests.test_contracts import small, teacher_for

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from engine.identity import NOT_IDENTITY
 from engine.ownership import CONFIG, METRICS, PICTURE, RESULT, VERSIONS, laid_out, mapping
-from engine.run import NOT_IDENTITY
 
 LARGEST_PICTURE = 8 << 20  # bytes; ours have a few hundred thousand at most
 EARLIER = {"test/": "eval/", "student/": "loss/student/", "source/": "loss/source/"}  # of tags
