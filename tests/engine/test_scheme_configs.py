@@ -102,7 +102,7 @@ def test_each_attack_is_that_of_its_paper(method: str, maximise: str) -> None:
     assert view.maximise == maximise
     assert view.mode == ("eval" if maximise == "kl" else "train")
     assert view.start == ("normal" if maximise == "kl" else "uniform")
-    assert (view.epsilon, view.iterations, view.step_size) == (0.1, 10, pytest.approx(0.025))
+    assert (view.epsilon, view.iterations, view.step_size) == (0.15, 10, pytest.approx(0.0375))
     assert view.of == (("student", "teacher") if method == "rslad" else ("student",))
 
 

@@ -71,8 +71,11 @@ def test_compile_for_real(tiny: list[str], tmp_path: Path) -> None:
 def test_the_averaged_student_is_what_is_saved(tiny: list[str], tmp_path: Path) -> None:
     saved = student(tmp_path / "run", [*tiny, "ema=0.9"])
     state = checkpoint(tmp_path / "run")
+    place = "teachers.average.averaged.module."
     average = {
-        name.removeprefix("module."): value for name, value in state["ema"]["module"].items()
+        name.removeprefix(place): value
+        for name, value in state["distiller"].items()
+        if name.startswith(place)
     }
     assert not differing(average, saved)
     trained = state["distiller"]["student.module.linear.weight"]
@@ -144,7 +147,7 @@ def test_a_device_that_is_full_is_said_without_a_traceback(
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        (lambda state: state["ema"].pop("updates"), "'updates'"),
+        (lambda s: s["distiller"]["teachers.average._extra_state"].pop("updates"), "'updates'"),
         (lambda state: state["distiller"].popitem(), "Missing key"),
         (lambda state: state["optimizer"]["param_groups"].pop(), "parameter groups"),
     ],
