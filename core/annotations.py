@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 import inspect
 import json
@@ -30,6 +31,20 @@ def hints_of(target: Callable[..., Any]) -> dict[str, Any]:
         return get_type_hints(target)
     except Exception:  # a library's annotation that does not evaluate: names are still checked
         return {}
+
+
+def check_needs(kind: type, base: type) -> None:
+    """Check that what a class says it needs is something that its base knows.
+
+    Raises:
+        TypeError: for an attribute ``needs_...`` that is mistyped, and would be silently ignored.
+    """
+    known = [name for name in dir(base) if name.startswith("needs_")]
+    for name in vars(kind):
+        if name.startswith("needs_") and name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f"did you mean {near[0]}?" if near else f"there is: {', '.join(known)}"
+            raise TypeError(f"{kind.__name__}.{name} means nothing to a {base.__name__}; {hint}")
 
 
 def is_path(annotation: Any) -> bool:

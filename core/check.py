@@ -86,8 +86,11 @@ def _check_target(node: Mapping[str, Any], path: str) -> list[str]:
         return []  # reported with the key
     try:
         target = resolve_name(name)
-    except (Exception, SystemExit):  # an import can raise anything; the user can correct the name
-        return [f"{path}._target_: cannot import {shorten(name)}{_near_target(node)}"]
+    except (Exception, SystemExit) as error:  # an import can raise anything
+        why = _near_target(node)
+        if isinstance(error, (TypeError, SyntaxError, NameError)):  # a mistake in the module itself
+            why = f": {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        return [f"{path}._target_: cannot import {shorten(name)}{why}"]
     if not callable(target):
         return [f"{path}._target_: {name!r} is not something that builds a part"]
     parameters, open_ended = parameters_of(target)

@@ -33,8 +33,7 @@ class SpatialActivation(TransferLoss):
     def __init__(self, taps: Taps = STAGES) -> None:
         super().__init__(taps)
 
-    def prepare(self, student: Side, teacher: Side | None) -> None:
-        assert teacher is not None
+    def prepare(self, student: Side, teacher: Side) -> None:
         assert student.network is not None
         assert teacher.network is not None
         view = student.network.frozen(self.student_taps)
@@ -47,8 +46,7 @@ class SpatialActivation(TransferLoss):
         heads = tuple(h for h, x in both if h is not None and h.in_features == channels(x))
         self.heads = heads if len(heads) == 2 else ()
 
-    def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
-        assert teacher is not None
+    def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         label = teacher.logits.argmax(dim=1)
         ours = importance(self.views[0], batch.input, label)
         theirs = importance(self.views[1], batch.input, label)

@@ -66,9 +66,8 @@ class Discriminator(TransferLoss):
             nn.Linear(quarter, 1),
         )
 
-    def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
+    def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         """Of logits [B, C]; no gradient reaches the teacher."""
-        assert teacher is not None
         ours, theirs = reversed_gradient(student.logits, self.factor), teacher.logits.detach()
         scores = self.layers(torch.cat([ours, theirs]))[:, 0]
         truth = torch.cat([torch.zeros_like(ours[:, 0]), torch.ones_like(theirs[:, 0])])

@@ -34,8 +34,7 @@ class AttentionTransfer(TransferLoss):
             raise ValueError(f"p must be at least 1, but is {p}")
         self.p = float(p)
 
-    def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
-        assert teacher is not None
+    def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         distances = []
         for pair in self.pairs(student, teacher):
             s, t = map(self._map, maps(*pair))

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
-from data.spec import Batch
+from core.annotations import check_needs
 from models.classifier import Classifier, Outputs
 from models.taps import named_taps
 
@@ -35,6 +36,9 @@ class Side:
 class TransferLoss(nn.Module):
     """A scalar that the student minimises: ``forward(student, teacher, batch) -> Tensor``.
 
+    Students and teachers are :class:`~models.classifier.Outputs`; a loss that needs no teacher gets
+    None. Answers under ``reads`` come as further arguments, by name.
+
     Its own parameters and buffers (projections, variances, memories) are trained and checkpointed
     beside the student and are not part of the student's file. Those that depend on the shapes of
     features are made in :meth:`prepare`.
@@ -52,6 +56,10 @@ class TransferLoss(nn.Module):
 
     needs_teacher = True
     needs_label = False
+
+    def __init_subclass__(cls, **more: Any) -> None:
+        super().__init_subclass__(**more)
+        check_needs(cls, TransferLoss)
 
     def __init__(self, taps: Taps = (), /) -> None:
         super().__init__()
@@ -73,8 +81,12 @@ class TransferLoss(nn.Module):
         self.student_taps = tuple(s for s, _ in pairs)
         self.teacher_taps = tuple(t for _, t in pairs)
 
-    def prepare(self, student: Side, teacher: Side | None) -> None:
-        """Build the parts that depend on shapes; called once, before the optimizer is made."""
+    def prepare(self, student: Side, teacher: Any) -> None:
+        """Build the parts that depend on shapes; called once, before the optimizer is made.
+
+        Args:
+            teacher: a :class:`Side` too, or None for a loss that needs no teacher.
+        """
 
     @property
     def wants_shapes(self) -> bool:
@@ -90,9 +102,6 @@ class TransferLoss(nn.Module):
             raise ValueError(f"{type(self).__name__} reads features: name some in its taps=[...]")
         names = zip(self.student_taps, self.teacher_taps, strict=True)
         return [(student.features[s], teacher.features[t]) for s, t in names]
-
-    def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
-        raise NotImplementedError
 
 
 def side(network: Classifier, outputs: Outputs) -> Side:

@@ -42,15 +42,13 @@ class ActivationBoundary(TransferLoss):
         self.margin = float(margin)
         self.connectors = nn.ModuleList()
 
-    def prepare(self, student: Side, teacher: Side | None) -> None:
-        assert teacher is not None
+    def prepare(self, student: Side, teacher: Side) -> None:
         self.connectors = nn.ModuleList(
             Connector(s, t, always=bool((s >= 0).all()))
             for s, t in self.pairs(student.outputs, teacher.outputs)
         )
 
-    def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
-        assert teacher is not None
+    def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         pairs = self.pairs(student, teacher)
         if self.connectors:
             both = zip(self.connectors, pairs, strict=True)
@@ -94,15 +92,13 @@ class OFD(TransferLoss):
         self.connectors = nn.ModuleList()
         self.rectifiers = nn.ModuleList()
 
-    def prepare(self, student: Side, teacher: Side | None) -> None:
-        assert teacher is not None
+    def prepare(self, student: Side, teacher: Side) -> None:
         pairs = self.pairs(student.outputs, teacher.outputs)
         connectors = [Connector(s, t, always=True) for s, t in pairs]
         self.connectors = nn.ModuleList(connectors)
         self.rectifiers = nn.ModuleList(MarginReLU(c.adapter.channels[1]) for c in connectors)
 
-    def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
-        assert teacher is not None
+    def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         modules = zip(self.connectors, self.rectifiers, strict=True)
         losses = []
         for (connector, rectifier), pair in zip(modules, self.pairs(student, teacher), strict=True):

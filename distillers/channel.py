@@ -36,15 +36,13 @@ class CWD(TransferLoss):
         self.temperature = positive(temperature)
         self.adapters = nn.ModuleList()
 
-    def prepare(self, student: Side, teacher: Side | None) -> None:
-        assert teacher is not None
+    def prepare(self, student: Side, teacher: Side) -> None:
         pairs = [maps(s, t) for s, t in self.pairs(student.outputs, teacher.outputs)]
         for s, _ in pairs:
             check_places(s, "CWD")
         self.adapters = nn.ModuleList(Adapter(s, t) for s, t in pairs)
 
-    def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
-        assert teacher is not None
+    def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         losses = []
         for adapter, pair in zip(self.adapters, self.pairs(student, teacher), strict=True):
             s, t = adapter(*maps(*pair))
@@ -84,16 +82,14 @@ class CATKD(TransferLoss):
             raise ValueError(f"size must be at least 1, but is {size}")
         self.size, self.normalize = size, normalize
 
-    def prepare(self, student: Side, teacher: Side | None) -> None:
-        assert teacher is not None
+    def prepare(self, student: Side, teacher: Side) -> None:
         for s, t in zip(self.student_taps, self.teacher_taps, strict=True):
             for side, tap, role in ((student, s, "student"), (teacher, t, "teacher")):
                 to_map(side.outputs.features[tap])  # or it says that the tap gives no map
                 check_head(side, tap, role, "CAT-KD")
         self.heads = (student.head, teacher.head)  # a tuple: no part of the loss's state
 
-    def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
-        assert teacher is not None
+    def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         losses = []
         for pair in self.pairs(student, teacher):
             s, t = (self._class_maps(x, h) for x, h in zip(pair, self.heads, strict=True))

@@ -42,14 +42,12 @@ class SupervisedContrast(TransferLoss):
         self.temperature, self.width = temperature, width
         self.heads = nn.ModuleList()
 
-    def prepare(self, student: Side, teacher: Side | None) -> None:
-        assert teacher is not None
+    def prepare(self, student: Side, teacher: Side) -> None:
         for pair in self.pairs(student.outputs, teacher.outputs):
             heads = (projection_head(channels(feature), self.width) for feature in pair)
             self.heads.append(nn.ModuleList(heads))
 
-    def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
-        assert teacher is not None
+    def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         assert batch.label is not None
         losses = []
         for heads, pair in zip(self.heads, self.pairs(student, teacher), strict=True):

@@ -73,15 +73,13 @@ class CRD(TransferLoss):
         self.rows = lasting_rows(data, capacity)
         self.contrasts = nn.ModuleList()
 
-    def prepare(self, student: Side, teacher: Side | None) -> None:
-        assert teacher is not None
+    def prepare(self, student: Side, teacher: Side) -> None:
         for s, t in self.pairs(student.outputs, teacher.outputs):
             memory = Memory(self.rows or self.negatives, self.width, self.momentum, not self.rows)
             heads = (nn.Linear(channels(x), self.width) for x in (s, t))
             self.contrasts.append(Contrast(heads, memory, self.temperature, self.negatives))
 
-    def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
-        assert teacher is not None
+    def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         both = zip(self.contrasts, self.pairs(student, teacher), strict=True)
         return torch.stack([one(to_vector(s), to_vector(t), batch) for one, (s, t) in both]).sum()
 

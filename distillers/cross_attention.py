@@ -37,16 +37,14 @@ class CanKD(TransferLoss):
         self.adapters = nn.ModuleList()
         self.attentions = nn.ModuleList()
 
-    def prepare(self, student: Side, teacher: Side | None) -> None:
-        assert teacher is not None
+    def prepare(self, student: Side, teacher: Side) -> None:
         for pair in self.pairs(student.outputs, teacher.outputs):
             s, t = maps(*pair)
             check_places(s, "CanKD")
             self.adapters.append(Adapter(s, t))
             self.attentions.append(CrossAttention(t.shape[1]))
 
-    def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
-        assert teacher is not None
+    def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         losses = []
         modules = zip(self.adapters, self.attentions, strict=True)
         for (adapter, attend), pair in zip(modules, self.pairs(student, teacher), strict=True):

@@ -73,8 +73,7 @@ class FactorTransfer(TransferLoss):
         self.paraphrasers = nn.ModuleList()
         self.translators = nn.ModuleList()
 
-    def prepare(self, student: Side, teacher: Side | None) -> None:
-        assert teacher is not None
+    def prepare(self, student: Side, teacher: Side) -> None:
         for s, t in self.pairs(student.outputs, teacher.outputs):
             s, t = maps(s, t)
             factors = max(1, round(self.rate * t.shape[1]))
@@ -85,8 +84,7 @@ class FactorTransfer(TransferLoss):
         """Whether factors are transferred yet, from the run's progress in [0, 1]."""
         self.transfers = progress >= self.pretraining
 
-    def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
-        assert teacher is not None
+    def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         modules = zip(self.paraphrasers, self.translators, strict=True)
         losses = []
         for (paraphraser, translator), (s, t) in zip(

@@ -34,13 +34,11 @@ class FitNet(TransferLoss):
         super().__init__(taps)
         self.regressors = nn.ModuleList()
 
-    def prepare(self, student: Side, teacher: Side | None) -> None:
-        assert teacher is not None
+    def prepare(self, student: Side, teacher: Side) -> None:
         pairs = self.pairs(student.outputs, teacher.outputs)
         self.regressors = nn.ModuleList(Connector(s, t, always=True) for s, t in pairs)
 
-    def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
-        assert teacher is not None
+    def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         both = zip(self.regressors, self.pairs(student, teacher), strict=True)
         return torch.stack([F.mse_loss(*regressor(*pair)) for regressor, pair in both]).sum()
 
@@ -60,8 +58,7 @@ class NST(TransferLoss):
     def __init__(self, taps: Taps = STAGES) -> None:
         super().__init__(taps)
 
-    def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
-        assert teacher is not None
+    def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         return torch.stack([_mmd(*maps(s, t)) for s, t in self.pairs(student, teacher)]).sum()
 
 
@@ -86,8 +83,7 @@ class FSP(TransferLoss):
         self.adapters = nn.ModuleList()
         self.norms = nn.ModuleList()
 
-    def prepare(self, student: Side, teacher: Side | None) -> None:
-        assert teacher is not None
+    def prepare(self, student: Side, teacher: Side) -> None:
         pairs = self.pairs(student.outputs, teacher.outputs)
         if len(pairs) < 2:
             raise ValueError(
@@ -100,8 +96,7 @@ class FSP(TransferLoss):
             self.adapters.append(adapter)
             self.norms.append(nn.BatchNorm2d(adapter.channels[1]) if projects else nn.Identity())
 
-    def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
-        assert teacher is not None
+    def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         pairs = [(to_map(s), to_map(t)) for s, t in self.pairs(student, teacher)]
         if self.adapters:  # channels alone: a flow's size does not depend on the maps'
             made = zip(self.adapters, self.norms, pairs, strict=True)
@@ -137,14 +132,12 @@ class VID(TransferLoss):
         self.variance = float(variance)
         self.variational = nn.ModuleList()
 
-    def prepare(self, student: Side, teacher: Side | None) -> None:
-        assert teacher is not None
+    def prepare(self, student: Side, teacher: Side) -> None:
         pairs = self.pairs(student.outputs, teacher.outputs)
         widths = [(channels(s), channels(t)) for s, t in (comparable(*pair) for pair in pairs)]
         self.variational = nn.ModuleList(Variational(*width, self.variance) for width in widths)
 
-    def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
-        assert teacher is not None
+    def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         both = zip(self.variational, self.pairs(student, teacher), strict=True)
         return torch.stack([one(*map(places, comparable(*pair))) for one, pair in both]).sum()
 

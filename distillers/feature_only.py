@@ -36,14 +36,12 @@ class FeatureOnly(TransferLoss):
         super().__init__(taps)
         self.projections = nn.ModuleList()
 
-    def prepare(self, student: Side, teacher: Side | None) -> None:
-        assert teacher is not None
+    def prepare(self, student: Side, teacher: Side) -> None:
         for s, t in self.pairs(student.outputs, teacher.outputs):
             s, t = comparable(s, t)
             self.projections.append(nn.Conv1d(channels(s), channels(t), 1, bias=False))
 
-    def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
-        assert teacher is not None
+    def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         losses = []
         for project, pair in zip(self.projections, self.pairs(student, teacher), strict=True):
             s, t = map(places, comparable(*pair))
@@ -76,7 +74,7 @@ class DetachedCrossEntropy(TransferLoss):
         super().resolve(student, student)
         self.teacher_taps = ()
 
-    def prepare(self, student: Side, teacher: Side | None) -> None:
+    def prepare(self, student: Side, teacher: Side) -> None:
         check_head(student, self.student_taps[0], "student", "the classifier on detached features")
         self.heads = (student.head,)  # a tuple: the student's, no part of the loss's state
 

@@ -67,8 +67,7 @@ class HSAKD(TransferLoss):
         self.transfers = True
         self.classifiers = nn.ModuleDict()
 
-    def prepare(self, student: Side, teacher: Side | None) -> None:
-        assert teacher is not None
+    def prepare(self, student: Side, teacher: Side) -> None:
         assert student.network is not None
         assert teacher.network is not None
         self.networks = (student.network, teacher.network)  # a tuple: no part of the loss's state
@@ -84,8 +83,7 @@ class HSAKD(TransferLoss):
         """Whether the student learns yet, from the run's progress in [0, 1]."""
         self.transfers = progress >= self.pretraining
 
-    def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
-        assert teacher is not None
+    def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         assert batch.label is not None
         ours, theirs = self.networks
         pairs = [(student, self._ask(ours, batch.input))]

@@ -51,8 +51,7 @@ class IRG(TransferLoss):
             )
         self.vertex, self.edge, self.transform = float(vertex), float(edge), float(transform)
 
-    def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
-        assert teacher is not None
+    def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         pairs = self.pairs(student, teacher)
         loss = self.vertex * F.mse_loss(student.logits, teacher.logits)
         edges = [F.mse_loss(_edges(s), _edges(t)) for s, t in pairs]

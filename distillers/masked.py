@@ -55,15 +55,13 @@ class MGD(TransferLoss):
         self.adapters = nn.ModuleList()
         self.generators = nn.ModuleList()
 
-    def prepare(self, student: Side, teacher: Side | None) -> None:
-        assert teacher is not None
+    def prepare(self, student: Side, teacher: Side) -> None:
         for s, t in self.pairs(student.outputs, teacher.outputs):
             adapter = Adapter(*maps(s, t))
             self.adapters.append(adapter)
             self.generators.append(_generation(adapter.channels[1]))
 
-    def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
-        assert teacher is not None
+    def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         noise = self.runtime.noise("mgd", self.steps)
         self.steps += 1
         modules = zip(self.adapters, self.generators, strict=True)

@@ -31,8 +31,7 @@ class SimilarityPreserving(TransferLoss):
     def __init__(self, taps: Taps = ("stage-1",)) -> None:
         super().__init__(taps)
 
-    def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
-        assert teacher is not None
+    def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         losses = []
         for pair in self.pairs(student, teacher):
             s, t = (F.normalize(_gram(x.flatten(1)), dim=1) for x in pair)
@@ -55,8 +54,7 @@ class PKT(TransferLoss):
     def __init__(self, taps: Taps = ("pooled",)) -> None:
         super().__init__(taps)
 
-    def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
-        assert teacher is not None
+    def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         losses = []
         for pair in self.pairs(student, teacher):
             s, t = (self._neighbours(to_vector(x)) for x in pair)
@@ -96,8 +94,7 @@ class RKD(TransferLoss):
             raise ValueError(f"distance and angle must be at least 0, not {distance} and {angle}")
         self.distance, self.angle = float(distance), float(angle)
 
-    def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
-        assert teacher is not None
+    def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         losses = []
         for pair in self.pairs(student, teacher):
             s, t = map(to_vector, pair)
@@ -122,13 +119,11 @@ class CorrelationCongruence(TransferLoss):
         super().__init__(taps)
         self.adapters = nn.ModuleList()
 
-    def prepare(self, student: Side, teacher: Side | None) -> None:
-        assert teacher is not None
+    def prepare(self, student: Side, teacher: Side) -> None:
         pairs = self.pairs(student.outputs, teacher.outputs)
         self.adapters = nn.ModuleList(Adapter(to_vector(s), to_vector(t)) for s, t in pairs)
 
-    def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
-        assert teacher is not None
+    def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         losses = []
         for i, pair in enumerate(self.pairs(student, teacher)):
             s, t = map(to_vector, pair)
@@ -154,16 +149,14 @@ class ICKD(TransferLoss):
         super().__init__(taps)
         self.embeddings = nn.ModuleList()
 
-    def prepare(self, student: Side, teacher: Side | None) -> None:
-        assert teacher is not None
+    def prepare(self, student: Side, teacher: Side) -> None:
         for s, t in self.pairs(student.outputs, teacher.outputs):
             s, t = comparable(to_map(s), to_map(t))
             c_out = channels(t)
             convolution = nn.Conv2d(channels(s), c_out, 1, bias=False)
             self.embeddings.append(nn.Sequential(convolution, nn.BatchNorm2d(c_out)))
 
-    def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
-        assert teacher is not None
+    def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         losses = []
         for embed, (s, t) in zip(self.embeddings, self.pairs(student, teacher), strict=True):
             s, t = comparable(to_map(s), to_map(t))

@@ -56,8 +56,7 @@ class KD(TransferLoss):
         super().__init__()
         self.temperature = positive(temperature)
 
-    def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
-        assert teacher is not None
+    def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         return soft_kl(student.logits, teacher.logits, self.temperature)
 
 
@@ -85,8 +84,7 @@ class SoftTargetCE(TransferLoss):
         """Set the share for the step that starts at ``progress``, in [0, 1]."""
         self.share = self.alpha * progress
 
-    def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
-        assert teacher is not None
+    def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         assert batch.label is not None
         hard = F.cross_entropy(student.logits, batch.label)
         soft = F.cross_entropy(student.logits, F.softmax(teacher.logits, dim=1))
@@ -106,16 +104,14 @@ class StandardizedKD(TransferLoss):
         super().__init__()
         self.temperature = positive(temperature)
 
-    def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
-        assert teacher is not None
+    def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         return soft_kl(_zscore(student.logits), _zscore(teacher.logits), self.temperature)
 
 
 class LogitL1(TransferLoss):
     """mean |s − t| over batch and classes (DFAD, Fang et al. 2019)."""
 
-    def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
-        assert teacher is not None
+    def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         return F.l1_loss(student.logits, teacher.logits)
 
 
@@ -139,8 +135,7 @@ class DKD(TransferLoss):
         super().__init__()
         self.alpha, self.beta, self.temperature = alpha, beta, positive(temperature)
 
-    def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
-        assert teacher is not None
+    def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         assert batch.label is not None
         target_s, others_s = _decouple(student.logits / self.temperature, batch.label)
         target_t, others_t = _decouple(teacher.logits / self.temperature, batch.label)
@@ -166,8 +161,7 @@ class DIST(TransferLoss):
         super().__init__()
         self.beta, self.gamma, self.temperature = beta, gamma, positive(temperature)
 
-    def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
-        assert teacher is not None
+    def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         s = F.softmax(student.logits / self.temperature, dim=1)
         t = F.softmax(teacher.logits / self.temperature, dim=1)
         inter, intra = 1 - _pearson(s, t), 1 - _pearson(s.T, t.T)

@@ -82,8 +82,7 @@ class ReviewKD(TransferLoss):
         super().__init__(taps)
         self.fusions = nn.ModuleList()
 
-    def prepare(self, student: Side, teacher: Side | None) -> None:
-        assert teacher is not None
+    def prepare(self, student: Side, teacher: Side) -> None:
         pairs = self.pairs(student.outputs, teacher.outputs)
         width = min(WIDEST, channels(_as_map(pairs[-1][0])))
         last = len(pairs) - 1
@@ -92,8 +91,7 @@ class ReviewKD(TransferLoss):
             for i, (s, t) in enumerate(pairs)
         )
 
-    def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
-        assert teacher is not None
+    def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         pairs = self.pairs(student, teacher)
         fused, targets, deeper = [], [], None
         for fusion, (s, t) in zip(reversed(self.fusions), reversed(pairs), strict=True):

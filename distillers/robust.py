@@ -28,7 +28,7 @@ class TRADES(TransferLoss):
 
     needs_teacher = False
 
-    def forward(  # type: ignore[override]  # reads one answer more
+    def forward(
         self, student: Outputs, teacher: Outputs | None, batch: Batch, clean: Outputs
     ) -> Tensor:
         """The student's logits [B, C] at x', and ``clean``, its own at x."""
@@ -63,11 +63,8 @@ class IAD(TransferLoss):
             raise ValueError(f"beta must be at least 0, but is {beta}")
         self.beta = float(beta)
 
-    def forward(  # type: ignore[override]  # reads one answer more
-        self, student: Outputs, teacher: Outputs | None, batch: Batch, clean: Outputs
-    ) -> Tensor:
+    def forward(self, student: Outputs, teacher: Outputs, batch: Batch, clean: Outputs) -> Tensor:
         """Logits [B, C] of the student and the teacher at x', and ``clean``, the student's at x."""
-        assert teacher is not None
         assert batch.label is not None
         log_p = torch.log_softmax(teacher.logits, dim=1).gather(1, batch.label[:, None])[:, 0]
         trust = -torch.expm1(self.beta * log_p)  # 1 − p^β

@@ -46,8 +46,7 @@ class SemCKD(TransferLoss):
         self.keys = nn.ModuleList()
         self.projections = nn.ModuleList()
 
-    def prepare(self, student: Side, teacher: Side | None) -> None:
-        assert teacher is not None
+    def prepare(self, student: Side, teacher: Side) -> None:
         ours, theirs = _layers(self, student.outputs, teacher.outputs)
         self.queries = nn.ModuleList(_embedding(self.batch_size, self.dim) for _ in ours)
         self.keys = nn.ModuleList(_embedding(self.batch_size, self.dim) for _ in theirs)
@@ -55,8 +54,7 @@ class SemCKD(TransferLoss):
             nn.ModuleList(_projection(channels(s), channels(t)) for t in theirs) for s in ours
         )
 
-    def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
-        assert teacher is not None
+    def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         ours, theirs = _layers(self, student, teacher)
         queries, keys = (
             torch.stack([self._embed(*pair) for pair in zip(modules, layers, strict=True)], dim=1)
@@ -113,8 +111,7 @@ class AFD(TransferLoss):
         self.keys = nn.ModuleList()
         self.bilinear = nn.Sequential()
 
-    def prepare(self, student: Side, teacher: Side | None) -> None:
-        assert teacher is not None
+    def prepare(self, student: Side, teacher: Side) -> None:
         ours, theirs = _layers(self, student.outputs, teacher.outputs)
         for t in theirs:
             self.queries.append(nn.Sequential(*self._normalized(channels(t), self.dim)))
@@ -127,8 +124,7 @@ class AFD(TransferLoss):
         nn.init.xavier_normal_(self.teacher_positions)
         nn.init.xavier_normal_(self.student_positions)
 
-    def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
-        assert teacher is not None
+    def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         ours, theirs = _layers(self, student, teacher)
         attention = self._attention(ours, theirs)
         losses = []

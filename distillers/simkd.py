@@ -48,8 +48,7 @@ class SimKD(TransferLoss):
         super().resolve(student, teacher)
 
     @torch.no_grad()
-    def prepare(self, student: Side, teacher: Side | None) -> None:
-        assert teacher is not None
+    def prepare(self, student: Side, teacher: Side) -> None:
         check_head(teacher, self.teacher_taps[0], "teacher", "SimKD")
         [(s, t)] = self.pairs(student.outputs, teacher.outputs)
         if channels(to_map(s)) != channels(to_map(t)):
@@ -66,7 +65,6 @@ class SimKD(TransferLoss):
         ours.bias.zero_() if theirs.bias is None else ours.bias.copy_(theirs.bias)
         ours.requires_grad_(False)
 
-    def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
-        assert teacher is not None
+    def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         [(s, t)] = self.pairs(student, teacher)
         return F.mse_loss(*comparable(to_map(s), to_map(t)))

@@ -45,8 +45,7 @@ class SRRL(TransferLoss):
         self.regression = regression
         self.connector: nn.Module = nn.Identity()
 
-    def prepare(self, student: Side, teacher: Side | None) -> None:
-        assert teacher is not None
+    def prepare(self, student: Side, teacher: Side) -> None:
         [(s, t)] = self.pairs(student.outputs, teacher.outputs)
         check_head(teacher, self.teacher_taps[0], "teacher", "SRRL")
         self.heads = (teacher.head,)  # a tuple: no part of the loss's state
@@ -56,8 +55,7 @@ class SRRL(TransferLoss):
             *layers, nn.ReLU() if bool((t >= 0).all()) else nn.Identity()
         )
 
-    def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
-        assert teacher is not None
+    def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         [(s, t)] = self.pairs(student, teacher)
         [head] = self.heads
         assert head is not None

@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from core.annotations import check_needs
 from core.runtime import Runtime
 from data.spec import Batch
 from models.classifier import Classifier, Outputs
@@ -69,6 +71,10 @@ class Teacher(nn.Module):
     needs_label = False
     needs_index = False
 
+    def __init_subclass__(cls, **more: Any) -> None:
+        super().__init_subclass__(**more)
+        check_needs(cls, Teacher)
+
     def prepare(self, roles: Roles) -> None:
         """Build what depends on the networks; called once, before the optimizer is made."""
 
@@ -97,6 +103,10 @@ class View(nn.Module):
 
     of: Sequence[str] = ()
     needs_label = False
+
+    def __init_subclass__(cls, **more: Any) -> None:
+        super().__init_subclass__(**more)
+        check_needs(cls, View)
 
     def forward(self, step: Step) -> Tensor:
         """Inputs [B, *shape] in the range of the batch's, without gradient."""

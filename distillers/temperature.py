@@ -54,8 +54,7 @@ class CTKD(TransferLoss):
     def at(self, progress: float) -> None:
         self.reversal = (1 - math.cos(math.pi * min(progress / self.curriculum, 1.0))) / 2
 
-    def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
-        assert teacher is not None
+    def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         h = self.temperature(student.logits.detach(), teacher.logits)
         h = reversed_gradient(h, self.reversal)
         tau = self.base + self.span * h.sigmoid()
@@ -126,8 +125,7 @@ class ATKD(TransferLoss):
             raise ValueError(f"multiplier must be above 0, but is {multiplier}")
         self.multiplier = float(multiplier)
 
-    def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
-        assert teacher is not None
+    def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         tau_s, tau_t = self._temperature(student.logits), self._temperature(teacher.logits)
         kl = kl_divergences(student.logits / tau_s, teacher.logits / tau_t)
         return (tau_s * tau_t * kl[:, None]).mean()

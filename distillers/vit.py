@@ -56,8 +56,7 @@ class MiniLM(TransferLoss):
             raise ValueError(f"relation_heads must be at least 1, but is {relation_heads}")
         self.heads = relation_heads
 
-    def prepare(self, student: Side, teacher: Side | None) -> None:
-        assert teacher is not None
+    def prepare(self, student: Side, teacher: Side) -> None:
         # tuples: no part of the loss's state
         self.attentions = (
             tuple(attention_at(student, tap, "student") for tap in self.student_taps),
@@ -77,8 +76,7 @@ class MiniLM(TransferLoss):
                     f"and {widths[1]}: choose a number that does"
                 )
 
-    def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
-        assert teacher is not None
+    def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         losses = []
         for ours, theirs in self._read(student, teacher):
             for relation in self.relations:

@@ -31,8 +31,7 @@ class WSLD(TransferLoss):
         super().__init__()
         self.temperature = positive(temperature)
 
-    def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
-        assert teacher is not None
+    def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         assert batch.label is not None
         weight = _weight(student.logits.detach(), teacher.logits, batch.label)
         kl = kl_divergences(student.logits / self.temperature, teacher.logits / self.temperature)

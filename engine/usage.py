@@ -77,5 +77,5 @@ def group(name: str) -> str:
 def common_keys() -> str:
     """Those of configs/train.yaml, with their defaults and comments."""
     text = (ROOT / "train.yaml").read_text().splitlines()
-    start = next(i for i, line in enumerate(text) if line.startswith("distiller:"))
+    start = next(i for i, line in enumerate(text) if line.startswith("student:"))
     return "\n".join(["Keys of every run (--show prints those of the parts too):", *text[start:]])

@@ -9,6 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from core.annotations import check_needs
 from core.objective import Losses
 from data.spec import Batch
 from models.classifier import Outputs
@@ -66,6 +67,10 @@ class SynthesisLoss(nn.Module):
     needs_label = False
     needs_local = False
     remembers_best = False
+
+    def __init_subclass__(cls, **more: Any) -> None:
+        super().__init_subclass__(**more)
+        check_needs(cls, SynthesisLoss)
 
     def forward(self, synthesis: Synthesis) -> Tensor:
         raise NotImplementedError
