@@ -59,6 +59,11 @@ class Parts:
     deploy: str = "student"
     spare: bool = False
 
+    def __post_init__(self) -> None:
+        if self.deploy not in self.networks:
+            known = ", ".join(self.networks)
+            raise ValueError(f"deploy={self.deploy} is no network that learns; there is: {known}")
+
     @property
     def networks(self) -> dict[str, Classifier]:
         """All that learn, students and averages of them, by name."""

@@ -93,7 +93,7 @@ def deployed(config: Mapping[str, Any], path: Path) -> str:
     name = config.get("deploy", "student")
     average = (config.get("teachers") or {}).get(name)
     if average:
-        name = average["of"]
+        name = average.get("of", "student")
     where = "student" if name == "student" else f"students.{name}"
     if where != "student" and config["students"][name].get("of"):
         raise ValueError(f"{path}: the deployed network is a branch, which only its run can build")

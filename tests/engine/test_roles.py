@@ -26,6 +26,7 @@ PEER = [
 ]
 MODEL = "{_target_: models.branch.ConvBranch, widths: [6]}"
 BRANCH = f"students={{side: {{of: student, tap: stage1, model: {MODEL}}}}}"
+MIXED = "{_target_: distillers.combinations.Mean, of: [student], temperature: 1.0}"
 AVERAGE = "distillers.teachers.Average"
 ALONG = "distiller.losses.cross_entropy.student=[student,side]"
 
@@ -64,6 +65,7 @@ def test_lists_are_one_loss_each_and_several_teachers_their_mean() -> None:
         (["distiller.losses.cross_entropy.student=studnt"], "did you mean student"),
         (["distiller.losses.cross_entropy.student=student@dark"], "the view 'dark'"),
         (["deploy=per"], "deploy names the network 'per'"),
+        (["deploy=mean", f"teachers={{mean: {MIXED}}}"], "deploy=mean is no network that learns"),
         (
             ["teachers={idle: {_target_: distillers.teachers.Average}}"],
             "nothing asks teachers.idle",

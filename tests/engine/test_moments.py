@@ -1,0 +1,70 @@
+"""Students and teachers that see an input through a transform."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import DictConfig
+
+from core.runtime import Runtime
+from data.builtin import digits
+from data.transforms import FourierMagnitude
+from engine.evaluate import Evaluator
+from engine.student import student_of
+from engine.train import run
+from tests.schemes import FOURIER, run_config
+
+TEACHER = FOURIER.replace("student.", "teacher.")
+PROBE = [
+    "probe.size=16",
+    "probe.methods.deep_inversion=[source.iterations=2,steps=1]",
+    "probe.methods.dafl=[generator=small,batch_size=16,source.student_steps=1,steps=2]",
+]
+
+
+def config(folder: Path, method: str, *overrides: str) -> DictConfig:
+    more = ["steps=4", "evaluations=1", f"run_root={folder}", f"run_dir={folder / 'run'}"]
+    made = run_config(method, folder, *more, *overrides)
+    made.student.mean = made.student.std = None
+    return made
+
+
+def test_moments_are_those_of_training_inputs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = run(config(tmp_path, "kd", "source.limit=30"), Runtime("cpu"))
+    student = student_of(tmp_path / "run")
+    assert isinstance(student.transform, FourierMagnitude)
+    data = digits(Runtime("cpu"))
+    with torch.no_grad():
+        seen = student.transform(data.open("train").batch(slice(0, 1437))[0])
+    assert student.spec.mean[0] == pytest.approx(seen.mean().item(), abs=0.02)
+    assert student.spec.std[0] == pytest.approx(seen.std().item(), abs=0.02)
+    assert "measured on 30 training inputs" in capsys.readouterr().out
+    again = Evaluator(student, None, data.open("test"), Runtime("cpu"))()
+    assert again["accuracy"] == pytest.approx(result["student"]["accuracy"])
+
+
+def test_without_data_they_are_those_of_synthesized_inputs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = run_config("dafl", tmp_path, FOURIER, *PROBE, "steps=2", f"run_root={tmp_path}")
+    result = run(made, Runtime("cpu"))
+    assert "measured on 32 synthesized inputs" in capsys.readouterr().out
+    assert result["cost"]["real_training_inputs_read"] == 0
+
+
+def test_a_teacher_may_see_another_modality(tmp_path: Path) -> None:
+    more = [TEACHER, "steps=2", f"run_dir={tmp_path / 'run'}", "data.training.steps=4"]
+    made = run_config("kd", tmp_path, *more, f"run_root={tmp_path}")
+    made.student.transform, made.student.mean, made.student.std = None, None, None
+    made.teacher.checkpoint = None  # trained for the run, through the same transform
+    run(made, Runtime("cpu"))
+    [path] = tmp_path.glob("digits-scratch*/config.yaml")
+    assert "FourierMagnitude" in path.read_text()
+    result = json.loads((path.parent / "result.json").read_text())
+    mine = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert mine["teacher"]["accuracy"] == pytest.approx(result["student"]["accuracy"])
