@@ -40,7 +40,7 @@ SCHEMES: dict[str, tuple[str, ...]] = {
 
 
 def config_of(scheme: str, *overrides: str) -> DictConfig:
-    return small(scheme.split()[0], *SCHEMES[scheme], *overrides)
+    return small(scheme.split()[0], *SCHEMES.get(scheme, ()), *overrides)
 
 
 def parts_of(scheme: str, *overrides: str) -> Parts:

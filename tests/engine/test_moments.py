@@ -51,7 +51,7 @@ def test_moments_are_those_of_training_inputs(
 def test_without_data_they_are_those_of_synthesized_inputs(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    made = run_config("dafl", tmp_path, FOURIER, *PROBE, "steps=2", f"run_root={tmp_path}")
+    made = run_config("dfad", tmp_path, FOURIER, *PROBE, "steps=2", f"run_root={tmp_path}")
     result = run(made, Runtime("cpu"))
     assert "measured on 32 synthesized inputs" in capsys.readouterr().out
     assert result["cost"]["real_training_inputs_read"] == 0
