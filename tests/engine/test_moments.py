@@ -18,11 +18,10 @@ from engine.train import run
 from tests.schemes import FOURIER, run_config
 
 TEACHER = FOURIER.replace("student.", "teacher.")
-PROBE = [
-    "probe.size=16",
-    "probe.methods.deep_inversion=[source.iterations=2,steps=1]",
-    "probe.methods.dafl=[generator=small,batch_size=16,source.student_steps=1,steps=2]",
-]
+PROBE = {  # as short as can be
+    "deep_inversion": ["source.iterations=2", "steps=1"],
+    "dafl": ["generator=small", "batch_size=16", "source.student_steps=1", "steps=2"],
+}
 
 
 def config(folder: Path, method: str, *overrides: str) -> DictConfig:
@@ -51,7 +50,8 @@ def test_moments_are_those_of_training_inputs(
 def test_without_data_they_are_those_of_synthesized_inputs(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    made = run_config("dfad", tmp_path, FOURIER, *PROBE, "steps=2", f"run_root={tmp_path}")
+    made = run_config("dfad", tmp_path, FOURIER, "steps=2", f"run_root={tmp_path}")
+    made.probe = {"size": 16, "methods": PROBE}
     result = run(made, Runtime("cpu"))
     assert "measured on 32 synthesized inputs" in capsys.readouterr().out
     assert result["cost"]["real_training_inputs_read"] == 0
