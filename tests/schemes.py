@@ -26,6 +26,12 @@ SCHEMES: dict[str, tuple[str, ...]] = {
     "one": ("students.second.model.widths=[6]", "students.third.model.widths=[6]"),
     "camkd": (),
     "aver": (),
+    "aver with features": (
+        "loss=fitnet",
+        "distiller.losses.fitnet.teacher=[teacher,second,third]",
+        "teachers.second.model=digits_cnn",
+        "teachers.third.model=vit_digits",
+    ),
     "dgkd": ("teachers.second={model: digits_cnn_small}", "teachers.guides.of=[teacher,second]"),
     "pgd_at": (),
     "trades": (),
@@ -64,5 +70,5 @@ def run_config(scheme: str, folder: Path, *overrides: str) -> DictConfig:
         config.teacher.checkpoint = str(file)
     for name in networks_of(settings):
         node = config.teachers[name]
-        node.model, node.checkpoint = config.teacher.model, str(file)
+        node.model, node.checkpoint = config.teacher.model, str(file)  # one file serves them all
     return config
