@@ -69,7 +69,9 @@ def test_a_row_that_measures_a_teacher_shows_nothing_of_its_student() -> None:
 def test_pages_hold_what_was_run_and_say_what_was_not(tmp_path: Path) -> None:
     found = kept(tmp_path, line("digits", 1, 0.9))
     texts = [summary.summary_page(TABLES, found)]
-    texts += [topic_page(name, TABLES, found) for name in ("data-free", "transfer", "ablation")]
+    texts += [
+        topic_page(name, TABLES, found) for name in ("data-free", "transfer", "schemes", "ablation")
+    ]
     [row] = [
         x
         for text in texts
@@ -117,7 +119,7 @@ def test_what_did_not_help_is_in_an_appendix(tmp_path: Path) -> None:
 
 def test_every_table_has_a_page() -> None:
     pages = {table["page"] for table in TABLES}
-    assert pages == {"results", "data-free", "transfer", "ablation"}
+    assert pages == {"results", "data-free", "transfer", "schemes", "ablation"}
     assert len({table["name"] for table in TABLES}) == len(TABLES)
 
 

@@ -66,9 +66,9 @@ def test_all_off() -> None:
     assert losses.total.item() == 0
 
 
-def test_a_weight_of_zero_is_still_reported() -> None:
-    """... computed, because it was not a schedule that switched it off: a user watches it."""
+def test_a_weight_of_zero_is_off() -> None:
+    """Its value counts as 0 in any case: a method that inherits a loss drops it so."""
     loss = Square()
-    losses = Objective({"square": Weighted(loss, 0.0)})(torch.ones(2))
-    assert loss.calls == 1
+    losses = Objective({"square": Weighted(loss, 0.0), "sum": Weighted(Sum())})(torch.ones(2))
+    assert loss.calls == 0
     assert losses.values["square"].item() == 0

@@ -6,7 +6,7 @@ import pytest
 
 from engine.command import overrides_of
 from engine.config import compose, plain
-from engine.run import _identity
+from engine.identity import identity
 from engine.teacher import teacher_config
 
 
@@ -38,7 +38,7 @@ def test_short_and_in_the_words_of_train(given: str, wanted: str) -> None:
     config = plain(compose(shlex.split(given)))
     overrides = overrides_of(config)
     assert sorted(overrides) == sorted(shlex.split(wanted))
-    assert _identity(plain(compose(overrides))) == _identity(config)
+    assert identity(plain(compose(overrides))) == identity(config)
 
 
 def test_whatever_can_be_said() -> None:
@@ -55,7 +55,7 @@ def test_whatever_can_be_said() -> None:
         "clip=1.5",
     ]
     config = plain(compose(given))
-    assert _identity(plain(compose(overrides_of(config)))) == _identity(config)
+    assert identity(plain(compose(overrides_of(config)))) == identity(config)
 
 
 def test_a_teachers_run_has_a_command_of_its_own() -> None:
@@ -63,7 +63,7 @@ def test_a_teachers_run_has_a_command_of_its_own() -> None:
     config = plain(teacher_config(parent))
     overrides = overrides_of(config)
     assert {"method=scratch", "data=mnist", "student=lenet5", "data.size=28"} <= {*overrides}
-    assert _identity(plain(compose(overrides))) == _identity(config)
+    assert identity(plain(compose(overrides))) == identity(config)
 
 
 def test_settings_that_no_command_brings() -> None:
@@ -77,4 +77,4 @@ def test_settings_that_no_command_brings() -> None:
         overrides_of(config)
     config = plain(compose([]))
     config["data"]["dataset"]["size"] = 16  # which is data.size everywhere
-    assert _identity(plain(compose(overrides_of(config)))) == _identity(config)
+    assert identity(plain(compose(overrides_of(config)))) == identity(config)
