@@ -26,6 +26,13 @@ from models.checkpoint import load_weights
 from tests.schemes import SCHEMES, parts_of, run_config
 
 
+# One of each kind: peers, branches, combinations, features, attacks, pairs, memories, averages,
+# discriminators, modalities.
+KINDS = ["dml of two kinds", "one", "camkd", "aver with features", "rslad", "cskd", "pskd"]
+KINDS += ["mean_teacher", "meal", "kd"]
+VARIANTS = ["dml of two kinds", "aver with features", "kd"]  # which the contracts do not see
+
+
 @pytest.fixture(params=SCHEMES)
 def scheme(request: pytest.FixtureRequest) -> str:
     return request.param
@@ -46,12 +53,13 @@ def learn(parts: Parts, steps: int, start: int = 0) -> list[Tensor]:
     return values
 
 
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_killed_run_ends_in_the_same_bits(
-    scheme: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """More steps than an epoch has, so that what is remembered comes back."""
     more = ["steps=8", "checkpoints=4", "evaluations=1", "source.limit=24"]
-    config = run_config(scheme, tmp_path, *more, f"run_dir={tmp_path / 'a'}")
+    config = run_config(kind, tmp_path, *more, f"run_dir={tmp_path / 'a'}")
     run(config, Runtime("cpu"))
     config.run_dir = str(tmp_path / "b")
     whole: Callable[..., None] = Training._learn
@@ -89,16 +97,18 @@ def test_gradients_reach_all_that_learn_and_nothing_else(scheme: str) -> None:
         assert all(torch.equal(value, before[name][key]) for key, value in state.items()), name
 
 
-def test_in_bf16_losses_stay_in_float32(scheme: str) -> None:
-    parts = parts_of(scheme, "precision=bf16")
+@pytest.mark.parametrize("kind", VARIANTS)
+def test_in_bf16_losses_stay_in_float32(kind: str) -> None:
+    parts = parts_of(kind, "precision=bf16")
     assert all(v.isfinite() and v.dtype == torch.float32 for v in learn(parts, 3))
 
 
-def test_compiled_networks_learn_the_same(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    expected = learn(parts_of(scheme), 2)
+@pytest.mark.parametrize("kind", KINDS)
+def test_compiled_networks_learn_the_same(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = learn(parts_of(kind), 2)
     compiled = nn.Module.compile
     monkeypatch.setattr(nn.Module, "compile", lambda m, **k: compiled(m, backend="eager", **k))
-    parts = parts_of(scheme, "compile=true")
+    parts = parts_of(kind, "compile=true")
     parts.compile(parts.distiller.runtime)
     torch.testing.assert_close(learn(parts, 2), expected, rtol=1e-4, atol=1e-5)
     torch._dynamo.reset()
