@@ -25,7 +25,6 @@ from engine.train import run
 from models.checkpoint import load_weights
 from tests.schemes import SCHEMES, parts_of, run_config
 
-
 # One of each kind: peers, branches, combinations, features, attacks, pairs, memories, averages,
 # discriminators, modalities.
 KINDS = ["dml of two kinds", "one", "camkd", "aver with features", "rslad", "cskd", "pskd"]
