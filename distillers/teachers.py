@@ -26,7 +26,6 @@ class Average(Teacher):
         self.of, self.decay, self.rising = (of,), decay, rising
 
     def prepare(self, roles: Roles) -> None:
-        self.roles_runtime = roles.runtime
         self.average = EMA(roles.students[self.of[0]], self.decay, self.rising)
         self.averaged = self.average.module
 
@@ -35,7 +34,7 @@ class Average(Teacher):
 
     @torch.no_grad()
     def forward(self, step: Step, view: str) -> Outputs:
-        with self.roles_runtime.autocast():
+        with step.roles.runtime.autocast():
             return self.averaged(step.view(view))  # type: ignore[no-any-return]
 
     def updated(self) -> None:

@@ -6,10 +6,11 @@ import difflib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from distillers.step import Edge, Ref, Teacher, View
+from distillers.step import INPUT, Edge, Ref, Teacher, View
 from models.classifier import Classifier
 
 OTHERS = "others"  # as a loss's teacher: every other student
+RESERVED = {"student", "teacher", INPUT, OTHERS}
 OWN = {"student", "teacher", "reads"}  # keys of a loss's entry that are not its own arguments
 
 
@@ -44,6 +45,22 @@ def expand(
                     entries[key]["weight"] = entry.get("weight", 1.0) / len(named)
                 edges[key] = Edge(ref, teacher, reads)
     return entries, edges
+
+
+def check_new(*groups: Iterable[str]) -> None:
+    """Check the names under ``students``, ``teachers``, ``views`` and ``source.pairs``.
+
+    Raises:
+        ValueError: for one that is reserved, taken twice, or no word.
+    """
+    seen: set[str] = set()
+    for name in (name for group in groups for name in group):
+        if name in RESERVED or name in seen:
+            taken = "is taken" if name in seen else "has a meaning of its own"
+            raise ValueError(f"the name {name!r} {taken}: call this network or view otherwise")
+        if not str(name).isidentifier():
+            raise ValueError(f"the name {name!r} is no word of letters, digits and underscores")
+        seen.add(name)
 
 
 def check_names(

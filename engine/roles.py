@@ -14,7 +14,7 @@ from data.transforms import Transform
 from distillers.distiller import Distiller
 from distillers.edges import asked, resolve_taps, taps_of
 from distillers.step import INPUT, Teacher, View
-from engine.names import check_names, check_used, expand
+from engine.names import check_names, check_new, check_used, expand
 from engine.networks import build_network, build_objective
 from models.branch import Branch, feature_shape
 from models.check import check_network
@@ -43,6 +43,8 @@ def build_distiller(
             fit the networks.
     """
     teacher, runtime = available["teacher"], available["runtime"]
+    pairs = config["source"].get("pairs") or {}
+    check_new(config["students"], config["teachers"], config["views"], pairs)
     nodes = {"student": config["student"], **config["students"]}
     entries, edges = expand(config["distiller"]["losses"], nodes)
     objective = build_objective({"losses": entries}, "distiller", **available)
@@ -53,8 +55,7 @@ def build_distiller(
     views = _parts("views", View, config, available)
     frozen = {n: network for n, network in networks.items() if n != "teacher"}
     known = {*nodes, *parts, *networks}
-    shown = {INPUT, *views, *(config["source"].get("pairs") or {})}
-    check_names(edges, parts, views, known, shown, config["deploy"])
+    check_names(edges, parts, views, known, {INPUT, *views, *pairs}, config["deploy"])
     check_used(parts, frozen, views, asked(objective, edges, parts, views) | {config["deploy"]})
     others = {name: network.module for name, network in frozen.items()}
     resolve_taps(objective, modules["student"], teacher, edges, {**modules, **others})

@@ -64,6 +64,12 @@ def test_lists_are_one_loss_each_and_several_teachers_their_mean() -> None:
     [
         (["distiller.losses.cross_entropy.student=studnt"], "did you mean student"),
         (["distiller.losses.cross_entropy.student=student@dark"], "the view 'dark'"),
+        (["students={others: {model: digits_cnn}}"], "'others' has a meaning of its own"),
+        (
+            ["students={dark: {model: digits_cnn}}", f"teachers={{dark: {MIXED}}}"],
+            "'dark' is taken",
+        ),
+        (["students={'a b': {model: digits_cnn}}"], "is no word"),
         (["deploy=per"], "deploy names the network 'per'"),
         (["deploy=mean", f"teachers={{mean: {MIXED}}}"], "deploy=mean is no network that learns"),
         (
