@@ -48,24 +48,22 @@ def build_distiller(
     nodes = {"student": config["student"], **config["students"]}
     entries, edges = expand(config["distiller"]["losses"], nodes)
     objective = build_objective({"losses": entries}, "distiller", **available)
-    modules: dict[str, nn.Module] = {}
-    for name, node in nodes.items():
-        modules[name] = _module(name, node, modules, available)
+    modules = _modules(nodes, available)
     parts = _parts("teachers", Teacher, config, available)
     views = _parts("views", View, config, available)
     frozen = {n: network for n, network in networks.items() if n != "teacher"}
     known = {*nodes, *parts, *networks}
     check_names(edges, parts, views, known, {INPUT, *views, *pairs}, config["deploy"])
     check_used(parts, frozen, views, asked(objective, edges, parts, views) | {config["deploy"]})
-    others = {name: network.module for name, network in frozen.items()}
-    resolve_taps(objective, modules["student"], teacher, edges, {**modules, **others})
+    inside = modules | {name: network.module for name, network in frozen.items()}
+    resolve_taps(objective, modules["student"], teacher, edges, inside)
     branches = {n: (node["of"], node["tap"]) for n, node in nodes.items() if node.get("of")}
     taps = taps_of(objective, edges, parts, branches)
     students, notes = _students(nodes, modules, taps, available)
-    labels, first = config["distiller"]["labels"], students.pop("student")
-    more: dict[str, Any] = {"edges": edges, "students": students, "teachers": {**frozen, **parts}}
-    more |= {"views": views, "branches": branches}
-    distiller = Distiller(first, objective, teacher, runtime, labels, **more)
+    first, others = students.pop("student"), {**frozen, **parts}
+    more = {"edges": edges, "students": students, "teachers": others, "views": views}
+    labels = config["distiller"]["labels"]
+    distiller = Distiller(first, objective, teacher, runtime, labels, branches=branches, **more)
     runtime.prepare(distiller)
     return distiller, [*notes, *(f"adapter: {line}" for line in distiller.adaptations)]
 
@@ -89,6 +87,16 @@ def student_spec(
     if node["mean"] == "noise":  # of a trial, before anything can be measured
         return seen, transform
     return InputSpec(seen.shape, seen.range, tuple(node["mean"]), tuple(node["std"])), transform
+
+
+def _modules(
+    nodes: Mapping[str, Mapping[str, Any]], available: Mapping[str, Any]
+) -> dict[str, nn.Module]:
+    """The students' networks, in the order of the configuration: a branch follows its trunk."""
+    modules: dict[str, nn.Module] = {}
+    for name, node in nodes.items():
+        modules[name] = _module(name, node, modules, available)
+    return modules
 
 
 def _module(

@@ -26,6 +26,7 @@ PEER = [
 ]
 MODEL = "{_target_: models.branch.ConvBranch, widths: [6]}"
 BRANCH = f"students={{side: {{of: student, tap: stage1, model: {MODEL}}}}}"
+SMALL = "{model: digits_cnn_small}"
 MIXED = "{_target_: distillers.combinations.Mean, of: [student], temperature: 1.0}"
 AVERAGE = "distillers.teachers.Average"
 ALONG = "distiller.losses.cross_entropy.student=[student,side]"
@@ -65,11 +66,8 @@ def test_lists_are_one_loss_each_and_several_teachers_their_mean() -> None:
         (["distiller.losses.cross_entropy.student=studnt"], "did you mean student"),
         (["distiller.losses.cross_entropy.student=student@dark"], "the view 'dark'"),
         (["students={others: {model: digits_cnn}}"], "'others' has a meaning of its own"),
-        (
-            ["students={dark: {model: digits_cnn}}", f"teachers={{dark: {MIXED}}}"],
-            "'dark' is taken",
-        ),
-        (["students={'a b': {model: digits_cnn}}"], "is no word"),
+        ([f"students={{dark: {SMALL}}}", f"teachers={{dark: {MIXED}}}"], "'dark' is taken"),
+        (["students={a-b: {model: digits_cnn}}"], "is no word"),
         (["deploy=per"], "deploy names the network 'per'"),
         (["deploy=mean", f"teachers={{mean: {MIXED}}}"], "deploy=mean is no network that learns"),
         (
