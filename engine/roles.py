@@ -61,9 +61,10 @@ def build_distiller(
     taps = taps_of(objective, edges, parts, branches)
     students, notes = _students(nodes, modules, taps, available)
     first, others = students.pop("student"), {**frozen, **parts}
-    more = {"edges": edges, "students": students, "teachers": others, "views": views}
+    more: dict[str, Any] = {"edges": edges, "students": students, "teachers": others}
     labels = config["distiller"]["labels"]
-    distiller = Distiller(first, objective, teacher, runtime, labels, branches=branches, **more)
+    more |= {"views": views, "branches": branches}
+    distiller = Distiller(first, objective, teacher, runtime, labels, **more)
     runtime.prepare(distiller)
     return distiller, [*notes, *(f"adapter: {line}" for line in distiller.adaptations)]
 
