@@ -68,7 +68,8 @@ def obtain_teacher(
             print(f"teacher: training {chosen.teacher} on {chosen.data}", flush=True)
     train(recipe, runtime, wait=True)
     checkpoint = directory.path / "student.safetensors"
-    teacher = load_teacher(settings, str(checkpoint), dataset, runtime)
+    known = {**settings["teacher"], "checkpoint": str(checkpoint)}  # its file says what it expects
+    teacher = load_teacher({**settings, "teacher": known}, str(checkpoint), dataset, runtime)
     trained = "trained earlier" if kept else "trained for this run"
     return teacher, f"teacher: {trained} with real data, kept in {checkpoint}"
 

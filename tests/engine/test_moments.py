@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 from core.runtime import Runtime
 from data.builtin import digits
 from data.transforms import FourierMagnitude
+from engine.config import compose
 from engine.evaluate import Evaluator
 from engine.student import student_of
 from engine.train import run
@@ -68,3 +69,13 @@ def test_a_teacher_may_see_another_modality(tmp_path: Path) -> None:
     result = json.loads((path.parent / "result.json").read_text())
     mine = json.loads((tmp_path / "run" / "result.json").read_text())
     assert mine["teacher"]["accuracy"] == pytest.approx(result["student"]["accuracy"])
+
+
+def test_a_teacher_of_a_library_that_is_trained_here_expects_what_its_data_has(
+    tmp_path: Path,
+) -> None:
+    """Its library's mean and std are those of photographs in colour."""
+    made = compose(["method=kd", "teacher=vit_digits", "steps=1", "batch_size=8", "evaluations=1"])
+    made.teacher.model._training_.steps = 1
+    made.run_root, made.run_dir = str(tmp_path), str(tmp_path / "run")
+    assert run(made, Runtime("cpu"))["status"] == "finished"
