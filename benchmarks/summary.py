@@ -34,7 +34,7 @@ deviation over seeds.
 LINKS = """
 - [Data-free methods](results/data-free.md): equal time on MNIST and digits, ViT teachers, CIFAR-10
 - [Transfer losses](results/transfer.md): with few labels, and beside a data-free method
-- [Schemes](results/schemes.md): several students, several teachers, attacked inputs, another modality
+- [Schemes](results/schemes.md): several students or teachers, attacked inputs, another modality
 - [Ablation](results/ablation.md): what each part of Reverie does
 - [Cost](results/cost.md): the time of a step, and of each loss
 """

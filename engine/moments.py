@@ -40,9 +40,7 @@ def measure_moments(
     Returns:
         A line for each.
     """
-    nodes = {"student": settings["student"]}
-    nodes |= {f"students.{name}": node for name, node in settings["students"].items()}
-    wanting = {p: n for p, n in nodes.items() if n.get("transform") and _lacks(n)}
+    wanting = _wanting(settings)
     if not wanting:
         return []
     available = offered(settings, dataset, teacher, runtime)
@@ -50,10 +48,8 @@ def measure_moments(
     whence = "synthesized" if settings["data_free"] else "training"
     lines = []
     for path, node in wanting.items():
-        transform: Transform = build(node["transform"], Transform, f"{path}.transform", **available)
-        spec = transform.measured(available["spec"], inputs)
-        node["mean"], node["std"] = list(spec.mean), list(spec.std)
-        mean, std = (", ".join(f"{x:.4g}" for x in values) for values in (spec.mean, spec.std))
+        _set(node, path, available, inputs)
+        mean, std = (", ".join(f"{x:.4g}" for x in node[key]) for key in ("mean", "std"))
         lines.append(
             f"{path}: sees mean {mean} and std {std} through its transform, measured on "
             f"{len(inputs):,} {whence} inputs"
@@ -61,22 +57,34 @@ def measure_moments(
     return lines
 
 
-def provisional(settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings with mean 0 and std 1 where they are still to be measured, for a trial."""
-    trial = copy.copy(settings)
-    trial["student"] = _blank(settings["student"])
-    trial["students"] = {name: _blank(node) for name, node in settings["students"].items()}
+def provisional(
+    settings: dict[str, Any], dataset: Dataset, teacher: Classifier, runtime: Runtime
+) -> dict[str, Any]:
+    """The settings for a trial: what is still to be measured is that of noise."""
+    trial = settings | {key: copy.deepcopy(settings[key]) for key in ("student", "students")}
+    available = offered(settings, dataset, teacher, runtime)
+    noise = available["spec"].noise(64, runtime.device)
+    for path, node in _wanting(trial).items():
+        _set(node, path, available, noise)
     return trial
+
+
+def _wanting(settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The nodes of students with a transform that have no mean or std, by where they stand."""
+    nodes = {"student": settings["student"]}
+    nodes |= {f"students.{name}": node for name, node in settings["students"].items()}
+    return {path: n for path, n in nodes.items() if n.get("transform") and _lacks(n)}
+
+
+def _set(node: dict[str, Any], path: str, available: dict[str, Any], inputs: Tensor) -> None:
+    """Give a node the mean and std of what its transform makes of inputs."""
+    transform: Transform = build(node["transform"], Transform, f"{path}.transform", **available)
+    spec = transform.measured(available["spec"], inputs)
+    node["mean"], node["std"] = list(spec.mean), list(spec.std)
 
 
 def _lacks(node: dict[str, Any]) -> bool:
     return node.get("mean") is None or node.get("std") is None
-
-
-def _blank(node: dict[str, Any]) -> dict[str, Any]:
-    if not node.get("transform") or not _lacks(node):
-        return node
-    return {**node, "mean": "noise", "std": "noise"}
 
 
 def _inputs(

@@ -146,7 +146,6 @@ def hardly_above(accuracy: float, chance: float, count: int) -> bool:
 
 def rehearse_blank(settings: dict[str, Any], dataset: Dataset, runtime: Runtime) -> None:
     """Take a step with an untrained teacher, which shows mistakes before minutes of training."""
-    settings = provisional(settings)
     others = {
         name: freeze(blank_teacher({"teacher": _with_defaults(node)}, dataset))
         for name, node in networks_of(settings).items()
@@ -155,6 +154,7 @@ def rehearse_blank(settings: dict[str, Any], dataset: Dataset, runtime: Runtime)
         runtime.prepare(network)
     teacher = runtime.prepare(freeze(blank_teacher(settings, dataset)))
     assert isinstance(teacher, Classifier)
+    settings = provisional(settings, dataset, teacher, runtime)
     node = settings["teacher"]
     specification(
         teacher.spec, teacher.spec, node["mean"], node["std"], node["range"], "the teacher"
