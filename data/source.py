@@ -71,7 +71,9 @@ class RealSource:
             raise ValueError(
                 f"source.pairs: no {', '.join(sorted(unknown))}; there is: same_class, same_input"
             )
-        self.alike = Alike(self.split.labels[torch.from_numpy(self.rows).to(self.split.storage)])
+        if "same_class" in self.pairs.values():
+            rows = torch.from_numpy(self.rows).to(self.split.storage)
+            self.alike = Alike(rows, self.split.labels[rows])
         self.batches_per_epoch = len(self.rows) // (self.batch_size * runtime.world_size)
         self._step = 0
         self._order: tuple[int, Tensor] | None = None
@@ -92,8 +94,7 @@ class RealSource:
         """The inputs of a view, for those of the batch."""
         noise = self.runtime.noise(f"pair {name}", self._step)
         if self.pairs[name] == "same_class":
-            labels = self.split.labels[index]
-            index = torch.from_numpy(self.rows).to(index.device)[self.alike.draw(labels, noise)]
+            index = self.alike.draw(self.split.labels[index], noise)
         return through(self.augment, self.split.batch(index)[0], noise)
 
     def learned(self, batch: Batch, losses: Losses) -> None:
@@ -128,19 +129,20 @@ class RealSource:
 
 
 class Alike:
-    """Positions of the same class.
+    """Rows of the same class.
 
     Args:
-        labels: [N] int64 of all positions.
+        rows: [N] int64.
+        labels: [N] int64 of these rows.
     """
 
-    def __init__(self, labels: Tensor) -> None:
-        self.order = labels.argsort(stable=True)
+    def __init__(self, rows: Tensor, labels: Tensor) -> None:
+        self.order = rows[labels.argsort(stable=True)]
         self.counts = torch.bincount(labels)
         self.starts = self.counts.cumsum(0) - self.counts
 
     def draw(self, labels: Tensor, noise: torch.Generator) -> Tensor:
-        """For each label [B] a position of that class, each as likely as any other."""
+        """For each label [B] a row of that class, each as likely as any other."""
         here = torch.Generator(labels.device).manual_seed(noise.initial_seed())
         u = torch.rand(labels.shape, generator=here, device=labels.device, dtype=torch.float64)
         return self.order[self.starts[labels] + (u * self.counts[labels]).long()]

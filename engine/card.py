@@ -215,9 +215,10 @@ def _cost(result: dict[str, Any]) -> str:
 
 
 def _use(config: dict[str, Any], parts: Parts) -> str:
-    role = config["student"] if parts.deploy in ("student", "average") else None
-    role = role or config["students"].get(parts.deploy)
-    if role is None or role.get("of"):
+    average = parts.distiller.roles.teachers.get(parts.deploy)
+    name = average.of[0] if average else parts.deploy
+    role = config["student"] if name == "student" else config["students"][name]
+    if role.get("of"):
         return "## Use\n\nOnly a run with the same command can build this network."
     node, student = role["model"], parts.result
     root = node["_target_"].partition(".")[0]

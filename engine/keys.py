@@ -20,6 +20,9 @@ from core.check import RENAMED, describe_unknown, is_target
 from engine.overrides import Setting
 from engine.schema import Config, TransferConfig
 
+# Groups of names that the user chooses.
+NAMED = {"students", "teachers", "views", "turns", "metrics"}
+
 
 def set_key(
     config: DictConfig, setting: Setting, mistakes: list[str], groups: Iterable[str]
@@ -42,7 +45,7 @@ def set_key(
     if not OmegaConf.is_dict(node):
         return mistakes.append(_unknown_key(config, key, {}, last, groups))
     named = parents[-1:] == ["losses"]
-    group = parents in (["students"], ["teachers"], ["views"])  # of names that the user chooses
+    group = len(parents) == 1 and parents[0] in NAMED
     entry = parents[-2:-1] == ["losses"] and last in get_type_hints(TransferConfig)
     addable = is_target(node) or entry or group or (named and setting.adds)
     if last not in node and (setting.deletes or not addable):

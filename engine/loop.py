@@ -63,7 +63,7 @@ class Training:
         self.beside = {
             name: self.evaluate.beside(network) for name, network in parts.beside.items()
         }
-        self.metrics_at_end = build_metrics(config)
+        self.metrics_at_end = build_metrics(config, inputs.split)
         self.students: dict[str, dict[str, float]] = {}  # the latest figures of those
         self.validate = None
         if config["data"]["val_fraction"] and not config["data_free"]:

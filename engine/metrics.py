@@ -18,12 +18,21 @@ class Metric(Protocol):
         """The figure of a network on a split that ranks share."""
 
 
-def build_metrics(config: Mapping[str, Any], **available: Any) -> dict[str, Metric]:
-    """The parts under ``metrics``, by name."""
-    return {
-        name: build(node, Metric, f"metrics.{name}", **available)
-        for name, node in config["metrics"].items()
-    }
+def build_metrics(config: Mapping[str, Any], split: Any) -> dict[str, Metric]:
+    """The parts under ``metrics``, by name.
+
+    Raises:
+        ValueError: for one that needs labels where the split, on which it is measured, has none.
+    """
+    found = {}
+    for name, node in config["metrics"].items():
+        found[name] = build(node, Metric, f"metrics.{name}")
+        if getattr(found[name], "needs_label", False) and not split.labelled:
+            raise ValueError(
+                f"metrics.{name} needs labels, which what the run is measured on does not have: "
+                f"leave it out, with ~metrics.{name}"
+            )
+    return found
 
 
 def measure(

@@ -259,6 +259,8 @@ def _averaged(config: dict[str, Any]) -> dict[str, Any]:
             f"ema={config['ema']} deploys the average of student, and deploy={config['deploy']} "
             "another network: leave one of them out"
         )
+    if "average" in config["teachers"]:
+        raise ValueError("ema adds a teacher called average: call yours otherwise")
     target = f"{Average.__module__}.{Average.__qualname__}"
     average = {"_target_": target, "of": "student", "decay": config["ema"]}
     return {**config, "teachers": {**config["teachers"], "average": average}, "deploy": "average"}

@@ -90,6 +90,8 @@ class RobustAccuracy:
         steps: of the attack.
     """
 
+    needs_label = True
+
     def __init__(self, epsilon: float, norm: Norm = "inf", steps: int = 20) -> None:
         self.epsilon, self.norm, self.steps = epsilon, norm, steps
 

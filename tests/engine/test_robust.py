@@ -9,9 +9,12 @@ from torch import Tensor, nn
 
 import engine.robust
 from core.runtime import Runtime
+from data.builtin import digits
 from data.spec import InputSpec
 from data.split import Split
 from distillers.attacks import pgd
+from engine.config import compose
+from engine.metrics import build_metrics
 from engine.robust import robust_accuracy
 from models.classifier import Classifier
 from models.meter import Meter
@@ -106,3 +109,13 @@ def test_labels_are_needed(split: Split) -> None:
     unlabelled = Split(split._images, None, torch.device("cpu"))
     with pytest.raises(ValueError, match="needs labels"):
         robust_accuracy(linear(), unlabelled, Runtime("cpu"), 0.1)
+
+
+def test_a_metric_that_needs_labels_is_refused_before_a_run_without_any() -> None:
+    config = compose(["method=pgd_at"])
+    labelled = digits(Runtime("cpu")).open("test")
+    assert set(build_metrics(config, labelled)) == {"robust_accuracy"}
+    bare = Split(torch.zeros(2, 1, 8, 8, dtype=torch.uint8), None, torch.device("cpu"))
+    with pytest.raises(ValueError, match=r"leave it out, with ~metrics.robust_accuracy"):
+        build_metrics(config, bare)
+    assert not build_metrics(compose(["method=pgd_at", "~metrics.robust_accuracy"]), bare)

@@ -68,6 +68,7 @@ def test_lists_are_one_loss_each_and_several_teachers_their_mean() -> None:
         (["students={others: {model: digits_cnn}}"], "'others' has a meaning of its own"),
         ([f"students={{dark: {SMALL}}}", f"teachers={{dark: {MIXED}}}"], "'dark' is taken"),
         (["students={a-b: {model: digits_cnn}}"], "is no word"),
+        (["ema=0.9", f"teachers={{average: {MIXED}}}"], "ema adds a teacher called average"),
         (["deploy=per"], "deploy names the network 'per'"),
         (["deploy=mean", f"teachers={{mean: {MIXED}}}"], "deploy=mean is no network that learns"),
         (
