@@ -48,7 +48,9 @@ class Cycles:
 def of_method(method: str, *overrides: str) -> Cycles:
     """Of a small run, on a data set of digits, with an untrained teacher."""
     config = small(method, *overrides)
-    config.clip, config.ema = 1.0, 0.9
+    config.clip = 1.0
+    if "average" not in config.get("teachers", {}):
+        config.ema = 0.9
     short = {"warmup_rounds": 1} | ({} if config.source.get("experience") else {"student_steps": 2})
     for key, value in short.items():
         if config.source.get(key, 0) > value:
