@@ -37,7 +37,8 @@ class TransferLoss(nn.Module):
     """A scalar that the student minimises: ``forward(student, teacher, batch) -> Tensor``.
 
     Students and teachers are :class:`~models.classifier.Outputs`; a loss that needs no teacher gets
-    None. Answers under ``reads`` come as further arguments, by name.
+    None. Answers under ``reads`` come as further arguments, by name; their features are those at
+    the same taps.
 
     Its own parameters and buffers (projections, variances, memories) are trained and checkpointed
     beside the student and are not part of the student's file. Those that depend on the shapes of
@@ -50,6 +51,7 @@ class TransferLoss(nn.Module):
     Attributes:
         student_taps: the student's taps, in the order of ``taps``.
         teacher_taps: the teacher's.
+        read_taps: those of the answers under ``reads``, by their names.
         needs_teacher: whether it reads the teacher's outputs at all.
         needs_label: whether it reads ``batch.label``.
     """
@@ -66,13 +68,17 @@ class TransferLoss(nn.Module):
         self.taps = [_pair(tap) for tap in taps]
         self.student_taps = tuple(student for student, _ in self.taps)
         self.teacher_taps = tuple(teacher for _, teacher in self.taps)
+        self.read_taps: dict[str, tuple[str, ...]] = {}
 
-    def resolve(self, student: Mapping[str, str], teacher: Mapping[str, str]) -> None:
-        """Replace ``stages`` and ``stage-1`` by the stages that the two networks name.
+    def resolve(
+        self, student: Mapping[str, str], teacher: Mapping[str, str], **reads: Mapping[str, str]
+    ) -> None:
+        """Replace ``stages`` and ``stage-1`` by the stages that the networks name.
 
         Args:
             student: the student's named taps.
             teacher: the teacher's.
+            reads: those of the networks under ``reads``, each resolved as the teacher is.
 
         Raises:
             ValueError: if a network names none.
@@ -80,6 +86,9 @@ class TransferLoss(nn.Module):
         pairs = [pair for tap in self.taps for pair in _resolve(tap, student, teacher)]
         self.student_taps = tuple(s for s, _ in pairs)
         self.teacher_taps = tuple(t for _, t in pairs)
+        for key, names in reads.items():
+            found = [pair for tap in self.taps for pair in _resolve(tap, student, names)]
+            self.read_taps[key] = tuple(t for _, t in found)
 
     def prepare(self, student: Side, teacher: Any) -> None:
         """Build the parts that depend on shapes; called once, before the optimizer is made.
@@ -88,9 +97,20 @@ class TransferLoss(nn.Module):
             teacher: a :class:`Side` too, or None for a loss that needs no teacher.
         """
 
+    def prepare_reads(self, reads: Mapping[str, Side]) -> None:
+        """Called before :meth:`prepare`, with the networks under ``reads`` by their arguments.
+
+        Args:
+            reads: empty where the configuration names none.
+        """
+
     @property
     def wants_shapes(self) -> bool:
-        return type(self).prepare is not TransferLoss.prepare
+        own = type(self)
+        return (own.prepare, own.prepare_reads) != (
+            TransferLoss.prepare,
+            TransferLoss.prepare_reads,
+        )
 
     def pairs(self, student: Outputs, teacher: Outputs) -> list[tuple[Tensor, Tensor]]:
         """The student's and the teacher's feature at each tap.

@@ -183,6 +183,8 @@ class Distiller(nn.Module):
                 continue
             student = self._side(edge.student.name, sides)
             teacher = self._side(edge.teacher.name, sides) if loss.needs_teacher else None
+            reads = {key: self._side(ref.name, sides) for key, ref in edge.reads.items()}
+            loss.prepare_reads(reads)
             loss.prepare(student, teacher)
             if teacher is not None:
                 lines = adaptations(loss, student.outputs, teacher.outputs)

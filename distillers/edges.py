@@ -44,12 +44,15 @@ def resolve_taps(
         if not loss.taps:
             continue
         edge = (edges or {}).get(name, Edge())
-        if isinstance(teacher, BlackBox) and edge.teacher.name == "teacher":
+        read = {key: ref.name for key, ref in edge.reads.items()}
+        if isinstance(teacher, BlackBox) and "teacher" in (edge.teacher.name, *read.values()):
             raise sealed("the features")
-        for role in (edge.student.name, edge.teacher.name):
+        for role in (edge.student.name, edge.teacher.name, *read.values()):
             if role not in modules:
                 raise ValueError(f"the loss {name} reads features, but {role} has only logits")
-        loss.resolve(*(named_taps(modules[r]) for r in (edge.student.name, edge.teacher.name)))
+        more = {key: named_taps(modules[role]) for key, role in read.items()}
+        pair = (named_taps(modules[r]) for r in (edge.student.name, edge.teacher.name))
+        loss.resolve(*pair, **more)
 
 
 def taps_of(
@@ -68,8 +71,8 @@ def taps_of(
         edge = edges.get(name, Edge())
         add(edge.student.name, loss.student_taps)
         add(edge.teacher.name, loss.teacher_taps)
-        for ref in edge.reads.values():
-            add(ref.name, loss.teacher_taps)
+        for key, ref in edge.reads.items():
+            add(ref.name, loss.read_taps.get(key, ()))
     for teacher in (teachers or {}).values():
         for name, taps in teacher.taps.items():
             add(name, taps)

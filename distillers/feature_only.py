@@ -70,8 +70,10 @@ class DetachedCrossEntropy(TransferLoss):
         if len(self.taps) != 1:
             raise ValueError(f"the classifier reads one feature, but taps has {len(self.taps)}")
 
-    def resolve(self, student: Mapping[str, str], teacher: Mapping[str, str]) -> None:
-        super().resolve(student, student)
+    def resolve(
+        self, student: Mapping[str, str], teacher: Mapping[str, str], **reads: Mapping[str, str]
+    ) -> None:
+        super().resolve(student, student, **reads)
         self.teacher_taps = ()
 
     def prepare(self, student: Side, teacher: Side) -> None:

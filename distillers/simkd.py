@@ -39,13 +39,15 @@ class SimKD(TransferLoss):
         if len(self.taps) != 1:
             raise ValueError(f"SimKD reads one tap, but has {len(self.taps)}")
 
-    def resolve(self, student: Mapping[str, str], teacher: Mapping[str, str]) -> None:
+    def resolve(
+        self, student: Mapping[str, str], teacher: Mapping[str, str], **reads: Mapping[str, str]
+    ) -> None:
         if "projected" not in student:
             raise ValueError(
                 "SimKD's student has a projector and the teacher's classifier: pass student=simkd "
                 "and its backbone as student.model.backbone={_target_: ...}"
             )
-        super().resolve(student, teacher)
+        super().resolve(student, teacher, **reads)
 
     @torch.no_grad()
     def prepare(self, student: Side, teacher: Side) -> None:

@@ -25,6 +25,7 @@ SCHEMES: dict[str, tuple[str, ...]] = {
     ),
     "one": ("students.second.model.widths=[6]", "students.third.model.widths=[6]"),
     "camkd": (),
+    "camkd_features": (),
     "aver": (),
     "aver with features": (
         "loss=fitnet",
