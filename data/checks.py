@@ -1,14 +1,17 @@
-"""Checks of a data set: distinct class names, uint8 images, labels in range."""
+"""Checks of a data set: distinct class names, inputs of its modality, labels in range."""
 
 from __future__ import annotations
 
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from data.modality import Modality
 
 MOST_CHANNELS = 4
 CONVERSIONS = {  # by dtype, or else by its kind
@@ -87,27 +90,33 @@ def check_labels(where: str, labels: NDArray[Any]) -> NDArray[np.integer]:
 
 
 def check_split(
-    where: str, images: NDArray[Any], labels: NDArray[Any] | None, num_classes: int
-) -> tuple[NDArray[np.uint8], NDArray[np.integer] | None]:
-    """A split's images and labels as a reader returned them, labels as [N] or None.
+    where: str,
+    inputs: NDArray[Any],
+    labels: NDArray[Any] | None,
+    num_classes: int,
+    kind: Modality,
+) -> NDArray[np.integer] | None:
+    """Check a split's inputs and labels as a reader returned them; returns labels as [N] or None.
 
     Raises:
-        ValueError: if images or labels are not as expected, or do not belong together.
+        ValueError: if inputs or labels are not as expected, or do not belong together.
     """
-    check_images(f"{where}_images", images)
-    if 0 in images.shape:
-        raise ValueError(f"{where}_images has shape {images.shape}; at least one image is expected")
+    name = f"{where}_{kind.plural}"
+    kind.check(name, inputs)
+    one = kind.name
+    if 0 in inputs.shape:
+        raise ValueError(f"{name} has shape {inputs.shape}; at least one {one} is expected")
     if labels is None:
-        return images, None
+        return None
     labels = check_labels(f"{where}_labels", labels)
-    if len(images) != len(labels):
+    if len(inputs) != len(labels):
         raise ValueError(
-            f"{where}_images has shape {images.shape} and {where.split()[-1]}_labels "
-            f"{labels.shape}; one label for each image, and at least one image, is expected"
+            f"{name} has shape {inputs.shape} and {where.split()[-1]}_labels "
+            f"{labels.shape}; one label for each {one}, and at least one {one}, is expected"
         )
     if labels.max() >= num_classes:
         raise ValueError(
             f"{where}_labels go up to {labels.max()}, but there are {num_classes} classes "
             "(0 is the first): name all of them with data.dataset.classes=[...]"
         )
-    return images, labels
+    return labels

@@ -3,35 +3,37 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from core.memory import check_memory
 from core.runtime import Runtime
 from data.checks import check_classes, check_split
-from data.images import fit, to_tensors
+from data.modality import labels_of, modality
 from data.notes import note
 from data.spec import InputSpec
 from data.split import DataFreeError, Split, data_free
 
 __all__ = ["DataFreeError", "Dataset", "Split"]
 
-# Reads one split from its files: uint8 [N, H, W] or [N, H, W, C], and integers [N], which only
-# a test split may lack; its result is checked.
+# Reads one split from its files: arrays of its modality, as uint8 [N, H, W] or [N, H, W, C] are
+# images, and integers [N], which only a test split may lack; its result is checked.
 Reader = Callable[[], tuple[NDArray[Any], NDArray[Any] | None]]
 
 TRAINING = ("train", "val")  # the validation split is data that a data-free run does not have
 HOLD_OUT_SEED = 0  # the same rows are held out in every run, so that runs can be compared
-LEAST_STD = 1 / 255  # of a channel: one that varies by less than a step of its pixels is constant
+LEAST_STD = 1 / 255  # of a channel, as a share of the range: one that varies by less is constant
 ABSENT = {
     "train": "training split: choose a method without data (see --help), or other data",
     "val": "validation split: hold some training data out with data.val_fraction=0.1",
     "test": "test split: there is nothing to evaluate on",
 }
-SMALLER = "set a smaller data.size, or take fewer images"
+SMALLER = "set a smaller data.size, or take fewer {}"
 
 
 class Dataset:
@@ -51,6 +53,8 @@ class Dataset:
         mean: one value per channel of the final images in 0..1; None computes it from "train".
         std: likewise; both are given or none.
         spec: of the inputs, if there is no data to tell.
+        kind: the name of their modality.
+        rate: samples in a second, of signals where it is known.
 
     Raises:
         ValueError: for a fraction or a size out of range, a mean without std, or class names
@@ -68,6 +72,8 @@ class Dataset:
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         spec: InputSpec | None = None,
+        kind: str = "image",
+        rate: float | None = None,
     ) -> None:
         if not 0 <= val_fraction < 1:
             raise ValueError(f"data.val_fraction must be in [0, 1), but is {val_fraction}")
@@ -81,7 +87,8 @@ class Dataset:
         self.classes = check_classes(name, classes)
         self.size = size
         self.val_fraction = val_fraction
-        self.range = (0.0, 1.0)
+        self.kind, self.rate = spec.kind if spec else modality(kind), rate
+        self.range = self.kind.natural
         if spec is not None:
             self.range, self.spec = spec.range, spec
         self._readers = readers
@@ -113,12 +120,13 @@ class Dataset:
         """
         mean, std = self._moments or self.open("train").moments()
         if self._moments is None:
+            least = LEAST_STD * (self.kind.natural[1] - self.kind.natural[0])
             for i, value in enumerate(std):
-                if value < LEAST_STD:
+                if value < least:
                     line = f"data {self.name}: channel {i + 1} of {len(std)} is all but constant"
                     note(self._runtime, f"{line} (std {value:.1g}); its std is taken as 1")
-            std = tuple(1.0 if value < LEAST_STD else value for value in std)
-        return InputSpec(self.shape, (0.0, 1.0), mean, std)
+            std = tuple(1.0 if value < least else value for value in std)
+        return InputSpec(self.shape, self.kind.natural, mean, std, self.kind.name, self.rate)
 
     @property
     def real_training_inputs_read(self) -> int:
@@ -141,7 +149,8 @@ class Dataset:
                 self._splits[which] = self._load(which)
             except MemoryError as error:  # of a process that is allowed less than there is
                 raise ValueError(
-                    f"the {which} images of data {self.name} do not fit into memory: {SMALLER}"
+                    f"the {which} {self.kind.plural} of data {self.name} do not fit into memory: "
+                    + SMALLER.format(self.kind.plural)
                 ) from error
         return self._splits[which]
 
@@ -162,6 +171,11 @@ class Dataset:
         Raises:
             ValueError: for a shape or a class count that disagrees, saying what to do.
         """
+        if spec.modality != self.kind.name:
+            raise ValueError(
+                f"the teacher takes {spec.kind.plural} {list(spec.shape)}, but data {self.name} "
+                f"has {self.kind.plural} {list(self.shape)}: choose other data or another teacher"
+            )
         if tuple(spec.shape) != self.shape:
             same = spec.shape[0] == self.shape[0] and len(set(spec.shape[1:])) == 1
             hint = f"set data.size={spec.shape[-1]}" if same else "choose another data set"
@@ -184,31 +198,37 @@ class Dataset:
 
     def _load(self, which: str) -> Split:
         where = f"data {self.name}: {which}"
-        arrays, numbers = check_split(where, *self._read(which), self.num_classes)
-        self._check_shape(which, arrays)
+        arrays, labels = self._read(which)
+        numbers = check_split(where, arrays, labels, self.num_classes, self.kind)
+        inputs = self.kind.tensor(arrays)
+        self._check_shape(which, inputs)
         present = range(self.num_classes) if numbers is None else np.unique(numbers).tolist()
         missing = sorted(set(range(self.num_classes)) - set(present))
         if missing and which != "val":  # its few images may well be of few classes
             names = ", ".join(self.classes[i] for i in missing[:5])
             more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
-            note(self._runtime, f"{where} has no image of the class(es) {names}{more}")
-        images, labels = to_tensors(arrays, numbers)
-        return Split(fit(images, self.size), labels, self._runtime.device, self.range)
+            one = self.kind.name
+            note(self._runtime, f"{where} has no {one} of the class(es) {names}{more}")
+        device = self._runtime.device
+        fitted = self.kind.fit(inputs, self.size)
+        return Split(fitted, labels_of(numbers), device, self.kind.name, self.range)
 
-    def _check_shape(self, which: str, images: NDArray[np.uint8]) -> None:
-        """Check that images of all splits have one shape and fit into memory at the given size."""
-        shape = (images.shape[-1] if images.ndim == 4 else 1, *images.shape[1:3])
+    def _check_shape(self, which: str, inputs: Tensor) -> None:
+        """Check that inputs of all splits have one shape and fit into memory at the given size."""
+        shape, many = tuple(inputs.shape[1:]), self.kind.plural
         for other, known in self._shapes.items():
             if shape != known:
                 raise ValueError(
-                    f"data {self.name}: images of {other} are {'x'.join(map(str, known))}, but "
-                    f"those of {which} {'x'.join(map(str, shape))} (channels, height, width): "
-                    "bring all images to one size and number of channels"
+                    f"data {self.name}: {many} of {other} are {'x'.join(map(str, known))}, but "
+                    f"those of {which} {'x'.join(map(str, shape))} {self.kind.layout}: "
+                    f"bring all {many} to one size and number of channels"
                 )
         self._shapes[which] = shape
-        height, width = shape[1:] if self.size is None else (self.size, self.size)
-        needed = len(images) * shape[0] * height * width
-        check_memory(needed, f"the {len(images)} {which} images of data {self.name}", SMALLER)
+        places = [shape[axis] if self.size is None else self.size for axis in self.kind.places]
+        channels = shape[0]
+        needed = len(inputs) * channels * math.prod(places) * inputs.element_size()
+        what = f"the {len(inputs)} {which} {many} of data {self.name}"
+        check_memory(needed, what, SMALLER.format(many))
 
     def _read(self, which: str) -> tuple[NDArray[Any], NDArray[Any] | None]:
         from_train = which == "val" and self.val_fraction > 0

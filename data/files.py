@@ -18,11 +18,14 @@ from data.checks import check_labels
 from data.dataset import Dataset
 from data.folders import class_folders, image_files, pictures_in, unlabelled
 from data.images import fit
+from data.modality import MODALITIES, modality
 from data.notes import note
 from data.pictures import read_picture
 from data.spec import Expected
 
 Arrays = tuple[NDArray[Any], NDArray[Any] | None]
+
+GROUPS = {"image": "npz", "signal": "npz_signals", "vector": "npz_vectors"}
 
 
 def npz(
@@ -34,18 +37,24 @@ def npz(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     expected: Callable[[], Expected] | None = None,
+    kind: str = "image",
+    rate: float | None = None,
 ) -> Dataset:
     """A file with ``train_images, train_labels, test_images, test_labels`` (and ``val_*``).
 
-    Images are uint8 [N, H, W] or [N, H, W, C], labels integers [N] or [N, 1]. A data-free run needs
-    ``test_images`` alone; without ``test_labels`` it has no accuracy. A split that is not opened is
-    not read. Nothing is ever unpickled.
+    Images are uint8 [N, H, W] or [N, H, W, C], labels integers [N] or [N, 1]. Of another modality,
+    the inputs have its name: ``train_signals``, int16 or floats in -1..1, [N, L] or [N, C, L];
+    ``train_vectors``, numbers in 0..1, [N, D]. A data-free run needs ``test_images`` alone; without
+    ``test_labels`` it has no accuracy. A split that is not opened is not read. Nothing is ever
+    unpickled.
 
     Args:
         classes: names in label order; None takes the file's ``classes``, or else numbers up to
             the largest label of the test split, which then has to have every label below it, or
             else the teacher's.
         expected: by a teacher; gives the classes where neither file nor user names them.
+        kind: the name of the inputs' modality.
+        rate: samples in a second, of signals; None takes the file's ``rate``, if it has one.
 
     Raises:
         ValueError: for a file that is missing, is not .npz or lacks keys, or if the number of
@@ -53,10 +62,17 @@ def npz(
     """
     file = _existing(path)
     keys = archive.keys(file)
-    if "test_images" not in keys:
+    many = modality(kind).plural
+    if f"test_{many}" not in keys:
+        others = [known for known in MODALITIES.values() if f"test_{known.plural}" in keys]
+        if others:
+            raise ValueError(
+                f"{file} has test_{others[0].plural}, but data.dataset.kind={kind}: choose "
+                f"data={GROUPS.get(others[0].name, 'one of that modality')}"
+            )
         raise ValueError(
-            f"{file} lacks test_images: an npz data set has test_images, test_labels, and, to "
-            "train on, train_images and train_labels"
+            f"{file} lacks test_{many}: an npz data set has test_{many}, test_labels, and, to "
+            f"train on, train_{many} and train_labels"
         )
     labels = None
     if "test_labels" in keys:
@@ -67,15 +83,26 @@ def npz(
         classes = _numbers(file, labels)
     elif classes is None:
         classes = _of_teacher(str(file), expected)
-    splits = [which for which in ("train", "val", "test") if f"{which}_images" in keys]
-    readers = {which: functools.partial(_npz_split, file, which, keys) for which in splits}
-    return Dataset(str(file), readers, classes, runtime, size, val_fraction, mean, std)
+    if rate is None and "rate" in keys:
+        rate = _rate(file)
+    splits = [which for which in ("train", "val", "test") if f"{which}_{many}" in keys]
+    readers = {which: functools.partial(_npz_split, file, which, many, keys) for which in splits}
+    given = (size, val_fraction, mean, std)
+    return Dataset(str(file), readers, classes, runtime, *given, kind=kind, rate=rate)
 
 
-def _npz_split(file: Path, which: str, keys: Sequence[str]) -> Arrays:
+def _npz_split(file: Path, which: str, many: str, keys: Sequence[str]) -> Arrays:
     labelled = f"{which}_labels" in keys
     labels = archive.read_arrays(file, f"{which}_labels") if labelled else None
-    return archive.read_arrays(file, f"{which}_images"), labels
+    return archive.read_arrays(file, f"{which}_{many}"), labels
+
+
+def _rate(file: Path) -> float:
+    """The sample rate that a file says."""
+    rate = archive.read_arrays(file, "rate")
+    if rate.size != 1 or rate.dtype.kind not in "iuf" or not rate.item() > 0:
+        raise ValueError(f"{file}: rate is one number, of samples in a second, not {rate!r:.60}")
+    return float(rate.item())
 
 
 def _of_teacher(data: str, expected: Callable[[], Expected] | None) -> tuple[str, ...]:

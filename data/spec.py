@@ -11,6 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from data import images, signals, vectors  # noqa: F401 (they are known once they are defined)
+from data.modality import BUILT_IN, Modality, decode, encode, modality, usual
+
 # Of the largest value. No inputs spread wider than half their range, but networks that take values
 # as they are have a std of 1; values in 0..255 have one of 50 or more.
 WIDEST_STD = 5.0
@@ -27,6 +30,9 @@ class InputSpec:
         range: smallest and largest value of an input before normalisation.
         mean: one value per channel, in units of the range.
         std: one value per channel, in units of the range.
+        modality: what kind of input it is; by default image, signal or vector, by the number of
+            axes.
+        rate: samples in a second, of signals where it is known.
 
     Raises:
         ValueError: if the parts are not such numbers, or do not fit together.
@@ -36,6 +42,8 @@ class InputSpec:
     range: tuple[float, float] = (0.0, 1.0)
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
+    modality: str = ""
+    rate: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("shape", "range", "mean", "std"):
@@ -47,6 +55,13 @@ class InputSpec:
             object.__setattr__(self, name, tuple(values))
         if not self.shape or min(self.shape) < 1:
             raise ValueError(f"shape needs sizes of at least 1, but is {self.shape}")
+        object.__setattr__(self, "modality", self.modality or usual(len(self.shape)))
+        if self.kind.rank != len(self.shape):
+            raise ValueError(
+                f"{self.kind.plural} are {self.kind.layout}, but the shape is {list(self.shape)}"
+            )
+        if self.rate is not None and not (_is(self.rate, Real) and self.rate > 0):
+            raise ValueError(f"rate is a number of samples in a second, but is {self.rate!r}")
         if len(self.range) != 2 or self.range[0] >= self.range[1]:
             raise ValueError(f"range must be two ascending values, but is {self.range}")
         channels = self.shape[0]
@@ -86,14 +101,33 @@ class InputSpec:
         mean, std = _moments(self, x.device, x.dtype)
         return x * std + mean
 
+    def encode(self, x: Tensor) -> Tensor:
+        """Inputs [B, *shape] as their modality stores them, clamped to ``range``."""
+        return encode(x, self.kind.storage, self.kind.natural, self.range)
+
+    def decode(self, stored: Tensor) -> Tensor:
+        """The inverse: stored inputs as float32 in ``range``."""
+        return decode(stored, self.kind.natural, self.range)
+
     def noise(self, size: int, device: torch.device) -> Tensor:
         """[size, *shape], uniform in ``range`` and always the same, for a look at a network."""
         low, high = self.range
         x = torch.rand(size, *self.shape, generator=torch.Generator().manual_seed(0))
         return (low + (high - low) * x).to(device)
 
+    @property
+    def kind(self) -> Modality:
+        """The modality itself."""
+        return modality(self.modality)
+
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """Its values, without a modality that the number of axes tells, or an unknown rate."""
+        values = asdict(self)
+        if self.modality in BUILT_IN:
+            del values["modality"]
+        if self.rate is None:
+            del values["rate"]
+        return values
 
 
 def _is(value: Any, kind: Any) -> bool:
@@ -137,7 +171,9 @@ class Expected:
         Raises:
             ValueError: if the values do not fit together.
         """
-        return InputSpec(**{name: self.values[name] for name in EXPECTED if name != "classes"})
+        more = [name for name in ("modality", "rate") if name in self.values]
+        names = [name for name in EXPECTED if name != "classes"]
+        return InputSpec(**{name: self.values[name] for name in [*names, *more]})
 
     @property
     def classes(self) -> tuple[str, ...]:

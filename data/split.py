@@ -1,11 +1,14 @@
-"""One split as uint8 tensors on the device, handed out as floats and counted."""
+"""One split as it is stored, on the device, handed out as floats and counted."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor
+
+from data.modality import decode, modality
 
 DEVICE_SHARE = 0.5  # of free device memory that one split may take; networks need the rest
 
@@ -15,14 +18,15 @@ class DataFreeError(ValueError):
 
 
 class Split:
-    """The images and labels of one split, kept as uint8 and handed out as floats.
+    """The inputs and labels of one split, kept as they are stored and handed out as floats.
 
     Args:
-        images: [N, C, H, W] uint8.
+        images: [N, *shape], as the modality stores them, such as uint8 [N, C, H, W].
         labels: [N] int64, or None if they are unknown.
         device: where batches are needed. The split is held there if it takes at most half of
             the free memory, and in host memory otherwise.
-        range: that 0 and 255 are mapped to.
+        kind: the name of the modality.
+        range: that stored values are mapped to; None is the modality's natural one.
     """
 
     def __init__(
@@ -30,10 +34,11 @@ class Split:
         images: Tensor,
         labels: Tensor | None,
         device: torch.device,
-        range: tuple[float, float] = (0.0, 1.0),
+        kind: str = "image",
+        range: tuple[float, float] | None = None,
     ) -> None:
-        self.device = device
-        self.range = range
+        self.device, self.kind = device, modality(kind)
+        self.range = range or self.kind.natural
         self.shape = tuple(images.shape[1:])
         self.rows_read = 0
         self.closed = False
@@ -59,15 +64,17 @@ class Split:
         return self._labels
 
     def batch(self, index: Tensor | slice) -> tuple[Tensor, Tensor | None]:
-        """Images [B, C, H, W] in ``range`` and labels [B] int64 or None, on the device.
+        """Inputs [B, *shape] in ``range`` and labels [B] int64 or None, on the device.
 
         Args:
             index: rows, as int64 on ``storage`` (elsewhere the device has to wait) or a slice.
         """
         images, labels = self._rows(index)
-        low, high = self.range
-        x = images.to(torch.float32, memory_format=torch.channels_last)
-        return x.mul_((high - low) / 255).add_(low), labels
+        return decode(images, self.kind.natural, self.range), labels
+
+    def stored(self, index: Tensor | slice) -> tuple[Tensor, Tensor | None]:
+        """The same rows as they are stored."""
+        return self._rows(index)
 
     def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor | None]]:
         """Every row once, in fixed order; the last batch may be smaller."""
@@ -75,13 +82,15 @@ class Split:
             yield self.batch(slice(start, start + size))
 
     def moments(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Mean and standard deviation of each channel, with values in 0..1."""
+        """Mean and standard deviation of each channel, of values in the natural range."""
         total = square = torch.zeros((), dtype=torch.float64, device=self.device)
         for start in range(0, len(self), 1024):
-            x = self._rows(slice(start, start + 1024))[0].to(torch.float32).div_(255)
-            total = total + x.sum((0, 2, 3), dtype=torch.float64)
-            square = square + x.square().sum((0, 2, 3), dtype=torch.float64)
-        count = len(self) * self.shape[1] * self.shape[2]
+            rows = self._rows(slice(start, start + 1024))[0]
+            x = decode(rows, self.kind.natural, self.kind.natural)
+            axes = [axis for axis in range(x.dim()) if axis != 1]
+            total = total + x.sum(axes, dtype=torch.float64)
+            square = square + x.square().sum(axes, dtype=torch.float64)
+        count = len(self) * math.prod(self.shape[1:])
         mean = total / count
         std = (square / count - mean.square()).clamp_min(1e-12).sqrt()
         return tuple(mean.tolist()), tuple(std.tolist())

@@ -20,7 +20,7 @@ from engine.metrics import build_metrics, measure
 from engine.monitor import Board, Clock, LossMeter, Progress, brief, check_finite
 from engine.parts import Parts
 from engine.probe import Inputs
-from engine.result import finish, picture, summarize
+from engine.result import finish, summarize
 from engine.run import RunDirectory
 from engine.snapshot import put_back, take
 from generators.base import Practising
@@ -184,8 +184,7 @@ class Training:
             self.board.histogram("synthesized/classes", self.found["class_histogram"], step)
             scalars = {k: v for k, v in self.found.items() if isinstance(v, float)}
             self.board.scalars({f"synthesized/{k}": v for k, v in scalars.items()}, step)
-            grid = picture(self.recent[-1], self.parts.student.takes)
-            self.board.images("synthesized/inputs", grid, step)
+            self.board.inputs("synthesized/inputs", self.recent[-1], self.parts.student.takes, step)
 
     def look(self) -> None:
         """Evaluate the student and the inputs that were synthesized last."""

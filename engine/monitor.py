@@ -19,6 +19,7 @@ from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
 from core.runtime import Runtime
+from data.spec import InputSpec
 from engine.lines import Lines
 from engine.ownership import METRICS, SUFFIX, event_files
 
@@ -195,9 +196,12 @@ class Board:
         self.lines.add({"step": step, **values})
 
     @_written
-    def images(self, tag: str, images: Tensor, step: int) -> None:
-        """A grid [C, H, W] in [0, 1]."""
-        self.writer.add_image(tag, images, step)
+    def inputs(self, tag: str, inputs: Tensor, spec: InputSpec, step: int) -> None:
+        """A picture of inputs [B, *shape], and what one can hear of them."""
+        self.writer.add_image(tag, spec.kind.picture(inputs, spec), step)
+        sound = spec.kind.sound(inputs, spec)
+        if sound is not None and spec.rate is not None:
+            self.writer.add_audio(tag, sound, step, round(spec.rate))
 
     @_written
     def histogram(self, tag: str, fractions: list[float], step: int) -> None:

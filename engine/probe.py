@@ -74,8 +74,10 @@ def stand_in(
     if teacher is None or dataset.has("test"):
         return inputs_for(config, dataset, teacher, runtime)
     count = METHODS * config.probe.size
-    noise = torch.randint(256, (count, *teacher.takes.shape), dtype=torch.uint8)
-    return Inputs(Split(noise, None, runtime.device, teacher.takes.range), "noise", real=False)
+    takes = teacher.takes
+    noise = takes.encode(takes.noise(count, torch.device("cpu")))
+    split = Split(noise, None, runtime.device, takes.modality, takes.range)
+    return Inputs(split, "noise", real=False)
 
 
 class Probe:
@@ -122,10 +124,12 @@ class Probe:
                 "test data, or name other methods"
             )
         self.methods = tuple(names)
-        self.split = Split(torch.cat(images), None, runtime.device, teacher.takes.range)
+        self.split = Split(
+            torch.cat(images), None, runtime.device, teacher.takes.modality, teacher.takes.range
+        )
 
     def _inputs(self, config: DictConfig, method: str, overrides: list[str]) -> Tensor:
-        """uint8 [size, *shape], made now or by an earlier run."""
+        """As the modality stores them [size, *shape], made now or by an earlier run."""
         recipe = self._recipe(config, method, overrides)
         settings = plain(recipe)
         what = {k: settings[k] for k in ("source", "synthesis", "generator", "steps", "batch_size")}
@@ -169,20 +173,16 @@ class Probe:
             if alone.stop_requested:  # rounds ask by themselves
                 raise Stopped
             parts.source.next()
-        found = torch.empty(0, *self.teacher.takes.shape, dtype=torch.uint8)
+        takes = self.teacher.takes
+        found = torch.empty(0, *takes.shape, dtype=takes.kind.storage)
         for _ in range(DRAWS * max(1, size // settings["batch_size"])):
-            drawn = self._quantize(parts.source.next().input)
+            drawn = takes.encode(parts.source.next().input).cpu()
             found = torch.cat([found, drawn]).unique(dim=0)
             if len(found) >= size:
                 break
         return found[torch.randperm(len(found), generator=torch.Generator().manual_seed(SEED))][
             :size
         ].contiguous()
-
-    def _quantize(self, images: Tensor) -> Tensor:
-        low, high = self.teacher.takes.range
-        x = (images.detach() - low) * (255 / (high - low))
-        return x.round().clamp(0, 255).to(torch.uint8).cpu()
 
 
 def _kept(path: Path) -> Tensor | None:

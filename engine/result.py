@@ -9,11 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchvision.utils import make_grid, save_image
+from torchvision.utils import save_image
 
 from core.files import write_whole
 from core.runtime import Runtime
-from data.spec import InputSpec
 from engine.budget import parse_budget
 from engine.card import card, write_card
 from engine.evaluate import Evaluator
@@ -25,7 +24,6 @@ from engine.run import SCHEMA, RunDirectory
 from models.checkpoint import save_network
 from models.classifier import Classifier
 
-TILE, LARGEST = 64, 1200  # pixels: the least for one of small images, the most for a whole grid
 FIGURES = ("accuracy", "agreement", "ece")
 STUDENT_KEYS = {"name", "best_accuracy", "parameters", "val_accuracy", "ece_to_teacher", *FIGURES}
 SWEPT = ("seed", "steps", "batch_size", "precision", "ema", "clip")
@@ -157,7 +155,8 @@ def finish(
         beside.parent.mkdir(exist_ok=True)
         make_way(beside)
         save_network(beside, network, {"architecture": name})
-    save_image(picture(images, student.takes), png := BytesIO(), format="png")
+    takes = student.takes
+    save_image(takes.kind.picture(images, takes), png := BytesIO(), format="png")
     write_whole(directory.path / PICTURE, png.getvalue())
     board.summarize(swept(config))
     board.close()
@@ -187,25 +186,6 @@ def _rates(node: Any, path: str) -> dict[str, Any]:
         number = key in ("lr", "weight") and isinstance(value, (int, float))
         found |= {below: value} if number else _rates(value, below)
     return found
-
-
-def picture(images: Tensor, spec: InputSpec, count: int = 64) -> Tensor:
-    """A grid [3, H, W] in [0, 1] of the first images, at most 1200 pixels wide and high.
-
-    Small images are enlarged by a whole factor, so that their pixels stay visible as they are; of
-    large ones there are fewer, at least one. Channels after the third are left out.
-    """
-    low, high = spec.range
-    x = (images[:count].detach().float().cpu() - low) / (high - low)
-    x = (x[:, :3] if x.shape[1] >= 3 else x[:, :1]).clamp(0, 1)
-    height, width = x.shape[2:]
-    most = LARGEST - 2  # the grid's own border is 2 pixels wide, and so is that of a tile
-    columns = max(1, min(round(len(x) ** 0.5), most // (width + 2)))
-    rows = max(1, min(-(-len(x) // columns), most // (height + 2)))
-    room = min((most // columns - 2) // width, (most // rows - 2) // height)
-    times = max(1, min(-(-TILE // min(height, width)), room))
-    x = x[: rows * columns].repeat_interleave(times, 2).repeat_interleave(times, 3)
-    return make_grid(x, nrow=columns, padding=2, pad_value=0.5)
 
 
 def table(result: dict[str, Any]) -> str:

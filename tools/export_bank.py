@@ -42,7 +42,8 @@ def export_bank(run: Path, out: Path, trusted: Sequence[str] = ()) -> str:
 
     An .npz file holds ``train_images`` uint8 [N, H, W] or [N, H, W, C] (0 and 255 are the ends of
     the value range), ``train_labels`` int64 [N], ``train_rounds`` int32 [N] (the round of synthesis
-    that made each image), ``test_images``, ``test_labels`` and ``classes``. A folder holds
+    that made each image), ``test_images``, ``test_labels`` and ``classes``; signals and vectors are
+    called so, and are as data.files.npz reads them. A folder holds
     train/CLASS/INDEX.png and test/CLASS/INDEX.png; "/" in a class name becomes "_".
 
     Args:
@@ -139,30 +140,26 @@ def _read(run: Path, trusted: Sequence[str]) -> tuple[dict[str, Any], dict[str, 
 
 def _arrays(bank: dict[str, Tensor], dataset: Dataset) -> Arrays:
     """The arrays that exist: no test split without test data, and no labels without labels."""
+    kind = dataset.kind
     arrays = {
-        "train_images": _pixels(bank["images"]),
+        f"train_{kind.plural}": kind.array(bank["images"]),
         "train_labels": bank["labels"].numpy(),
         "train_rounds": bank["rounds"].numpy(),
         "classes": np.array(dataset.classes),
     }
     if dataset.has("test"):
         test = dataset.open("test")
-        images, labels = test.batch(slice(0, len(test)))
-        arrays["test_images"] = _pixels((images * 255).round().to(torch.uint8))
+        stored, labels = test.stored(slice(0, len(test)))
+        arrays[f"test_{kind.plural}"] = kind.array(stored)
         if labels is not None:
             arrays["test_labels"] = labels.numpy()
     return arrays
 
 
-def _pixels(images: Tensor) -> NDArray[np.uint8]:
-    """[N, C, H, W] as [N, H, W, C], or as [N, H, W] where C is 1."""
-    return (
-        images.movedim(1, -1).contiguous().numpy() if images.shape[1] > 1 else images[:, 0].numpy()
-    )
-
-
 def _write_folder(arrays: Arrays, out: Path) -> None:
     """Write all files under another name, and rename the folder."""
+    if "train_images" not in arrays:
+        raise ValueError("a folder holds images: export to a name with .npz")
     if arrays["train_images"].ndim == 4 and arrays["train_images"].shape[-1] != 3:
         raise ValueError("a folder holds images of 1 or 3 channels: export to a name with .npz")
     names = [str(name).replace("/", "_") for name in arrays["classes"]]

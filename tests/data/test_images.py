@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from data.images import fit, to_tensors
+from data.images import fit, to_tensor
 
 
 def test_small_images_are_padded_on_all_sides() -> None:
@@ -31,9 +31,8 @@ def test_antialiasing_sees_every_row() -> None:
 
 def test_layout() -> None:
     images = np.arange(2 * 4 * 5 * 3, dtype=np.uint8).reshape(2, 4, 5, 3)
-    x, y = to_tensors(images, np.array([1, 2], dtype=np.uint8))
+    x = to_tensor(images)
     assert x.shape == (2, 3, 4, 5)
     assert x[1, 2, 3, 4] == images[1, 3, 4, 2]
-    assert y.dtype == torch.int64
-    assert to_tensors(images[..., 0], np.array([1, 2]))[0].shape == (2, 1, 4, 5)
+    assert to_tensor(images[..., 0]).shape == (2, 1, 4, 5)
     assert fit(x, None) is x

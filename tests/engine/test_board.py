@@ -11,7 +11,7 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 import train
 from data.spec import InputSpec
 from engine.config import compose, plain
-from engine.result import picture, swept
+from engine.result import swept
 
 
 def loaded(run: Path) -> EventAccumulator:
@@ -71,11 +71,13 @@ def test_what_one_sweeps() -> None:
 def test_pictures_are_large_enough_to_see(
     shape: tuple[int, int, int], count: int, size: tuple[int, int]
 ) -> None:
-    grid = picture(torch.rand(count, *shape), spec(shape))
+    given = spec(shape)
+    grid = given.kind.picture(torch.rand(count, *shape), given)
     assert (grid.shape[2], grid.shape[1]) == size
 
 
 def test_a_small_image_keeps_its_pixels() -> None:
     images = torch.rand(2, 3, 4, 4)
-    grid = picture(images, spec((3, 4, 4)))
+    given = spec((3, 4, 4))
+    grid = given.kind.picture(images, given)
     assert torch.equal(grid[:, 2:66, 2:66][:, 8::16, 8::16], images[0])

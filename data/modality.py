@@ -1,0 +1,186 @@
+"""Modalities: what is particular to images, signals and vectors, each in one object."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from data.spec import InputSpec
+
+MODALITIES: dict[str, Modality] = {}
+
+
+class Modality:
+    """A kind of input: the layout of its arrays, how they are stored, and how they are shown.
+
+    One of your own is a subclass with a ``name``: from its definition on, data sets and
+    :class:`data.spec.InputSpec` know it. A teacher's file holds the name only, as plain text.
+
+    Attributes:
+        name: in files and configurations.
+        plural: what several inputs are called in messages.
+        layout: of one input, in messages.
+        rank: of one input; its first axis is that of the channels.
+        places: which axes are places, over which a convolution would move; none if there is no
+            neighbourhood.
+        natural: smallest and largest value of stored inputs.
+        storage: in which synthesized inputs are kept. Integers of 8 or 16 bits take their whole
+            range for ``natural``.
+    """
+
+    name: ClassVar[str]
+    plural: ClassVar[str]
+    layout: ClassVar[str]
+    rank: ClassVar[int]
+    places: ClassVar[tuple[int, ...]] = ()
+    natural: ClassVar[tuple[float, float]] = (0.0, 1.0)
+    storage: ClassVar[torch.dtype] = torch.float32
+
+    def __init_subclass__(cls, **more: Any) -> None:
+        super().__init_subclass__(**more)
+        known = MODALITIES.get(cls.name)
+        if known is not None and type(known).__module__ != cls.__module__:
+            raise TypeError(f"there is a modality called {cls.name!r}: give yours another name")
+        MODALITIES[cls.name] = cls()
+
+    def check(self, where: str, arrays: NDArray[Any]) -> None:
+        """Check the arrays [N, ...] of a split as a reader returned them.
+
+        Raises:
+            ValueError: saying how to convert them. ``where`` begins the message.
+        """
+        raise NotImplementedError
+
+    def tensor(self, arrays: NDArray[Any]) -> Tensor:
+        """Checked arrays as [N, *shape], in their own type."""
+        raise NotImplementedError
+
+    def array(self, x: Tensor) -> NDArray[Any]:
+        """The inverse of :meth:`tensor`: stored inputs as a file holds them."""
+        return x.numpy()
+
+    def fit(self, x: Tensor, size: int | None) -> Tensor:
+        """Stored inputs [N, *shape] brought to ``data.size``; None leaves them alone.
+
+        Raises:
+            ValueError: if these have no size.
+        """
+        if size is None:
+            return x
+        raise ValueError(f"data.size does not apply to {self.plural}: leave it out")
+
+    def blank(self, range: tuple[float, float]) -> float:
+        """The value of a place where there is nothing, as beside a shifted input."""
+        return range[0]
+
+    def picture(self, x: Tensor, spec: InputSpec) -> Tensor:
+        """A picture [3, H, W] in [0, 1], at most 1200 pixels wide and high, of the first inputs.
+
+        Args:
+            x: [N, *shape] in the range of ``spec``, on the host.
+        """
+        raise NotImplementedError
+
+    def sound(self, x: Tensor, spec: InputSpec) -> Tensor | None:
+        """Samples [1, L] in [-1, 1] of the first inputs to listen to, at ``spec.rate``; or None."""
+        return None
+
+
+def modality(name: str) -> Modality:
+    """The modality of a name.
+
+    Raises:
+        ValueError: if there is none, naming those that there are.
+    """
+    if name not in MODALITIES:
+        raise ValueError(
+            f"there is no modality {name!r}, only {', '.join(MODALITIES)}: one of your own is "
+            "known once the module that defines it is imported, as by data.dataset._target_"
+        )
+    return MODALITIES[name]
+
+
+def usual(rank: int) -> str:
+    """The name of the modality whose inputs usually have a rank.
+
+    Raises:
+        ValueError: for a rank that no built-in modality has.
+    """
+    names = {known.rank: known.name for known in (MODALITIES[name] for name in BUILT_IN)}
+    if rank not in names:
+        raise ValueError(f"inputs of {rank} axes belong to no modality: name theirs")
+    return names[rank]
+
+
+def require(spec: InputSpec, names: Iterable[str], part: str, instead: str) -> None:
+    """Refuse a modality that a part does not know.
+
+    Args:
+        names: of those that it knows.
+        part: what it is called.
+        instead: what to do.
+
+    Raises:
+        ValueError: if the modality of ``spec`` is another.
+    """
+    if spec.modality not in names:
+        known = " and ".join(modality(name).plural for name in names)
+        kind = modality(spec.modality)
+        raise ValueError(
+            f"{part} is for {known}, but the inputs are {kind.plural} {list(spec.shape)}: {instead}"
+        )
+
+
+def decode(stored: Tensor, natural: tuple[float, float], range: tuple[float, float]) -> Tensor:
+    """Stored values as float32 in ``range``, always in memory of their own.
+
+    Eight bits run from ``range[0]`` to ``range[1]``. Sixteen bits are -32768 to 32767, of which
+    -32768 is ``range[0]`` and 0 the middle. Others are mapped from ``natural``.
+    """
+    low, high = range
+    layout = torch.channels_last if stored.dim() == 4 else torch.contiguous_format
+    if stored.dtype == torch.uint8:
+        x = stored.to(torch.float32, memory_format=layout)
+        return x.mul_((high - low) / 255).add_(low)
+    if stored.dtype == torch.int16:
+        return stored.to(torch.float32).mul_((high - low) / 65536).add_((low + high) / 2)
+    x = stored.to(torch.float32, memory_format=layout, copy=True)
+    if range == natural:
+        return x
+    return x.sub_(natural[0]).mul_((high - low) / (natural[1] - natural[0])).add_(low)
+
+
+def encode(
+    x: Tensor, storage: torch.dtype, natural: tuple[float, float], range: tuple[float, float]
+) -> Tensor:
+    """The inverse of :func:`decode`, for values that are clamped to ``range`` first."""
+    low, high = range
+    x = x.detach()
+    if storage == torch.uint8:
+        return ((x - low) * (255 / (high - low))).round().clamp(0, 255).to(storage)
+    if storage == torch.int16:
+        centred = (x - (low + high) / 2) * (65536 / (high - low))
+        return centred.round().clamp(-32768, 32767).to(storage)
+    x = x.clamp(low, high)
+    if range != natural:
+        x = (x - low) * ((natural[1] - natural[0]) / (high - low)) + natural[0]
+    return x.to(storage)
+
+
+def as_float(x: Tensor) -> Tensor:
+    """[N, ...] in float32 on the host, detached."""
+    return x.detach().float().cpu()
+
+
+def labels_of(labels: NDArray[np.integer] | None) -> Tensor | None:
+    """[N] int64."""
+    return None if labels is None else torch.from_numpy(labels.astype(np.int64))
+
+
+BUILT_IN = ("image", "signal", "vector")
