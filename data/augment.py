@@ -18,11 +18,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from data.crop import at_once
+from data.modality import require
 from data.spec import InputSpec
+
+LEAVE_OUT = "leave it out of the list, or put one of your own there"
 
 
 class Augmentation(Protocol):
-    """Maps a batch [B, C, H, W] to one of the same shape and value range."""
+    """Maps a batch [B, *shape] to one of the same shape and value range."""
 
     def __call__(self, x: Tensor, generator: torch.Generator) -> Tensor: ...
 
@@ -35,34 +38,61 @@ def through(augmentations: Sequence[Augmentation], x: Tensor, generator: torch.G
 
 
 class RandomCrop(nn.Module):
-    """Shift each image by up to ``padding`` pixels either way; the uncovered border is black.
+    """Shift each input by up to ``padding`` places either way; the uncovered border is blank.
 
-    The same as padding on all sides and cropping at a random place, as is usual on CIFAR.
+    The same as padding on all sides and cropping at a random place, as is usual on CIFAR. Images
+    move along both axes, and signals in time.
+
+    Args:
+        spec: of the inputs.
+        padding: the largest shift, in pixels or samples.
+
+    Raises:
+        ValueError: for inputs without places, and a shift of a whole side or more.
     """
 
     def __init__(self, spec: InputSpec, padding: int = 4) -> None:
         super().__init__()
+        require(spec, ("image", "signal"), "data.augment.RandomCrop", LEAVE_OUT)
+        side = min(spec.shape[1:])
+        if not 0 <= padding < side:
+            raise ValueError(
+                f"data.augment.RandomCrop shifts by less than the inputs' shortest side, which is "
+                f"{side}, but padding={padding}: set a smaller one"
+            )
         self.padding = padding
-        self.black = spec.range[0]
+        self.blank = spec.kind.blank(spec.range)
 
     def forward(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        if x.dim() == 3:
+            return self._shifted(x, generator)
         size, (height, width) = x.shape[0], x.shape[-2:]
         offset = torch.randint(
             2 * self.padding + 1, (2, size, 1), generator=generator, device=x.device
         )
         rows = offset[0] + torch.arange(height, device=x.device)
         columns = offset[1] + torch.arange(width, device=x.device)
-        padded = F.pad(x, [self.padding] * 4, value=self.black)
+        padded = F.pad(x, [self.padding] * 4, value=self.blank)
         image = torch.arange(size, device=x.device).view(-1, 1, 1)
         # channels come out last, which is the memory layout that convolutions are fastest in
         return padded[image, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+    def _shifted(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """Signals [B, C, L]."""
+        offset = torch.randint(
+            2 * self.padding + 1, (len(x), 1, 1), generator=generator, device=x.device
+        )
+        padded = F.pad(x, [self.padding] * 2, value=self.blank)
+        places = offset + torch.arange(x.shape[-1], device=x.device)
+        return padded.gather(2, places.expand(-1, x.shape[1], -1))
 
 
 class RandomFlip(nn.Module):
     """Mirror each image left to right with the probability ``p``."""
 
-    def __init__(self, p: float = 0.5) -> None:
+    def __init__(self, spec: InputSpec, p: float = 0.5) -> None:
         super().__init__()
+        require(spec, ("image",), "data.augment.RandomFlip", LEAVE_OUT)
         self.p = p
 
     def forward(self, x: Tensor, generator: torch.Generator) -> Tensor:
@@ -83,6 +113,7 @@ class RandomAffine(nn.Module):
         self, spec: InputSpec, degrees: float = 10.0, translate: float = 0.1, scale: float = 0.1
     ) -> None:
         super().__init__()
+        require(spec, ("image",), "data.augment.RandomAffine", LEAVE_OUT)
         self.degrees = degrees
         self.translate = translate
         self.scale = scale
@@ -123,6 +154,7 @@ class Kornia(nn.Module):
         self, spec: InputSpec, augmentations: Sequence[nn.Module | functools.partial[nn.Module]]
     ) -> None:
         super().__init__()
+        require(spec, ("image",), "data.augment.Kornia", LEAVE_OUT)
         if not augmentations:
             raise ValueError("data.augment.Kornia needs augmentations: [{_target_: kornia...}]")
         self.range = spec.range

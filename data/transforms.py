@@ -33,9 +33,11 @@ class Transform(nn.Module):
         axes = [axis for axis in builtins.range(seen.dim()) if axis != 1]
         std = seen.std(axes, correction=0).clamp_min(1e-6)
         mean = seen.mean(axes)
-        return InputSpec(
-            tuple(seen.shape[1:]), self.range(takes), tuple(mean.tolist()), tuple(std.tolist())
-        )
+        shape = tuple(seen.shape[1:])
+        kind = takes.modality if len(shape) == len(takes.shape) else ""
+        rate = takes.rate if shape[-1] == takes.shape[-1] else None
+        limits = self.range(takes)
+        return InputSpec(shape, limits, tuple(mean.tolist()), tuple(std.tolist()), kind, rate)
 
 
 class FourierMagnitude(Transform):

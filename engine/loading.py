@@ -40,6 +40,7 @@ def loading_lines(
     """
     modules = {"torch", "safetensors.torch"}
     sizes = {"in_channels": spec.shape[0], "input_size": spec.shape[1:], "num_classes": num_classes}
+    sizes |= {"spec": spec}
     network = _expression(node, sizes, modules)
     ones = (1,) * (len(spec.shape) - 1)
     moments = [list(spec.mean), list(spec.std)]
@@ -84,6 +85,9 @@ def _expression(node: Any, sizes: Mapping[str, Any], modules: set[str]) -> str:
         return f"{{{', '.join(inside)}}}"
     if isinstance(node, list):
         return f"[{', '.join(_expression(v, sizes, modules) for v in node)}]"
+    if isinstance(node, InputSpec):
+        modules.add("data.spec")
+        return f"data.spec.{node!r}"
     return repr(node)
 
 

@@ -8,14 +8,28 @@ import torch
 
 from core.build import build
 from core.objective import Objective, Weighted
+from data.spec import InputSpec
 from models.check import materialize
 
 
 def build_network(
-    node: dict[str, Any], shape: tuple[int, ...], classes: tuple[str, ...], path: str = "model"
+    node: dict[str, Any],
+    shape: tuple[int, ...],
+    classes: tuple[str, ...],
+    path: str = "model",
+    spec: InputSpec | None = None,
 ) -> torch.nn.Module:
-    """A network for inputs of this shape, with one output for each class."""
-    offered = {"in_channels": shape[0], "input_size": shape[1:], "num_classes": len(classes)}
+    """A network for inputs of this shape, with one output for each class.
+
+    Args:
+        spec: of the inputs, for networks that name it; mean and std may be unknown (0 and 1).
+    """
+    offered: dict[str, Any] = {
+        "in_channels": shape[0],
+        "input_size": shape[1:],
+        "num_classes": len(classes),
+    }
+    offered |= {} if spec is None else {"spec": spec}
     network: torch.nn.Module = build(node, torch.nn.Module, path, **offered)
     return materialize(network, shape, len(classes))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
@@ -85,7 +86,7 @@ def student_spec(
     if node.get("mean") is None or node.get("std") is None:
         raise ValueError(f"{path}.transform needs {path}.mean and {path}.std")
     seen = transform.measured(takes, noise)
-    return InputSpec(seen.shape, seen.range, tuple(node["mean"]), tuple(node["std"])), transform
+    return replace(seen, mean=tuple(node["mean"]), std=tuple(node["std"])), transform
 
 
 def _modules(
@@ -108,7 +109,7 @@ def _module(
     path, classes = _path(name), available["classes"]
     spec, transform = student_spec(node, path, available)
     if node.get("of") is None:
-        return build_network(node["model"], spec.shape, classes, f"{path}.model")
+        return build_network(node["model"], spec.shape, classes, f"{path}.model", spec)
     if transform is not None:
         raise ValueError(f"{path} is a branch, which sees what its trunk sees: no transform")
     if (trunk := modules.get(node["of"])) is None:

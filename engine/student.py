@@ -120,7 +120,7 @@ def load_student(
             f"{file} does not say what its inputs and classes are: a {FILE} that a run wrote does"
         )
     try:
-        module = build_network(node, spec.shape, classes or ("",) * count)
+        module = build_network(node, spec.shape, classes or ("",) * count, spec=spec)
     except (RuntimeError, TypeError, MemoryError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"the network of {file} cannot be built: {reason}") from error

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.linalg import vector_norm
 
 from core.functional import kl_divergences
+from data.modality import require
 from data.spec import InputSpec
 from generators.base import Synthesis, SynthesisLoss
 
@@ -169,35 +170,44 @@ DISTANCES = {"kl": kl_divergences, "l1": _l1, "js": _js}
 
 
 class TotalVariation(SynthesisLoss):
-    """Σ_d ‖x − shift_d(x)‖ of normalised images (R_TV of DeepInversion, CVPR 2020).
+    """Σ_d ‖x − shift_d(x)‖ of normalised inputs (R_TV of DeepInversion, CVPR 2020).
 
-    As in the authors' code, d are the steps to the right, down and along both diagonals. ``l2``
+    As in the authors' code, d are the steps to the right, down and along both diagonals; of a
+    signal, the step in time is all there is. ``l2``
     is the Frobenius norm over the whole batch, and so grows with the square root of its size;
     ``l1`` is the mean absolute difference, which does not.
 
     Args:
-        spec: of the images, which are [B, C, H, W].
+        spec: of the inputs.
         norm: "l2" or "l1".
 
     Raises:
-        ValueError: for an unknown norm.
+        ValueError: for an unknown norm, inputs without places, and images of one row or column.
     """
 
     def __init__(self, spec: InputSpec, norm: str = "l2") -> None:
         super().__init__()
         if norm not in ("l1", "l2"):
             raise ValueError(f"norm {norm!r} is none of: l1, l2")
+        away = "leave the loss out, ~synthesis.losses.NAME, or set its weight to 0"
+        require(spec, ("image", "signal"), "TotalVariation", away)
+        if min(spec.shape[1:]) < 2:
+            raise ValueError(
+                f"TotalVariation compares neighbours, but inputs {list(spec.shape)} have none "
+                f"along one of their axes: {away}"
+            )
         self.spec = spec
         self.norm = norm
 
     def forward(self, synthesis: Synthesis) -> Tensor:
         x = self.spec.normalize(synthesis.images)
-        differences = [
-            x[..., :, 1:] - x[..., :, :-1],
-            x[..., 1:, :] - x[..., :-1, :],
-            x[..., 1:, 1:] - x[..., :-1, :-1],
-            x[..., 1:, :-1] - x[..., :-1, 1:],
-        ]
+        differences = [x[..., 1:] - x[..., :-1]]
+        if x.dim() == 4:
+            differences += [
+                x[..., 1:, :] - x[..., :-1, :],
+                x[..., 1:, 1:] - x[..., :-1, :-1],
+                x[..., 1:, :-1] - x[..., :-1, 1:],
+            ]
         if self.norm == "l1":
             return torch.stack([d.abs().mean() for d in differences]).sum()
         return torch.stack([vector_norm(d) for d in differences]).sum()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from core.runtime import Runtime
-from generators.networks import GeneratorNetwork, ImageGenerator
+from generators.networks import GeneratorNetwork, StandardGenerator
 
 
 class FeatureExchange:
@@ -25,7 +25,7 @@ class FeatureExchange:
     There, the other batches are made anew in the same way, of features that were not exchanged;
     here they come from the bank. The pool is bounded here: the oldest features leave first.
 
-    It combines with any variable that trains a lasting :class:`ImageGenerator`.
+    It combines with any variable that trains a lasting :class:`StandardGenerator`.
 
     Args:
         runtime: device and precision.
@@ -58,9 +58,9 @@ class FeatureExchange:
         Raises:
             ValueError: if there is none, or one of another kind.
         """
-        if not isinstance(generator, ImageGenerator):
+        if not isinstance(generator, StandardGenerator):
             raise ValueError(
-                "source.exchange exchanges features of an ImageGenerator: choose one "
+                "source.exchange exchanges features of a StandardGenerator: choose one "
                 "(generator=standard), and a variable that trains it"
             )
         self.generator = generator

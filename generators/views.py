@@ -12,9 +12,12 @@ class Jitter:
     """One shift with wrap-around for the whole batch, and perhaps a mirror image (DeepInversion,
     CVPR 2020).
 
+    Images move along both axes, and signals in time. Vectors have no places, and stay as they are.
+
     Args:
-        pixels: largest shift either way.
-        flip: whether every other batch or so is mirrored left to right; not for digits or letters.
+        pixels: largest shift either way, in pixels or samples.
+        flip: whether every other batch or so is mirrored left to right; not for digits or letters,
+            and never a signal.
 
     Raises:
         ValueError: for a negative shift.
@@ -26,8 +29,13 @@ class Jitter:
         self.pixels, self.flip = pixels, flip
 
     def __call__(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        """Map [B, C, H, W] to the same shape."""
+        """Map [B, *shape] to the same shape."""
+        axes = tuple(range(2, x.dim()))
+        if not axes:
+            return x
         host = random.Random(generator.initial_seed())  # no waiting for the device
-        down, right = (host.randint(-self.pixels, self.pixels) for _ in range(2))
-        x = x.roll((down, right), dims=(-2, -1))
+        shifts = tuple(host.randint(-self.pixels, self.pixels) for _ in axes)
+        x = x.roll(shifts, dims=axes)
+        if x.dim() != 4:
+            return x
         return x.flip(-1) if self.flip and host.random() < 0.5 else x

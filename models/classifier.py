@@ -43,7 +43,8 @@ class Classifier(nn.Module):
         module: maps normalised inputs [B, *spec.shape] to logits [B, C], or to an output that
             contains them (``models.logits``). An attribute ``taps`` ({name: module path}) names its
             stages, and ``channels_last`` the paths among them whose maps are [B, H, W, C]; as
-            features these are [B, C, H, W].
+            features these are [B, C, H, W]. Where inputs are signals, features [B, C, L] are maps
+            over a line, and become [B, C, 1, L], except at the paths in ``tokens``.
         spec: what ``module`` expects, after the transform.
         classes: class names in label order.
         taps: names or module paths whose outputs are returned as features.
@@ -82,8 +83,8 @@ class Classifier(nn.Module):
         self.taps = tuple(dict.fromkeys(taps))
         self.record = Record()
         for tap in self.taps:
-            module, turned = self._resolve(tap)
-            module.register_forward_hook(Tap(self.record, tap, turned))
+            module, turned, line = self._resolve(tap)
+            module.register_forward_hook(Tap(self.record, tap, turned, line))
         self.measured: frozenset[str] | None = None  # layers that run; a view knows them
         self.idle: tuple[str, ...] = ()
         if statistics:
@@ -216,12 +217,14 @@ class Classifier(nn.Module):
     def parameter_count(self) -> int:
         return sum(p.numel() for p in self.module.parameters())
 
-    def _resolve(self, tap: str) -> tuple[nn.Module, bool]:
-        """The module, and whether its maps are [B, H, W, C]."""
+    def _resolve(self, tap: str) -> tuple[nn.Module, bool, bool]:
+        """The module, and whether its maps are [B, H, W, C], or may be [B, C, L]."""
         named: dict[str, str] = getattr(self.module, "taps", {})
         modules = dict(self.module.named_modules())
         path = named.get(tap, tap)
         if path not in modules or not path:
             known = ", ".join([*named, *(name for name in modules if name)])
             raise ValueError(f"no tap {tap!r} in {self.name}; it has: {known}")
-        return modules[path], path in getattr(self.module, "channels_last", ())
+        turned = path in getattr(self.module, "channels_last", ())
+        line = len(self.spec.kind.places) == 1 and path not in getattr(self.module, "tokens", ())
+        return modules[path], turned, line

@@ -13,9 +13,9 @@ def initialize(module: nn.Module) -> None:
     identity.
     """
     for m in module.modules():
-        if isinstance(m, nn.Conv2d):
+        if isinstance(m, (nn.Conv1d, nn.Conv2d)):
             nn.init.kaiming_normal_(m.weight, mode="fan_out", nonlinearity="relu")
-        if isinstance(m, (nn.Conv2d, nn.Linear)) and m.bias is not None:
+        if isinstance(m, (nn.Conv1d, nn.Conv2d, nn.Linear)) and m.bias is not None:
             nn.init.zeros_(m.bias)
 
 

@@ -45,11 +45,13 @@ class Tap(Hook):
 
     Args:
         turned: whether that is [B, H, W, C], to be recorded as [B, C, H, W].
+        line: whether it is a map over a line, [B, C, L], to be recorded as [B, C, 1, L], so that
+            what works on maps works on it.
     """
 
-    def __init__(self, record: Record, name: str, turned: bool) -> None:
+    def __init__(self, record: Record, name: str, turned: bool = False, line: bool = False) -> None:
         super().__init__(record, name)
-        self.turned = turned
+        self.turned, self.line = turned, line
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
         if not isinstance(output, Tensor):
@@ -58,6 +60,8 @@ class Tap(Hook):
                 "name a module inside it"
             )
         x = full_precision(output.movedim(-1, 1) if self.turned else output)
+        if self.line and x.dim() == 3:
+            x = x.unsqueeze(2)
         self.record.features.append((self.name, x))
 
 

@@ -15,7 +15,7 @@ from tests.waits import Launches
 SPEC = InputSpec((3, 12, 10), (-1.0, 1.0), (0.0,) * 3, (1.0,) * 3)
 ALL: list[Any] = [
     RandomCrop(SPEC, 2),
-    RandomFlip(),
+    RandomFlip(SPEC),
     RandomAffine(SPEC),
     Kornia(SPEC, [K.RandomResizedCrop((12, 10), scale=(0.25, 1.0)), K.RandomHorizontalFlip()]),
     Kornia(SPEC, [K.ColorJitter(0.4, 0.4, 0.4, 0.1, p=0.8), K.RandomErasing()]),
@@ -67,12 +67,12 @@ def test_crop_shifts_each_image_by_its_own_whole_pixels() -> None:
 
 def test_flip_mirrors_about_half() -> None:
     x = images(400)
-    flipped = RandomFlip()(x, seeded())
+    flipped = RandomFlip(SPEC)(x, seeded())
     mirrored = (flipped == x.flip(-1)).flatten(1).all(1)
     same = (flipped == x).flatten(1).all(1)
     assert (mirrored ^ same).all()
     assert 150 < mirrored.sum() < 250
-    assert torch.equal(RandomFlip(1.0)(x, seeded()), x.flip(-1))
+    assert torch.equal(RandomFlip(SPEC, 1.0)(x, seeded()), x.flip(-1))
 
 
 def test_affine_without_change_is_the_identity() -> None:

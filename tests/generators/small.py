@@ -14,7 +14,7 @@ from data.spec import InputSpec
 from generators.base import SynthesisLoss
 from generators.generative import GenerativeSource
 from generators.losses import Activation, Adversarial, BatchNormStatistics, OneHot
-from generators.networks import ImageGenerator
+from generators.networks import StandardGenerator
 from generators.rounds import RoundSource
 from generators.variables import Pixels
 from generators.views import Jitter
@@ -75,7 +75,7 @@ def generative(runtime: Runtime | None = None, **kwargs: Any) -> GenerativeSourc
     conditional = kwargs.pop("conditional", False)
     torch.manual_seed(2)
     defaults = {
-        "generator": ImageGenerator(
+        "generator": StandardGenerator(
             SPEC, CLASSES, latent_size=5, channels=8, conditional=conditional
         ),
         "teacher": teacher(),

@@ -14,7 +14,7 @@ from data.spec import InputSpec
 from generators.base import Synthesis
 from generators.latent import LatentDiversity, LatentNorm, LatentReconstruction
 from generators.losses import OneHot
-from generators.networks import GeneratorEnsemble, ImageGenerator
+from generators.networks import GeneratorEnsemble, StandardGenerator
 from models.classifier import Outputs
 from tests.generators.small import CLASSES, SPEC, generative, objective, snapshot
 
@@ -102,7 +102,7 @@ def test_norm_draws_long_embeddings_back() -> None:
     lengths = {}
     for weight in (0.0, 1.0):
         torch.manual_seed(0)
-        generator = ImageGenerator(
+        generator = StandardGenerator(
             SPEC, CLASSES, latent_size=5, channels=8, conditional=True, conditioning="add"
         )
         torch.nn.init.constant_(generator.embedding.weight, 4.0)
@@ -123,10 +123,10 @@ def test_a_loss_without_a_latent_says_so(make) -> None:
 
 def test_added_classes_are_part_of_the_latent() -> None:
     torch.manual_seed(0)
-    generator = ImageGenerator(
+    generator = StandardGenerator(
         SPEC, CLASSES, latent_size=5, channels=8, conditional=True, conditioning="add"
     )
-    plain = ImageGenerator(SPEC, CLASSES, latent_size=5, channels=8)
+    plain = StandardGenerator(SPEC, CLASSES, latent_size=5, channels=8)
     weights = {k: v for k, v in generator.state_dict().items() if "embedding" not in k}
     plain.load_state_dict(weights)
     z, y = torch.randn(6, 5), torch.tensor([0, 1, 2, 3, 0, 1])
@@ -134,10 +134,10 @@ def test_added_classes_are_part_of_the_latent() -> None:
     assert torch.equal(generator.latent(z, y), shifted)
     assert torch.equal(generator(z, y), plain(shifted))
     assert torch.equal(plain.latent(z), z)
-    concatenated = ImageGenerator(SPEC, CLASSES, latent_size=5, channels=8, conditional=True)
+    concatenated = StandardGenerator(SPEC, CLASSES, latent_size=5, channels=8, conditional=True)
     assert torch.equal(concatenated.latent(z, y), z)
     with pytest.raises(ValueError, match=r"'sum' is none of: concat, add, norm"):
-        ImageGenerator(SPEC, CLASSES, conditional=True, conditioning="sum")
+        StandardGenerator(SPEC, CLASSES, conditional=True, conditioning="sum")
 
 
 @pytest.mark.parametrize("size", [2, 3, 7, 12])

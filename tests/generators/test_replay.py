@@ -11,7 +11,7 @@ from torch import Tensor
 from core.runtime import Runtime
 from data.spec import InputSpec
 from generators.losses import OneHot
-from generators.networks import ImageGenerator
+from generators.networks import StandardGenerator
 from generators.replay import VAE, EMAGenerator, Replay
 from tests.generators.small import (
     CLASSES,
@@ -207,7 +207,8 @@ def test_shapes_and_bf16(kind: str, shape: tuple[int, ...]) -> None:
     net.spec = spec
     net = net.eval().requires_grad_(False)
     generator, decoder = (
-        ImageGenerator(spec, CLASSES, latent_size=5, channels=8, output="tanh_bn") for _ in range(2)
+        StandardGenerator(spec, CLASSES, latent_size=5, channels=8, output="tanh_bn")
+        for _ in range(2)
     )
     part = twin(runtime) if kind == "ema" else VAE(decoder, net, spec, CLASSES, runtime, ADAM)
     source = generative(

@@ -13,7 +13,7 @@ from torch import Tensor
 from core.objective import Losses
 from core.runtime import Runtime
 from data.spec import Batch
-from generators.networks import GeneratorEnsemble, ImageGenerator
+from generators.networks import GeneratorEnsemble, StandardGenerator
 from generators.rounds import RoundSource
 from generators.spaceship import FeatureExchange, exchange_channels
 from generators.variables import Generated, MetaGenerated, Pixels
@@ -26,9 +26,9 @@ def noise(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def network(**kwargs: Any) -> ImageGenerator:
+def network(**kwargs: Any) -> StandardGenerator:
     torch.manual_seed(0)
-    return ImageGenerator(SPEC, CLASSES, latent_size=5, channels=8, **kwargs)
+    return StandardGenerator(SPEC, CLASSES, latent_size=5, channels=8, **kwargs)
 
 
 def exchanging(runtime: Runtime = RUNTIME, **kwargs: Any) -> RoundSource:
@@ -177,7 +177,7 @@ def test_what_cannot_be_exchanged() -> None:
             FeatureExchange(RUNTIME, **settings)  # type: ignore[arg-type]
     ensemble = Generated(GeneratorEnsemble(SPEC, CLASSES, 2, channels=8), RUNTIME)
     for variable in (Pixels(SPEC), ensemble):
-        with pytest.raises(ValueError, match="an ImageGenerator"):
+        with pytest.raises(ValueError, match="a StandardGenerator"):
             inversion(variable=variable, exchange=FeatureExchange(RUNTIME))
     fresh = Generated(network(), RUNTIME, lifetime=3)
     with pytest.raises(ValueError, match=r"use source\.variable\.lifetime=0"):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from core.runtime import Runtime
-from generators.networks import ImageGenerator
+from generators.networks import StandardGenerator
 from generators.replay import VAE
 from tests.generators.small import CLASSES, SPEC, same, snapshot, teacher
 
@@ -17,7 +17,7 @@ ADAM = functools.partial(torch.optim.Adam, lr=5e-3)
 
 def vae(runtime: Runtime | None = None, conditional: bool = False, **kwargs: Any) -> VAE:
     torch.manual_seed(3)
-    decoder = ImageGenerator(SPEC, CLASSES, latent_size=6, channels=8, conditional=conditional)
+    decoder = StandardGenerator(SPEC, CLASSES, latent_size=6, channels=8, conditional=conditional)
     runtime = runtime or Runtime(device="cpu")
     settings = {"fraction": 0.3, "channels": 8, **kwargs}
     return VAE(decoder, teacher(), SPEC, CLASSES, runtime, ADAM, **settings)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from core.runtime import Runtime
 from generators.base import Synthesis
 from generators.losses import Adversarial, BatchNormStatistics, OneHot
-from generators.networks import ImageGenerator
+from generators.networks import StandardGenerator
 from generators.rounds import draw_classes
 from generators.variables import Generated, MetaGenerated, NoisyLayer, one_hot
 from models.classifier import Outputs, Statistics
@@ -22,9 +22,9 @@ from tests.generators.small import CLASSES, SPEC, inversion, objective, same, sn
 SGD = functools.partial(torch.optim.SGD, lr=0.5)
 
 
-def network(**kwargs: Any) -> ImageGenerator:
+def network(**kwargs: Any) -> StandardGenerator:
     torch.manual_seed(4)
-    return ImageGenerator(SPEC, CLASSES, latent_size=5, channels=8, **kwargs)
+    return StandardGenerator(SPEC, CLASSES, latent_size=5, channels=8, **kwargs)
 
 
 def noise(seed: int = 0) -> torch.Generator:

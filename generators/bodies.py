@@ -1,0 +1,204 @@
+"""From a small map to an input: the layers of a generator, by modality."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from data.modality import modality
+from data.spec import InputSpec
+
+BATCHNORMS = (nn.BatchNorm1d, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)  # by axes of places
+Norm = Callable[[int], nn.Module]  # of so many channels
+
+
+class Body(Protocol):
+    """The layers between a generator's Linear and its output."""
+
+    def stem(self, spec: InputSpec) -> tuple[int, ...]:
+        """The places of the small map that they begin with.
+
+        Raises:
+            ValueError: for inputs of a size that they cannot make.
+        """
+
+    def stages(self, spec: InputSpec, channels: int, norm: Norm) -> list[nn.Module]:
+        """They themselves: a BatchNorm, then steps of three layers, of which the last one ends a
+        resolution, and a last layer to the input's channels."""
+
+
+class ImageBody:
+    """Twice nearest upsampling, a 3×3 convolution, BatchNorm and LeakyReLU(0.2): DCGAN's.
+
+    Channels are c, c, c and c/2.
+    """
+
+    def stem(self, spec: InputSpec) -> tuple[int, ...]:
+        _, height, width = spec.shape
+        if height % 4 or width % 4:
+            raise ValueError(
+                f"generators make images [C, H, W] with H and W divisible by 4, but the teacher "
+                f"takes {list(spec.shape)}: use a generator of your own, or a teacher of such a "
+                "size"
+            )
+        return height // 4, width // 4
+
+    def stages(self, spec: InputSpec, channels: int, norm: Norm) -> list[nn.Module]:
+        return [
+            norm(channels),
+            *_upsampling(UpsampledConv2d(channels, channels), channels, norm),
+            *_upsampling(UpsampledConv2d(channels, channels // 2), channels // 2, norm),
+            nn.Conv2d(channels // 2, spec.shape[0], 3, padding=1),
+        ]
+
+
+class SignalBody:
+    """Steps of nearest upsampling by 4 and a convolution over 25 samples, as WaveGAN has them.
+
+    WaveGAN (Donahue et al., ICLR 2019) upsamples by 4 with kernels of 25. Here steps of 4, and at
+    the end one of 2, lead from at least 4 samples to the whole signal. BatchNorm is what data-free
+    generators have, and WaveGAN has not. Channels are c, and c/2 after the last step.
+    """
+
+    kernel = 25
+
+    def stem(self, spec: InputSpec) -> tuple[int, ...]:
+        return (spec.shape[1] // math.prod(self.factors(spec)),)
+
+    def factors(self, spec: InputSpec) -> list[int]:
+        """By how much each step upsamples."""
+        length = spec.shape[1]
+        found: list[int] = []
+        while length % 4 == 0 and length >= 16:
+            length //= 4
+            found.append(4)
+        if length % 2 == 0 and length >= 8:
+            found.append(2)
+        if not found or spec.shape[1] // math.prod(found) > 64:
+            raise ValueError(
+                f"generators make signals [C, L] with L divisible by a power of 4, but the teacher "
+                f"takes {list(spec.shape)}: pad the signals, as data.size=4096 does, for a teacher "
+                "of such a length, or use a generator of your own"
+            )
+        return found
+
+    def stages(self, spec: InputSpec, channels: int, norm: Norm) -> list[nn.Module]:
+        layers, factors = [norm(channels)], self.factors(spec)
+        for i, factor in enumerate(factors, 1):
+            out = channels if i < len(factors) else channels // 2
+            conv = UpsampledConv1d(channels, out, self.kernel, factor)
+            layers += _upsampling(conv, out, norm)
+        return [*layers, nn.Conv1d(channels // 2, spec.shape[0], self.kernel, padding=12)]
+
+
+class VectorBody:
+    """Linear layers, BatchNorm and LeakyReLU(0.2): twice, of c and c/2 channels."""
+
+    def stem(self, spec: InputSpec) -> tuple[int, ...]:
+        return ()
+
+    def stages(self, spec: InputSpec, channels: int, norm: Norm) -> list[nn.Module]:
+        half = channels // 2
+        return [
+            norm(channels),
+            *_upsampling(nn.Linear(channels, channels, bias=False), channels, norm),
+            *_upsampling(nn.Linear(channels, half, bias=False), half, norm),
+            nn.Linear(half, spec.shape[0]),
+        ]
+
+
+BODIES: dict[str, Body] = {"image": ImageBody(), "signal": SignalBody(), "vector": VectorBody()}
+
+
+def body_for(spec: InputSpec) -> Body:
+    """The body of a modality.
+
+    Raises:
+        ValueError: if it has none.
+    """
+    if spec.modality not in BODIES:
+        known = ", ".join(modality(name).plural for name in BODIES)
+        raise ValueError(
+            f"the standard generators make {known}, but the teacher takes "
+            f"{modality(spec.modality).plural}: use a generator of your own"
+        )
+    return BODIES[spec.modality]
+
+
+class ClassBatchNorm(nn.Module):
+    """BatchNorm whose scale and shift depend on the class: γ_y·(x − μ)/σ + β_y.
+
+    μ and σ are those of the whole batch, whatever its classes (de Vries et al., NeurIPS 2017).
+    """
+
+    def __init__(self, places: int, channels: int, num_classes: int) -> None:
+        super().__init__()
+        self.norm = BATCHNORMS[places](channels, affine=False)
+        self.scale = nn.Parameter(torch.ones(num_classes, channels))
+        self.shift = nn.Parameter(torch.zeros(num_classes, channels))
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        ones = (1,) * (x.dim() - 2)
+        both = (F.embedding(y, p) for p in (self.scale, self.shift))
+        scale, shift = (p.view(*p.shape, *ones) for p in both)
+        return torch.addcmul(shift.to(x), self.norm(x), scale.to(x))
+
+
+def batchnorm(
+    places: int, num_classes: int | None, channels: int, affine: bool = True
+) -> nn.Module:
+    """BatchNorm over maps with so many axes of places; the class's own, which always has a scale,
+    unless ``num_classes`` is None."""
+    if num_classes is None:
+        return BATCHNORMS[places](channels, affine=affine)
+    return ClassBatchNorm(places, channels, num_classes)
+
+
+def _upsampling(layer: nn.Module, out_channels: int, norm: Norm) -> list[nn.Module]:
+    return [layer, norm(out_channels), nn.LeakyReLU(0.2, inplace=True)]
+
+
+class UpsampledConv2d(nn.Module):
+    """Nearest upsampling by 2 and a 3×3 convolution in one, with 4/9 of the multiplications.
+
+    Of the nine taps, those that fall on copies of one pixel are added up beforehand, which leaves
+    a transposed convolution with a 4×4 kernel and stride 2. [B, I, H, W] -> [B, O, 2H, 2W].
+    """
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        # No bias: the BatchNorm that follows would take it out again.
+        self.weight = nn.Parameter(torch.empty(out_channels, in_channels, 3, 3))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """As PyTorch draws a convolution's weights."""
+        nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        kernel = _merge_taps(_merge_taps(self.weight, 2), 3).transpose(0, 1)
+        return F.conv_transpose2d(x, kernel, stride=2, padding=1)
+
+
+def _merge_taps(weight: Tensor, dim: int) -> Tensor:
+    """Taps (a, b, c) over an upsampled line become (c, b + c, a + b, a) over the line itself."""
+    a, b, c = weight.unbind(dim)
+    return torch.stack([c, b + c, a + b, a], dim)
+
+
+class UpsampledConv1d(nn.Module):
+    """Nearest upsampling by f and a convolution over k samples, k odd: [B, I, L] -> [B, O, f·L]."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel: int, factor: int) -> None:
+        super().__init__()
+        self.factor = factor
+        # No bias: the BatchNorm that follows would take it out again.
+        self.conv = nn.Conv1d(in_channels, out_channels, kernel, padding=kernel // 2, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.interpolate(x, scale_factor=self.factor, mode="nearest"))  # type: ignore[no-any-return]

@@ -1,0 +1,69 @@
+"""Networks for signals: waveforms and sensors."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from models.initialization import initialize
+
+POOLED = 4  # samples that become one, at the end of each stage
+
+
+class M5(nn.Module):
+    """Inputs [B, in_channels, L] to logits [B, num_classes] (M5 of Dai et al., ICASSP 2017).
+
+    Four stages of one convolution, BatchNorm and a rectifier, each but the first of width 3, and
+    global average pooling. The first convolution covers 80 samples, 10 ms at 8 kHz, in steps of 4.
+    A stage pools by 4, as long as there are 4 samples to pool; the paper's input has 32,000.
+
+    Args:
+        in_channels: C.
+        num_classes: of the classifier.
+        width: channels of the first two stages; the next ones have two and four times as many. The
+            paper's network has 128.
+        kernel: samples that the first convolution covers.
+        stride: its steps.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        num_classes: int,
+        width: int = 128,
+        kernel: int = 80,
+        stride: int = 4,
+    ) -> None:
+        super().__init__()
+        self.stage1 = _stage(in_channels, width, kernel, stride)
+        self.stage2 = _stage(width, width)
+        self.stage3 = _stage(width, 2 * width)
+        self.stage4 = _stage(2 * width, 4 * width)
+        self.pool = nn.AdaptiveAvgPool1d(1)
+        self.flatten = nn.Flatten()
+        self.linear = nn.Linear(4 * width, num_classes)
+        self.taps = {f"stage{i}": f"stage{i}" for i in range(1, 5)}
+        self.taps |= {"pooled": "flatten", "logits": "linear"}
+        initialize(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for stage in (self.stage1, self.stage2, self.stage3, self.stage4):
+            x = stage(x)
+        return self.linear(self.flatten(self.pool(x)))  # type: ignore[no-any-return]
+
+
+class Pool(nn.Module):
+    """The largest of every 4 samples; fewer than 4 stay as they are."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[-1] < POOLED:
+            return x
+        return nn.functional.max_pool1d(x, POOLED)
+
+
+def _stage(in_channels: int, out_channels: int, kernel: int = 3, stride: int = 1) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv1d(in_channels, out_channels, kernel, stride, kernel // 2, bias=False),
+        nn.BatchNorm1d(out_channels),
+        nn.ReLU(),
+        Pool(),
+    )
