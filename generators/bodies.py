@@ -14,6 +14,7 @@ from data.modality import modality
 from data.spec import InputSpec
 
 BATCHNORMS = (nn.BatchNorm1d, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)  # by axes of places
+MOST_PLACES = 128  # that a signal may begin with
 Norm = Callable[[int], nn.Module]  # of so many channels
 
 
@@ -79,7 +80,7 @@ class SignalBody:
             found.append(4)
         if length % 2 == 0 and length >= 8:
             found.append(2)
-        if not found or spec.shape[1] // math.prod(found) > 64:
+        if not found or spec.shape[1] // math.prod(found) > MOST_PLACES:
             raise ValueError(
                 f"generators make signals [C, L] with L divisible by a power of 4, but the teacher "
                 f"takes {list(spec.shape)}: pad the signals, as data.size=4096 does, for a teacher "
@@ -192,13 +193,34 @@ def _merge_taps(weight: Tensor, dim: int) -> Tensor:
 
 
 class UpsampledConv1d(nn.Module):
-    """Nearest upsampling by f and a convolution over k samples, k odd: [B, I, L] -> [B, O, f·L]."""
+    """Nearest upsampling by f and a convolution over k samples, k odd, in one.
+
+    Of the k taps, those that fall on copies of one sample are added up beforehand, which leaves a
+    convolution with some k/f taps for each of the f phases: [B, I, L] -> [B, O, f·L].
+    """
+
+    merge: Tensor
 
     def __init__(self, in_channels: int, out_channels: int, kernel: int, factor: int) -> None:
         super().__init__()
-        self.factor = factor
         # No bias: the BatchNorm that follows would take it out again.
-        self.conv = nn.Conv1d(in_channels, out_channels, kernel, padding=kernel // 2, bias=False)
+        self.weight = nn.Parameter(torch.empty(out_channels, in_channels, kernel))
+        self.factor = factor
+        reach = kernel // 2
+        first, last = -reach // factor, (factor - 1 + reach) // factor
+        merge = torch.zeros(factor, kernel, last - first + 1)
+        for phase in range(factor):
+            for tap in range(kernel):
+                merge[phase, tap, (phase + tap - reach) // factor - first] = 1
+        self.register_buffer("merge", merge, persistent=False)
+        self.padding = (-first, last)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """As PyTorch draws a convolution's weights."""
+        nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.interpolate(x, scale_factor=self.factor, mode="nearest"))  # type: ignore[no-any-return]
+        kernel = torch.einsum("oik,fkt->ofit", self.weight, self.merge).flatten(0, 1)
+        phases = F.conv1d(F.pad(x, self.padding), kernel)
+        return phases.unflatten(1, (-1, self.factor)).transpose(2, 3).flatten(2)

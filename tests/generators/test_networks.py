@@ -150,7 +150,7 @@ def test_bf16_gives_float32_images() -> None:
         ((1, 30, 32), {}, "divisible by 4"),
         ((1, 32, 31), {}, "divisible by 4"),
         ((1, 4097), {}, "divisible by a power of 4"),
-        ((1, 404), {}, "divisible by a power of 4"),  # 101 places to begin with
+        ((1, 516), {}, "divisible by a power of 4"),  # 129 places to begin with
         ((1, 8, 8), {"output": "relu"}, "'relu' is none of: sigmoid, tanh_bn, bn"),
         ((1, 8, 8), {"channels": 7}, "even, not 7"),
     ],

@@ -1,0 +1,65 @@
+"""scikit-learn's embedded tables: vectors without a download."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from core.runtime import Runtime
+from data.dataset import Dataset
+
+Arrays = tuple[NDArray[Any], NDArray[Any]]
+
+TABLES = {"breast_cancer": "load_breast_cancer", "wine": "load_wine"}
+TEST_FRACTION = 0.25
+
+
+def table(
+    name: str,
+    runtime: Runtime,
+    split: int = 0,
+    val_fraction: float = 0.0,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> Dataset:
+    """A table of scikit-learn.
+
+    "breast_cancer" has 569 rows of 30 columns and 2 classes, "wine" 178 of 13 and 3. A quarter of
+    every class are test rows. Each column is scaled so that the training split lies in 0..1, and
+    test values beyond that count as its ends. The scale is taken as a property of the data set, as
+    0..255 is of images, and is the same for every run with this ``split``.
+
+    Args:
+        split: the number of the random split, for results over several.
+
+    Raises:
+        ValueError: for another name.
+    """
+    if name not in TABLES:
+        raise ValueError(f"there is no table {name!r}: choose {' or '.join(TABLES)}")
+    from sklearn import datasets  # slow to import
+
+    classes = [str(c) for c in getattr(datasets, TABLES[name])().target_names]
+    readers = {which: functools.partial(_rows, name, split, which) for which in ("train", "test")}
+    given: dict[str, Any] = {"val_fraction": val_fraction, "mean": mean, "std": std}
+    return Dataset(name, readers, classes, runtime, kind="vector", **given)
+
+
+def _rows(name: str, split: int, which: str) -> Arrays:
+    from sklearn import datasets
+
+    found = getattr(datasets, TABLES[name])()
+    labels = found.target.astype(np.int64)
+    generator = np.random.default_rng(split)
+    test = np.zeros(len(labels), dtype=bool)
+    for label in np.unique(labels):
+        rows = generator.permutation(np.flatnonzero(labels == label))
+        test[rows[: round(TEST_FRACTION * len(rows))]] = True
+    low, high = found.data[~test].min(axis=0), found.data[~test].max(axis=0)
+    scaled = ((found.data - low) / np.where(high > low, high - low, 1)).clip(0, 1)
+    chosen = test if which == "test" else ~test
+    return scaled[chosen].astype(np.float32), labels[chosen]
