@@ -67,6 +67,7 @@ class SignalBody:
     """
 
     kernel = 25
+    last = 9  # of the last layer, whose few channels cost most of the time at 25
 
     def stem(self, spec: InputSpec) -> tuple[int, ...]:
         return (spec.shape[1] // math.prod(self.factors(spec)),)
@@ -94,7 +95,7 @@ class SignalBody:
             out = channels if i < len(factors) else channels // 2
             conv = UpsampledConv1d(channels, out, self.kernel, factor)
             layers += _upsampling(conv, out, norm)
-        return [*layers, nn.Conv1d(channels // 2, spec.shape[0], self.kernel, padding=12)]
+        return [*layers, nn.Conv1d(channels // 2, spec.shape[0], self.last, padding=self.last // 2)]
 
 
 class VectorBody:
