@@ -1,4 +1,4 @@
-"""Generators of signals and vectors: shapes, ranges, and the upsampling convolution by definition."""
+"""Generators of signals and vectors: shapes, ranges, and upsampling with a convolution in one."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_shape_and_range(shape: tuple[int, ...], output: str) -> None:
     assert x.shape == (5, *shape)
     assert x.isfinite().all()
     if output == "sigmoid":
-        assert -1 <= x.min()
+        assert x.min() >= -1
         assert 1.5 < x.max() <= 3  # not the range of [0, 1]
     if output == "tanh_bn":
         seen = net.spec.normalize(x)
