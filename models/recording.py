@@ -68,12 +68,12 @@ class _MeanAndVariance(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
-        # Two vectorised passes: torch.var_mean is several times slower on a CPU, in any layout. A
-        # shift by the running mean would save a map no pass, and cancels where it is far off.
+        # torch.var_mean is several times slower on a CPU, in any layout. Moments about the running
+        # mean would take as many passes as this does, and cancel where it is far off.
         exact = full_precision(x)
         mean = exact.mean(_all_but_channels(x))
         by_channel = mean.view(-1, *[1] * (x.dim() - 2))
-        # By dtype, as a compiler may not know a copy from x itself
+        # Only a copy may be changed. Its dtype tells; a compiler may take `exact is x` for false.
         centred = exact - by_channel if exact.dtype == x.dtype else exact.sub_(by_channel)
         return mean, centred.square_().mean(_all_but_channels(x))
 
@@ -89,7 +89,10 @@ class _MeanAndVariance(torch.autograd.Function):
 
 @once_differentiable  # type: ignore[untyped-decorator]
 def _slope(_: Any, x: Tensor, mean: Tensor, by_mean: Tensor, by_variance: Tensor) -> Tensor:
-    """(x − mean) · 2/n · by_variance + by_mean/n, at once and in x's dtype and layout."""
+    """(x − mean) · 2/n · by_variance + by_mean/n, at once and in x's dtype and layout.
+
+    It is given x, or a second derivative by x would be left out rather than refused.
+    """
     n = x.numel() // x.shape[1]
     weight, bias, one = by_variance * (2 / n), by_mean / n, torch.ones_like(mean)
     return F.batch_norm(x, mean, one, weight, bias, eps=1e-30)  # 1 + eps is 1; 0 is not allowed
