@@ -193,7 +193,7 @@ def test_it_remembers_the_inputs_that_a_round_keeps_and_not_its_last() -> None:
     least = min(range(len(seen)), key=lambda i: seen[i][0])
     assert 0 < least < len(seen) - 1
     assert torch.equal(contrast.memory[:, 1], seen[least][1].teacher.features["pooled"])
-    assert torch.equal(moving.earlier[0][0], seen[-1][1].teacher.statistics[0].mean)
+    assert torch.equal(moving.earlier[0], seen[-1][1].teacher.statistics[0].mean)
 
 
 def test_of_a_round_only_what_a_memory_reads_is_kept() -> None:
