@@ -11,6 +11,8 @@ from torch.nn import functional as F
 
 from core.runtime import Runtime
 from data.dataset import Dataset
+from data.modality import require
+from data.spec import InputSpec
 
 Arrays = tuple[NDArray[np.uint8], NDArray[np.integer]]
 
@@ -18,23 +20,23 @@ LARGEST = 4  # times the size wanted: the side of the largest piece before it is
 SEEDS = {"train": 0, "test": 1}
 
 
-def photographs(
-    runtime: Runtime, in_channels: int, input_size: tuple[int, int], count: int = 4096
-) -> Dataset:
-    """Squares cut at random, resized to ``input_size``, of a Chinese temple and a flower.
+def photographs(runtime: Runtime, spec: InputSpec, count: int = 4096) -> Dataset:
+    """Squares cut at random, resized to a specification's size, of a Chinese temple and a flower.
 
     They are cut from the photographs (Galbraith, CC BY) at scales from 1 to 4, and are the same
     ones in every run. Labels say which photograph. "train" and "test" are cuts of the same two.
 
     Args:
         runtime: of the run.
-        in_channels: 1 for grey, 3 for colour.
-        input_size: height and width.
+        spec: of images with 1 channel, for grey, or 3, for colour.
         count: pieces in the training split; the test split has an eighth of them.
 
     Raises:
-        ValueError: for a number of channels that photographs do not have, or a count below 8.
+        ValueError: for inputs that are not images, a number of channels that photographs do not
+            have, or a count below 8.
     """
+    require(spec, ("image",), "photographs", "choose another method, or a domain of your own")
+    in_channels, input_size = spec.shape[0], (spec.shape[1], spec.shape[2])
     if in_channels not in (1, 3) or count < 8:
         raise ValueError(
             f"photographs have 1 or 3 channels and at least 8 pieces, not {in_channels} and "

@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from core.runtime import Runtime
-from data.spec import Batch
+from data.modality import require
+from data.spec import Batch, InputSpec
 from distillers.base import STAGES, Side, Taps, TransferLoss
 from distillers.response import positive, soft_kl
 from models.classifier import Classifier, Outputs
@@ -33,7 +34,7 @@ class HSAKD(TransferLoss):
 
     Args:
         num_classes: C.
-        input_size: of the images, whose sides must agree.
+        spec: of the inputs: images whose sides agree.
         runtime: gives the autocast around the networks.
         taps: maps [B, C, H, W] or tokens, in the order of the network.
         temperature: τ > 0.
@@ -48,16 +49,18 @@ class HSAKD(TransferLoss):
     def __init__(
         self,
         num_classes: int,
-        input_size: tuple[int, int],
+        spec: InputSpec,
         runtime: Runtime,
         taps: Taps = STAGES,
         temperature: float = 3.0,
         pretraining: float = 0.125,
     ) -> None:
         super().__init__(taps)
-        if len(set(input_size)) != 1:
+        require(spec, ("image",), "HSAKD", "choose another loss")
+        height, width = spec.shape[1:]
+        if height != width:
             raise ValueError(
-                f"HSAKD turns images by 90°, so they must be square, but are {tuple(input_size)}: "
+                f"HSAKD turns images by 90°, so they must be square, but are {height}x{width}: "
                 "set data.size"
             )
         if not 0 <= pretraining < 1:

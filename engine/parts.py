@@ -223,6 +223,8 @@ def build_parts(
     if config["synthesis"]:
         available["objective"] = build_objective(config["synthesis"], "synthesis", **available)
         notes += unread_statistics(teacher, available["objective"]) if teacher else []
+        named = available["objective"].losses.items()
+        notes += [f"synthesis.losses.{n}: {w.loss.note}" for n, w in named if w.loss.note]
     source = build(config["source"], Source, "source", **available)
     meters = {name: network.meter for name, network in everyone.items() if network.meter}
     distiller.add_module("meters", torch.nn.ModuleDict(meters))  # so a checkpoint holds the counts

@@ -52,6 +52,7 @@ class SynthesisLoss(nn.Module):
         needs_student: whether it reads the student's outputs.
         needs_label: whether inputs are synthesized for given classes.
         needs_local: whether it reads the teacher's outputs on a second, local view.
+        note: what a user should know of it in this run; said once, at the start.
         remembers_best: whether :meth:`commit` gets those inputs of a round that it keeps, whose
             objective was the lowest, and not its last ones.
 
@@ -67,6 +68,7 @@ class SynthesisLoss(nn.Module):
     needs_label = False
     needs_local = False
     remembers_best = False
+    note = ""
 
     def __init_subclass__(cls, **more: Any) -> None:
         super().__init_subclass__(**more)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from core.runtime import Runtime
 from core.schedules import Factor, Schedule, constant
 from data.dataset import DataFreeError, Dataset
+from data.modality import require
 from data.spec import InputSpec
 from generators.base import Synthesis, SynthesisLoss
 from generators.replay import Replay
@@ -122,10 +123,11 @@ class PatchDiscrimination(SynthesisLoss):
         schedule: Factor | None = None,
     ) -> None:
         super().__init__()
-        if len(spec.shape) != 3 or halvings < 1 or min(spec.shape[1:]) >> halvings < 1:
+        require(spec, ("image",), "a patch discriminator", "choose another method")
+        if halvings < 1 or min(spec.shape[1:]) >> halvings < 1:
             raise ValueError(
                 f"a patch discriminator with halvings={halvings} does not fit inputs of shape "
-                f"{list(spec.shape)}: it takes images [C, H, W], and at least 1 halving"
+                f"{list(spec.shape)}: larger images, or fewer halvings, at least 1"
             )
         self.domain, self.spec, self.runtime = domain, spec, runtime
         network = patch_discriminator(spec.shape[0], width, halvings)

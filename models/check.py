@@ -175,9 +175,10 @@ def _refuse(
     if isinstance(error, torch.OutOfMemoryError):
         raise error
     where = " in training" if mode == "training" else ""
+    instead = "set data.size=..., or choose" if len(shape) == 3 else "choose"
     raise ValueError(
         f"{name} cannot take inputs of shape {_dims(shape)} for {num_classes} classes{where} "
-        f"({_reason(error)}): set data.size=..., or choose another network"
+        f"({_reason(error)}): {instead} another network"
     ) from error
 
 

@@ -55,16 +55,18 @@ class Tap(Hook):
         super().__init__(record, name)
         self.turned, self.line = turned, line
 
-    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> Tensor | None:
+        """What goes on in the output's place: of what is recorded in another shape, that very
+        tensor, so that a gradient by the feature is one."""
         if not isinstance(output, Tensor):
             raise ValueError(
                 f"the tap {self.name!r} gives a {type(output).__name__}, not one tensor: "
                 "name a module inside it"
             )
-        x = full_precision(output.movedim(-1, 1) if self.turned else output)
-        if self.line and x.dim() == 3:
-            x = x.unsqueeze(2)
-        self.record.features.append((self.name, x))
+        line = self.line and output.dim() == 3
+        x = output.movedim(-1, 1) if self.turned else output.unsqueeze(2) if line else output
+        self.record.features.append((self.name, full_precision(x)))
+        return x.movedim(1, -1) if self.turned else x.squeeze(2) if line else None
 
 
 class _MeanAndVariance(torch.autograd.Function):

@@ -16,6 +16,7 @@ from core.runtime import Runtime
 from core.schedules import cosine
 from data.dataset import DataFreeError, Dataset
 from data.photographs import photographs
+from data.spec import InputSpec
 from generators.base import Synthesis
 from generators.generative import GenerativeSource
 from generators.losses import OneHot
@@ -195,16 +196,17 @@ def test_entropy_is_that_of_each_answer() -> None:
 
 @pytest.mark.parametrize(("channels", "size"), [(1, (8, 8)), (3, (32, 32)), (1, (28, 20))])
 def test_photographs_fit_any_teacher(channels: int, size: tuple[int, int]) -> None:
-    data = photographs(RUNTIME, channels, size, count=40)
+    given = InputSpec((channels, *size), mean=(0.0,) * channels, std=(1.0,) * channels)
+    data = photographs(RUNTIME, given, count=40)
     images, labels = data.open("train").batch(slice(None))
     assert images.shape == (40, channels, *size)
     assert set(labels.tolist()) == {0, 1}
     assert images.std((1, 2, 3)).median() > 0.02
-    again = photographs(RUNTIME, channels, size, count=40).open("train").batch(slice(None))[0]
+    again = photographs(RUNTIME, given, count=40).open("train").batch(slice(None))[0]
     assert torch.equal(images, again)
     assert len(data.open("test")) == 5
 
 
 def test_photographs_have_one_or_three_channels() -> None:
     with pytest.raises(ValueError, match="1 or 3 channels"):
-        photographs(RUNTIME, 2, (8, 8))
+        photographs(RUNTIME, InputSpec((2, 8, 8), mean=(0.0, 0.0), std=(1.0, 1.0)))
