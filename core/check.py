@@ -29,7 +29,8 @@ AVAILABLE = {
     "data",
     "runtime",
     "expected",
-    "objective",
+    "observer",
+    "synthesizer",
     "steps",
     "batch_size",
 }

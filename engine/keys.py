@@ -44,7 +44,7 @@ def set_key(
             return mistakes.append(f"{key}: {one_line(error)}")
     if not OmegaConf.is_dict(node):
         return mistakes.append(_unknown_key(config, key, {}, last, groups))
-    named = parents[-1:] == ["losses"]
+    named = parents[-1:] in (["losses"], ["streams"])
     group = len(parents) == 1 and parents[0] in NAMED
     entry = parents[-2:-1] == ["losses"] and last in get_type_hints(TransferConfig)
     addable = is_target(node) or entry or group or (named and setting.adds)

@@ -21,11 +21,11 @@ from data.transforms import Transform
 from distillers.distiller import Distiller
 from distillers.teachers import Average
 from engine.expected import expected
-from engine.networks import build_network, build_objective
+from engine.networks import build_network, build_objective, build_observer
 from engine.queries import check_budget
 from engine.roles import build_distiller
 from engine.turns import Turns, build_optimizer
-from generators.base import Source
+from generators.base import Source, Synthesizer
 from generators.observer import unread_statistics
 from models.black_box import BlackBox
 from models.classifier import Classifier
@@ -219,9 +219,12 @@ def build_parts(
     _check_batch(config, available["spec"])
     distiller, notes = build_distiller(config, available, everyone)
     available["student"] = distiller.student
-    if config["synthesis"]:
-        available["objective"] = build_objective(config["synthesis"], "synthesis", **available)
-        notes += unread_statistics(teacher, available["objective"]) if teacher else []
+    if node := config["synthesis"]:
+        objective = build_objective(node, "synthesis", **available)
+        notes += unread_statistics(teacher, objective) if teacher else []
+        available["observer"] = build_observer(node, objective, **available)
+    if node := config["synthesizer"]:
+        available["synthesizer"] = build(node, Synthesizer, "synthesizer", **available)
     source = build(config["source"], Source, "source", **available)
     meters = {name: network.meter for name, network in everyone.items() if network.meter}
     distiller.add_module("meters", torch.nn.ModuleDict(meters))  # so a checkpoint holds the counts

@@ -18,7 +18,7 @@ from engine.parts import build_parts
 from models.classifier import Classifier
 
 Result = TypeVar("Result")
-SHORT = {"iterations": 1, "generator_steps": 1, "warmup_rounds": 0}  # of a source, if it has them
+SHORT = {"synthesizer": {"iterations": 1, "updates": 1}, "source": {"warmup": 0}}  # if there
 
 
 def rehearse(
@@ -63,7 +63,9 @@ def _shortened(settings: dict[str, Any]) -> dict[str, Any]:
     for group in ("distiller", "synthesis"):
         for loss in ((short[group] or {}).get("losses") or {}).values():
             loss.pop("schedule", None)
-    short["source"] |= {key: value for key, value in SHORT.items() if key in short["source"]}
+    for part, keys in SHORT.items():
+        node = short[part] or {}
+        node |= {key: value for key, value in keys.items() if key in node}
     return short
 
 

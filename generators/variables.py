@@ -26,6 +26,11 @@ class Variable(nn.Module):
     (pixels, latents) is held in plain attributes.
     """
 
+    @property
+    def lasting(self) -> GeneratorNetwork | None:
+        """The network that makes the inputs, if it is the same one in every round."""
+        return None
+
     def begin(self, label: Tensor, index: int, noise: torch.Generator) -> Groups:
         """Start round ``index`` for the classes ``label`` [B]; returns the parameter groups."""
         raise NotImplementedError
@@ -98,6 +103,10 @@ class Generated(Variable):
         self.generator = generator.train()
         runtime.compile(self.generator)
         self.lr_latent, self.lifetime = lr_latent, lifetime
+
+    @property
+    def lasting(self) -> GeneratorNetwork | None:
+        return None if self.lifetime else self.generator
 
     def begin(self, label: Tensor, index: int, noise: torch.Generator) -> Groups:
         if self.lifetime and index % self.lifetime == 0:
@@ -224,6 +233,10 @@ class NoisyLayer(Variable):
         normalized = (embeddings - embeddings.mean(0)) / (spread + 1e-5)
         self.register_buffer("embeddings", normalized, persistent=False)
         self.runtime, self.lifetime = runtime, lifetime
+
+    @property
+    def lasting(self) -> GeneratorNetwork | None:
+        return None if self.lifetime else self.generator
 
     def begin(self, label: Tensor, index: int, noise: torch.Generator) -> Groups:
         if self.lifetime and index % self.lifetime == 0:

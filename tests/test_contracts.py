@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from core.build import build
@@ -29,7 +29,7 @@ from models.pretrained import freeze
 METHODS = sorted(p.stem for p in (ROOT / "method").glob("*.yaml"))
 SYNTHESIZERS = [name for name, data, _ in methods() if data == "none"]
 GENERATORS = sorted(p.stem for p in (ROOT / "generator").glob("*.yaml"))
-SMALL = {"iterations": 3, "synthesis_batch_size": 8, "capacity": 32}
+SMALL = {"synthesizer.iterations": 3, "synthesizer.size": 8, "source.streams.bank.capacity": 32}
 
 
 def small(method: str, *overrides: str) -> DictConfig:
@@ -37,8 +37,8 @@ def small(method: str, *overrides: str) -> DictConfig:
     arguments = [f"method={method}", "batch_size=8", "device=cpu", "teacher.model.width=4"]
     config = compose([*arguments, "student.model.width=4", "generator.channels=8", *overrides])
     for key, value in SMALL.items():
-        if key in config.source:
-            config.source[key] = value
+        if OmegaConf.select(config, key) is not None:
+            OmegaConf.update(config, key, value)
     return config
 
 
