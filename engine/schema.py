@@ -114,8 +114,8 @@ class SynthesisConfig(ObjectiveConfig):
     The keys beside ``losses`` are those of :class:`generators.observer.Observer`.
     """
 
-    views: list[Any] = field(default_factory=list)
-    local_views: list[Any] = field(default_factory=list)
+    views: list[dict[str, Any]] = field(default_factory=list)
+    local_views: list[dict[str, Any]] = field(default_factory=list)
     student_by_batch: bool = False
 
 

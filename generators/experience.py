@@ -18,10 +18,11 @@ from generators.streams import Place, Stream
 class Experience(Stream):
     """Keeps inputs with the teacher's answers, and gives batches of both (MAZE, CVPR 2021).
 
-    After each update of the synthesizer the student first learns from fresh batches, whose queries
+    After each update of the synthesizer the student first learns from new batches, whose queries
     are paid for, and then from ``batches`` of stored ones, which cost none. Every answered batch is
-    stored, and a uniform sample of them is kept; the authors store one batch of five and keep all. As inputs are stored in 8 bits, fresh ones are rounded to 8 bits before either network
-    sees them, so that an answer belongs to exactly the input that it is stored with.
+    stored, and a uniform sample of them is kept; the authors store one batch of five and keep all.
+    As inputs are stored in 8 bits, new ones are rounded to 8 bits before either network sees them,
+    so that an answer belongs to exactly the input that it is stored with.
 
     Args:
         spec: of the inputs.

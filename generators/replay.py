@@ -22,8 +22,8 @@ from models.ema import EMA
 class EMAGenerator(Stream):
     """A generator whose weights are the average of all earlier ones (MAD, NeurIPS 2022).
 
-    θ̃ ← decay·θ̃ + (1 − decay)·θ once per update of the synthesizer, from θ̃ = θ. It moves less than the
-    generator does, and its images are old ones without any being stored. Its BatchNorm uses the
+    θ̃ ← decay·θ̃ + (1 − decay)·θ once per update of the synthesizer, from θ̃ = θ. It moves less than
+    the generator does, and its images are old ones without any being stored. Its BatchNorm uses the
     batch's own statistics, as the generator's does.
 
     Args:

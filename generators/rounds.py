@@ -134,11 +134,11 @@ class Rounds:
                 images, latent = self.variable()
             seen, local = self.observe.look(images, self.rounds * self.iterations + i)
             losses = self.observe(seen, label, latent, target, local, student_knows)
-            optimizer.zero_grad()
             losses.total.backward()
             self.variable.after_backward()
             self.observe.average_gradients()
             optimizer.step()
+            optimizer.zero_grad()
             self.variable.after_step()
             total = losses.total.detach()
             better = total < least
