@@ -16,7 +16,7 @@ from omegaconf.errors import (
 )
 
 from core.annotations import hints_of, is_path, shorten
-from core.check import RENAMED, describe_unknown, is_target
+from core.check import MOVED, RENAMED, describe_unknown, is_target
 from engine.overrides import Setting
 from engine.schema import Config, TransferConfig
 
@@ -94,6 +94,9 @@ def _annotation(node: DictConfig, parents: list[str], last: str) -> Any:
 
 def _unknown_key(config: DictConfig, key: str, node: Any, part: str, groups: Iterable[str]) -> str:
     now = ".".join(RENAMED.get(name, name) for name in key.split("."))
+    for before, after in MOVED.items():
+        if f"{key}.".startswith(f"{before}."):
+            now = after + key.removeprefix(before)
     if now != key:
         return f"{key}: no such key; it is called {now} now"
     siblings = [str(k) for k in node] if OmegaConf.is_dict(node) else []

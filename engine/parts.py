@@ -219,13 +219,7 @@ def build_parts(
     _check_batch(config, available["spec"])
     distiller, notes = build_distiller(config, available, everyone)
     available["student"] = distiller.student
-    if node := config["synthesis"]:
-        objective = build_objective(node, "synthesis", **available)
-        notes += unread_statistics(teacher, objective) if teacher else []
-        available["observer"] = build_observer(node, objective, **available)
-    if node := config["synthesizer"]:
-        available["synthesizer"] = build(node, Synthesizer, "synthesizer", **available)
-    source = build(config["source"], Source, "source", **available)
+    source = _build_source(config, available, notes)
     meters = {name: network.meter for name, network in everyone.items() if network.meter}
     distiller.add_module("meters", torch.nn.ModuleDict(meters))  # so a checkpoint holds the counts
     if isinstance(teacher, BlackBox):
@@ -245,6 +239,23 @@ def build_parts(
         notes=notes,
         deploy=config["deploy"],
     )
+
+
+def _build_source(config: dict[str, Any], available: Mapping[str, Any], notes: list[str]) -> Source:
+    """The source, after the synthesizer that it may mix and what judges that one's inputs.
+
+    Args:
+        notes: gains lines on what the objective cannot read.
+    """
+    available, teacher = dict(available), available["teacher"]
+    if node := config["synthesis"]:
+        objective = build_objective(node, "synthesis", **available)
+        notes += unread_statistics(teacher, objective) if teacher else []
+        available["observer"] = build_observer(node, objective, **available)
+    if node := config["synthesizer"]:
+        available["synthesizer"] = build(node, Synthesizer, "synthesizer", **available)
+    source: Source = build(config["source"], Source, "source", **available)
+    return source
 
 
 def _check_batch(config: dict[str, Any], spec: InputSpec) -> None:

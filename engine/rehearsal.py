@@ -18,7 +18,8 @@ from engine.parts import build_parts
 from models.classifier import Classifier
 
 Result = TypeVar("Result")
-SHORT = {"synthesizer": {"iterations": 1, "updates": 1}, "source": {"warmup": 0}}  # if there
+# At most, where a part has such a key. After one update of a warm-up comes one as in the run.
+SHORT = {"synthesizer": ("iterations", "updates"), "source": ("warmup",)}
 
 
 def rehearse(
@@ -65,7 +66,7 @@ def _shortened(settings: dict[str, Any]) -> dict[str, Any]:
             loss.pop("schedule", None)
     for part, keys in SHORT.items():
         node = short[part] or {}
-        node |= {key: value for key, value in keys.items() if key in node}
+        node |= {key: min(1, node[key]) for key in keys if key in node}
     return short
 
 

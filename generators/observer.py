@@ -94,6 +94,7 @@ class Observer:
         if self.needs_local and not local_views:
             raise ValueError("a loss compares two views of an input: name synthesis.local_views")
         self.views, self.local_views = tuple(views), tuple(local_views)
+        self.all_read_student = all(objective.ask("needs_student"))
         self.queries_per_image = 2 if self.needs_local else 1
         self.parameters: list[nn.Parameter] = [p for p in objective.parameters() if p.requires_grad]
         self.remembering = [loss for loss in _losses(objective) if _remembers(loss)]
@@ -130,7 +131,15 @@ class Observer:
             local: a second view of the images, needed where a loss compares two.
             student_knows: False while the student has learned nothing yet, which leaves out the
                 losses that read it.
+
+        Raises:
+            ValueError: if no loss is left.
         """
+        if self.all_read_student and not student_knows:
+            raise ValueError(
+                "every loss of synthesis reads the student, which knows nothing during a warm-up: "
+                "use source.warmup=0, or add a loss that does not"
+            )
         with self.runtime.autocast():
             teacher = self.teacher(images)
             student = self.student(images) if self.student and student_knows else None
