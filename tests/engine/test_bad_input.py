@@ -147,7 +147,7 @@ def test_unreadable_data(kind: str, refused: Refused, teacher: Path, tmp_path: P
         (["source.student_steps=0"], "at least 1"),
         (
             ["synthesis=null"],
-            "needs objective, which this run does not have: see the key synthesis",
+            "needs observer, which this run does not have: see the key synthesis",
         ),
         (["batch_size=1000000000000"], "GiB, but this machine has"),
         (["student.model.width=100000000"], "GiB, but this machine has"),
