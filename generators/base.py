@@ -121,9 +121,11 @@ class Synthesizer(Protocol):
     Attributes:
         size: inputs of an update, on each rank.
         generator: a network that makes them and lasts from update to update, or None.
+        answers: whether updates return the teacher's answers to their inputs.
     """
 
     size: int
+    answers: bool
     generator: GeneratorNetwork | None
 
     def update(

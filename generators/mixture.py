@@ -108,6 +108,8 @@ class Mixture:
         work = self.synthesizer.plan().times(updates)
         for stream in self.streams.values():
             work += stream.plan(steps)
+        if self._answered():
+            work.known_batches = steps
         return work
 
     def practice(self, updates: int) -> int:
@@ -134,6 +136,12 @@ class Mixture:
             stream.load_state_dict(state["streams"][name])
         self.batches, self.updates = state["batches"], state["updates"]
         self.drawn = state["drawn"]
+
+    def _answered(self) -> bool:
+        """Whether every batch brings the teacher's answers."""
+        streams = self.streams.values()
+        changed = self.augment or any(type(stream).shown is not Stream.shown for stream in streams)
+        return not changed and all(stream.answered for stream in streams)
 
     def _start(self) -> None:
         """Tell every stream its place, and the synthesizer it works with."""

@@ -148,6 +148,7 @@ class Observer:
         losses = self.objective(synthesis, skip=() if student_knows else ("needs_student",))
         if self.remembering:
             self.latest = _each(Tensor.detach, synthesis)  # the graph holds every activation
+        losses.teacher_logits = teacher.logits.detach()
         return losses  # type: ignore[no-any-return]
 
     def counts(self) -> dict[str, int]:

@@ -63,6 +63,7 @@ class Rounds:
         self.generator = variable.lasting
         self.optimizer, self.schedule = optimizer, schedule or constant()
         self.num_classes, self.size, self.iterations = num_classes, size, iterations
+        self.answers = False
         self.watched = Watched()
         self.rounds = 0
         self.losses: dict[str, Tensor] = {}

@@ -40,6 +40,8 @@ class Stream:
     Attributes:
         whole: whether it supplies batches whole, those that are :meth:`due`, and no part of others.
         known: whether its inputs come with the teacher's answers, so that nothing may change them.
+        answered: whether its inputs come with the teacher's answers, which are dropped if something
+            changes the inputs.
         synthesizes: whether it makes new inputs, which are counted as synthesized.
         losses: losses of its own latest training, detached device scalars.
 
@@ -49,6 +51,7 @@ class Stream:
 
     whole = False
     known = False
+    answered = False
     synthesizes = False
 
     def __init__(self, fraction: float | None = None) -> None:
@@ -107,11 +110,16 @@ class Fresh(Stream):
         fraction: of each batch; None for all that the other streams leave.
         reuse: hand on those of the latest update instead of drawing others, as in DAFL's joint
             training. They are as many as the student needs, and there is an update for each batch.
+            The teacher's answers come with them, so that it is not asked again.
     """
 
     def __init__(self, fraction: float | None = None, reuse: bool = False) -> None:
         super().__init__(fraction)
         self.reuse = reuse
+
+    @property
+    def answered(self) -> bool:  # type: ignore[override]
+        return self.reuse and self.synthesizer.answers
 
     @property
     def synthesizes(self) -> bool:  # type: ignore[override]

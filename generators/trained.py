@@ -68,6 +68,7 @@ class TrainedGenerator:
         self.parameters = [*self.generator.parameters(), *observer.parameters]
         self.optimizer = optimizer(self.parameters)
         self.schedule = Schedule(self.optimizer, schedule or constant())
+        self.answers = not observer.views  # the teacher saw the images themselves
         self.watched = Watched()
         self.steps = 0
         self.losses: dict[str, Tensor] = {}
@@ -134,7 +135,8 @@ class TrainedGenerator:
         self.observe.commit()
         self.steps += 1
         self.losses = losses.values
-        return Made(images.detach(), label, features=features)
+        answers = losses.teacher_logits if self.answers else None
+        return Made(images.detach(), label, teacher_logits=answers, features=features)
 
 
 def _spare(generator: GeneratorNetwork, num_classes: int | None, runtime: Runtime) -> bool:

@@ -24,6 +24,8 @@ VAE = (
     "+source.streams.replay={_target_: generators.replay.VAE, decoder: '${generator}', "
     "fraction: 0.3, updates: 2, optimizer: {_target_: torch.optim.Adam, _partial_: true}}"
 )
+REUSE = ["source.streams.fresh.reuse=true", "source.student_steps=1"]
+JITTER = "[{_target_: generators.views.Jitter, pixels: 1, flip: false}]"
 ROUNDS = ["source.student_steps=3", "~synthesis.losses.bn"]
 
 
@@ -32,6 +34,10 @@ ROUNDS = ["source.student_steps=3", "~synthesis.losses.bn"]
     [
         ("dfme", []),
         ("dfme", ["synthesizer.updates=2", "source.student_steps=3"]),
+        ("dfme", REUSE),
+        ("dfme", [*REUSE, f"source.augment={JITTER}"]),
+        ("dfme", [*REUSE, f"synthesis.views={JITTER}"]),
+        ("dfme", [*REUSE, VAE]),
         ("maze", []),
         ("maze", ["source.student_steps=4", "source.streams.experience.batches=3"]),
         ("dfme", [VAE]),

@@ -126,6 +126,14 @@ def test_the_pieces_are_all_at_work() -> None:
     assert replayed == [False, True]
 
 
+@pytest.mark.parametrize(("overrides", "asked"), [([], 8), (["loss=at"], 16)])
+def test_the_teacher_is_asked_again_only_for_its_features(overrides: list[str], asked: int) -> None:
+    """Reverie's student learns from the images of the update itself."""
+    parts = make("reverie", *overrides)[0]
+    learn(parts, 3)
+    assert parts.counts()["teacher_queries"] == 3 * asked
+
+
 def test_a_one_hot_code_is_the_control_of_the_names_meaning() -> None:
     control = "synthesizer.variable.embeddings._target_=generators.variables.one_hot"
     parts, named = make("nayer", control)[0], make("nayer")[0]
