@@ -45,7 +45,7 @@ STEP_TIMES = {  # at 32x32, WRN-40-2 to WRN-16-1
     "dafl": ["method=dafl", "precision=bf16", "batch_size=256"],
     "reverie": [
         *("method=reverie", "precision=bf16", "batch_size=256"),
-        *("source.student_steps=1", "source.reuse=true"),
+        *("source.student_steps=1", "source.streams.fresh.reuse=true"),
     ],
     "dafl-large": ["method=dafl", "precision=bf16", "batch_size=1024"],
     "dfq": ["method=dfq", "precision=bf16", "batch_size=256", "source.student_steps=2"],
@@ -152,10 +152,14 @@ def training(options: argparse.Namespace) -> list[Job]:
     supervised += ["evaluations=2", "checkpoints=2", f"run_dir={teacher}"]
     nayer = ["train.py", "experiment=cifar10_nayer", *data, "teacher=wrn_40_2", "student=wrn_16_1"]
     nayer += [f"teacher.checkpoint={teacher / 'student.safetensors'}", f"steps={options.steps}"]
-    nayer += ["source.warmup_rounds=60", "source.capacity=60000"]
+    nayer += ["source.warmup=60", "source.streams.bank.capacity=60000"]
     nayer += ["evaluations=6", "checkpoints=2", f"run_dir={student}"]
-    few = ["source.warmup_rounds=0", "source.iterations=1", "source.synthesis_batch_size=8"]
-    few += ["source.capacity=64", "generator.channels=8", "source.variable.lifetime=0"]
+    few = ["source.warmup=0", "synthesizer.iterations=1", "synthesizer.size=8"]
+    few += [
+        "source.streams.bank.capacity=64",
+        "generator.channels=8",
+        "synthesizer.variable.lifetime=0",
+    ]
     return [
         Job("wrn", supervised, 180, TINY, teacher, ("data",)),
         Job("nayer", nayer, LIMITS["train"], [*TINY, *few], student, ("data",)),

@@ -20,7 +20,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -30,7 +30,7 @@ from engine.train import run
 
 ROOT = Path(__file__).resolve().parents[1]
 TEACHER = "digits_cnn"
-SHORT = {"iterations": 5, "warmup_rounds": 1, "synthesis_batch_size": 64}  # of a round
+SHORT = {"synthesizer.iterations": 5, "synthesizer.size": 64, "source.warmup": 1}
 
 
 def main() -> int:
@@ -68,8 +68,9 @@ def settings(method: str, device: str, steps: int, runs: Path) -> DictConfig:
     config = compose(arguments)
     if config.needs_teacher and config.choices.teacher == TEACHER:
         config.teacher.checkpoint = str(runs / "teacher" / "student.safetensors")
-    for key in set(SHORT) & set(config.source):
-        config.source[key] = SHORT[key]
+    for key, value in SHORT.items():
+        if OmegaConf.select(config, key) is not None:
+            OmegaConf.update(config, key, value)
     return config
 
 

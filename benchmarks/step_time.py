@@ -43,7 +43,7 @@ DEFAULTS = [
     "student=wrn_16_1",
     "batch_size=64",
     "source.student_steps=5",
-    "source.reuse=false",
+    "source.streams.fresh.reuse=false",
 ]
 SPEC = InputSpec((3, 32, 32), (0.0, 1.0), (0.491, 0.482, 0.447), (0.247, 0.243, 0.262))
 CLASSES = tuple(str(i) for i in range(10))

@@ -15,7 +15,8 @@ from core.annotations import hints_of, is_part, say, shorten
 from core.check import SPECIAL, is_target, parameters_of
 from core.memory import check_weights, is_exhausted
 
-ONLY_WITH = {"objective": "synthesis", "teacher": "needs_teacher"}  # keys that provide a part
+# keys that provide a part
+ONLY_WITH = {"observer": "synthesis", "synthesizer": "synthesizer", "teacher": "needs_teacher"}
 
 
 def build(node: Any, kind: Any = Any, path: str = "", /, **available: Any) -> Any:
@@ -36,9 +37,10 @@ def build(node: Any, kind: Any = Any, path: str = "", /, **available: Any) -> An
     if isinstance(node, Mapping):
         if is_target(node):
             return _part(node, kind, path, available)
-        return {k: build(v, Any, f"{path}.{k}", **available) for k, v in node.items()}
+        value = _item(kind, Mapping)
+        return {k: build(v, value, f"{path}.{k}", **available) for k, v in node.items()}
     if isinstance(node, list):
-        item = _item(kind)
+        item = _item(kind, Sequence)
         return [build(v, item, f"{path}[{i}]", **available) for i, v in enumerate(node)]
     return node
 
@@ -103,8 +105,8 @@ def _call(target: Callable[..., Any], name: str, built: dict[str, Any], *first: 
         raise ValueError(f"{name} {more} with these settings: {shorten(reason, str)}") from error
 
 
-def _item(kind: Any) -> Any:
-    """The annotation of a list's elements, in one such as ``Sequence[X] | None``."""
+def _item(kind: Any, container: type) -> Any:
+    """The annotation of what a list or mapping holds, in one such as ``Sequence[X] | None``."""
     found = [k for k in (kind, *get_args(kind)) if isinstance(get_origin(k), type)]
-    lists = [k for k in found if issubclass(get_origin(k), Sequence) and get_args(k)]
-    return get_args(lists[0])[0] if lists else Any
+    fitting = [k for k in found if issubclass(get_origin(k), container) and get_args(k)]
+    return get_args(fitting[0])[-1] if fitting else Any

@@ -16,6 +16,22 @@ from core.annotations import MISSING, check_type, hints_of, shorten
 SPECIAL = {"_target_", "_partial_", "_training_"}  # never arguments of the target
 
 RENAMED = {"term": "loss", "terms": "losses"}  # groups and keys, by what they were called before
+# Dotted keys, by where they stood before, when a source made its inputs itself.
+MOVED = {f"source.{key}": f"synthesizer.{key}" for key in ("generator", "variable", "iterations")}
+MOVED |= {f"source.{key}": f"synthesizer.{key}" for key in ("optimizer", "schedule", "clip")}
+MOVED |= {f"source.{key}": f"synthesis.{key}" for key in ("views", "local_views")}
+MOVED |= {
+    "source.targets": "synthesizer.targets",
+    "source.synthesis_batch_size": "synthesizer.size",
+    "source.generator_steps": "synthesizer.updates",
+    "source.warmup_rounds": "source.warmup",
+    "source.student_by_batch": "synthesis.student_by_batch",
+    "source.reuse": "source.streams.fresh.reuse",
+    "source.capacity": "source.streams.bank.capacity",
+    "source.replay": "source.streams.replay",
+    "source.experience": "source.streams.experience",
+    "source.exchange": "source.streams.exchange",
+}
 
 # What the engine hands to any target whose signature names it (see core.build).
 AVAILABLE = {
@@ -29,7 +45,8 @@ AVAILABLE = {
     "data",
     "runtime",
     "expected",
-    "objective",
+    "observer",
+    "synthesizer",
     "steps",
     "batch_size",
 }

@@ -143,8 +143,7 @@ def time_steps(training: Training, seconds: float) -> Timing:
     parts.compile(runtime)
     network = runtime.parallel(parts.distiller, parts.spare)
     source, step, update = parts.source, 0, 0.0
-    if isinstance(source, Practising):
-        source.practice(1)
+    if isinstance(source, Practising) and source.practice(1):
         update = _timed_rounds(source, runtime, seconds)
 
     def period() -> None:

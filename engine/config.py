@@ -23,7 +23,7 @@ from core.annotations import check_type, shorten
 from core.check import check_node, describe_unknown, is_target
 from engine.keys import one_line, paths_of, section_of, set_key
 from engine.overrides import ALIASES, Setting, sort_overrides
-from engine.schema import LEAST, MOST, Config, Node, TurnConfig
+from engine.schema import LEAST, MOST, Config, Node, SynthesisConfig, TurnConfig
 from engine.start import missing
 
 ROOT = Path(__file__).resolve().parents[1] / "configs"
@@ -86,6 +86,8 @@ def _settle(config: DictConfig, values: Sequence[Setting], mistakes: list[str]) 
         if f.name not in config and f.default is not MISSING:
             config[f.name] = f.default
     own_recipe(config)
+    if OmegaConf.is_dict(config.synthesis):
+        _fill(config.synthesis, SynthesisConfig)
     for setting in values:
         set_key(config, setting, mistakes, groups())
     if config.budget is not None and {"steps", "budget"} <= {setting.key for setting in values}:
@@ -94,9 +96,16 @@ def _settle(config: DictConfig, values: Sequence[Setting], mistakes: list[str]) 
     _name_models(config, mistakes)
     for node in config.turns.values() if OmegaConf.is_dict(config.turns) else ():
         if OmegaConf.is_dict(node):
-            for f in fields(TurnConfig):
-                if f.default is not MISSING:
-                    node.setdefault(f.name, f.default)
+            _fill(node, TurnConfig)
+
+
+def _fill(node: DictConfig, schema: Any) -> None:
+    """Set the keys that are left out to their defaults."""
+    for f in fields(schema):
+        if f.default_factory is not MISSING:
+            node.setdefault(f.name, f.default_factory())
+        elif f.default is not MISSING:
+            node.setdefault(f.name, f.default)
 
 
 def _name_models(config: DictConfig, mistakes: list[str]) -> None:

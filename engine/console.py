@@ -14,7 +14,7 @@ from core.memory import is_exhausted
 
 SMALLER = """
 The last good checkpoint is kept, and the same command goes on from it where more memory is free.
-Otherwise, give another run_dir=... and a smaller batch_size or source.synthesis_batch_size, or
+Otherwise, give another run_dir=... and a smaller batch_size or synthesizer.size, or
 precision=bf16."""
 
 

@@ -17,6 +17,7 @@ LATER: dict[str, Any] = {
     "turns": {},
     "metrics": {},
     "deploy": "student",
+    "synthesizer": None,
 }
 LATER |= {"student.transform": None, "student.mean": None, "student.std": None}
 LATER |= {"teacher.transform": None}

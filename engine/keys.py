@@ -16,7 +16,7 @@ from omegaconf.errors import (
 )
 
 from core.annotations import hints_of, is_path, shorten
-from core.check import RENAMED, describe_unknown, is_target
+from core.check import MOVED, RENAMED, describe_unknown, is_target
 from engine.overrides import Setting
 from engine.schema import Config, TransferConfig
 
@@ -44,7 +44,7 @@ def set_key(
             return mistakes.append(f"{key}: {one_line(error)}")
     if not OmegaConf.is_dict(node):
         return mistakes.append(_unknown_key(config, key, {}, last, groups))
-    named = parents[-1:] == ["losses"]
+    named = parents[-1:] in (["losses"], ["streams"])
     group = len(parents) == 1 and parents[0] in NAMED
     entry = parents[-2:-1] == ["losses"] and last in get_type_hints(TransferConfig)
     addable = is_target(node) or entry or group or (named and setting.adds)
@@ -94,6 +94,9 @@ def _annotation(node: DictConfig, parents: list[str], last: str) -> Any:
 
 def _unknown_key(config: DictConfig, key: str, node: Any, part: str, groups: Iterable[str]) -> str:
     now = ".".join(RENAMED.get(name, name) for name in key.split("."))
+    for before, after in MOVED.items():
+        if f"{key}.".startswith(f"{before}."):
+            now = after + key.removeprefix(before)
     if now != key:
         return f"{key}: no such key; it is called {now} now"
     siblings = [str(k) for k in node] if OmegaConf.is_dict(node) else []

@@ -1,4 +1,4 @@
-"""Networks and objectives from their nodes."""
+"""Networks, objectives and what judges synthesized inputs, from their nodes."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from core.build import build
 from core.objective import Objective, Weighted
 from data.spec import InputSpec
+from generators.observer import Observer
 from models.check import materialize
 
 
@@ -41,3 +42,12 @@ def build_objective(node: dict[str, Any], path: str = "", /, **available: Any) -
     return Objective(
         {n: build(node, Weighted, f"{path}.losses.{n}", **available) for n, node in nodes.items()}
     )
+
+
+def build_observer(node: dict[str, Any], objective: Objective, **available: Any) -> Observer:
+    """What judges synthesized inputs by an objective, as ``synthesis`` says."""
+    target = f"{Observer.__module__}.{Observer.__qualname__}"
+    settings = {key: value for key, value in node.items() if key != "losses"}
+    available |= {"objective": objective}
+    made: Observer = build({"_target_": target, **settings}, Observer, "synthesis", **available)
+    return made

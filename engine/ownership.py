@@ -32,8 +32,8 @@ RESULTS = {"schema", "status", "method", "data", "seed", "teacher", "student", "
 VERSIONED = {"torch", "python", "threads"}
 EVENTS = "events.out.tfevents."
 SUFFIX = ".reverie"  # of our event files: other programs may write theirs to the same folder
-# The last commit with the names that came before.
-EARLIER = "394706e591"
+# The last commits with the names that came before.
+BEFORE_LOSSES, BEFORE_STREAMS = "394706e591", "85c4f97"
 UNMARKED = b"speed/images_per_second"  # a tag in those that we wrote before they had the suffix
 
 
@@ -59,9 +59,13 @@ def stranger(folder: Path) -> str | None:
 
 def outdated(config: dict[str, Any]) -> str | None:
     """Why the run of a recorded configuration cannot be continued by this version."""
+    last = None
     if "terms" in (config.get("distiller") or {}):
-        return f"holds a run of an earlier version; the last commit to continue it is {EARLIER}"
-    return None
+        last = BEFORE_LOSSES
+    elif config.get("synthesis") and "synthesizer" not in config:
+        last = BEFORE_STREAMS
+    said = "holds a run of an earlier version; the last commit to continue it is"
+    return f"{said} {last}" if last else None
 
 
 def blocked(folder: Path) -> str | None:

@@ -21,11 +21,11 @@ from data.transforms import Transform
 from distillers.distiller import Distiller
 from distillers.teachers import Average
 from engine.expected import expected
-from engine.networks import build_network, build_objective
+from engine.networks import build_network, build_objective, build_observer
 from engine.queries import check_budget
 from engine.roles import build_distiller
 from engine.turns import Turns, build_optimizer
-from generators.base import Source
+from generators.base import Source, Synthesizer
 from generators.observer import unread_statistics
 from models.black_box import BlackBox
 from models.classifier import Classifier
@@ -220,12 +220,7 @@ def build_parts(
     _check_batch(config, available["spec"])
     distiller, notes = build_distiller(config, available, everyone)
     available["student"] = distiller.student
-    if config["synthesis"]:
-        available["objective"] = build_objective(config["synthesis"], "synthesis", **available)
-        notes += unread_statistics(teacher, available["objective"]) if teacher else []
-        named = available["objective"].losses.items()
-        notes += [f"synthesis.losses.{n}: {w.loss.note}" for n, w in named if w.loss.note]
-    source = build(config["source"], Source, "source", **available)
+    source = _build_source(config, available, notes)
     meters = {name: network.meter for name, network in everyone.items() if network.meter}
     distiller.add_module("meters", torch.nn.ModuleDict(meters))  # so a checkpoint holds the counts
     if isinstance(teacher, BlackBox):
@@ -245,6 +240,24 @@ def build_parts(
         notes=notes,
         deploy=config["deploy"],
     )
+
+
+def _build_source(config: dict[str, Any], available: Mapping[str, Any], notes: list[str]) -> Source:
+    """The source, after the synthesizer that it may mix and what judges that one's inputs.
+
+    Args:
+        notes: gains lines on what the objective cannot read.
+    """
+    available, teacher = dict(available), available["teacher"]
+    if node := config["synthesis"]:
+        objective = build_objective(node, "synthesis", **available)
+        notes += unread_statistics(teacher, objective) if teacher else []
+        notes += [f"synthesis: {note}" for note in objective.ask("note") if note]
+        available["observer"] = build_observer(node, objective, **available)
+    if node := config["synthesizer"]:
+        available["synthesizer"] = build(node, Synthesizer, "synthesizer", **available)
+    source: Source = build(config["source"], Source, "source", **available)
+    return source
 
 
 def _check_batch(config: dict[str, Any], spec: InputSpec) -> None:

@@ -25,6 +25,7 @@ from models.classifier import Classifier
 
 METHODS = 2  # that a probe set comes from, so that no method's preferences decide alone
 SEED = 0  # the same inputs for every run with this teacher, so that runs can be compared
+DECIDING = ("source", "synthesizer", "synthesis", "generator", "steps", "batch_size")
 DRAWS = 10  # batches in which distinct inputs are looked for
 
 
@@ -132,7 +133,7 @@ class Probe:
         """As the modality stores them [size, *shape], made now or by an earlier run."""
         recipe = self._recipe(config, method, overrides)
         settings = plain(recipe)
-        what = {k: settings[k] for k in ("source", "synthesis", "generator", "steps", "batch_size")}
+        what = {key: settings[key] for key in DECIDING}
         key = [self.weights, self.teacher.takes.to_dict(), what, config.probe.size]
         name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
         path = self.folder / f"{method}-{name}.safetensors"
@@ -152,8 +153,8 @@ class Probe:
         size = config.probe.size
         chosen = [f"method={method}", f"data={config.choices.data}", f"batch_size={size}"]
         recipe = compose([*chosen, *overrides], complete=False)  # the networks are this run's
-        if "synthesis_batch_size" in recipe.source:
-            recipe.source.synthesis_batch_size = size  # one round makes all
+        if "iterations" in recipe.synthesizer:
+            recipe.synthesizer.size = size  # one round makes all
         for key in ("teacher", "student", "data"):
             recipe[key] = config[key]
         return recipe

@@ -18,7 +18,8 @@ from engine.parts import build_parts
 from models.classifier import Classifier
 
 Result = TypeVar("Result")
-SHORT = {"iterations": 1, "generator_steps": 1, "warmup_rounds": 0}  # of a source, if it has them
+# At most, where a part has such a key. After one update of a warm-up comes one as in the run.
+SHORT = {"synthesizer": ("iterations", "updates"), "source": ("warmup",)}
 
 
 def rehearse(
@@ -63,7 +64,9 @@ def _shortened(settings: dict[str, Any]) -> dict[str, Any]:
     for group in ("distiller", "synthesis"):
         for loss in ((short[group] or {}).get("losses") or {}).values():
             loss.pop("schedule", None)
-    short["source"] |= {key: value for key, value in SHORT.items() if key in short["source"]}
+    for part, keys in SHORT.items():
+        node = short[part] or {}
+        node |= {key: min(1, node[key]) for key in keys if key in node}
     return short
 
 

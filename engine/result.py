@@ -171,7 +171,7 @@ def finish(
 def swept(config: dict[str, Any]) -> dict[str, str | float]:
     """The settings that usually vary between runs, by key: choices, rates, weights of losses."""
     found = config["choices"] | {key: config[key] for key in SWEPT}
-    for part in ("optimizer", "source", "distiller", "synthesis"):
+    for part in ("optimizer", "synthesizer", "source", "distiller", "synthesis"):
         found |= _rates(config.get(part), part)
     return {key: value for key, value in found.items() if value is not None}
 

@@ -108,6 +108,18 @@ class ObjectiveConfig:
 
 
 @dataclass
+class SynthesisConfig(ObjectiveConfig):
+    """What a synthesizer minimises, and how teacher and student see its inputs.
+
+    The keys beside ``losses`` are those of :class:`generators.observer.Observer`.
+    """
+
+    views: list[dict[str, Any]] = field(default_factory=list)
+    local_views: list[dict[str, Any]] = field(default_factory=list)
+    student_by_batch: bool = False
+
+
+@dataclass
 class DistillerConfig(ObjectiveConfig):
     """``labels`` of synthesized inputs: those the source aimed at, or what the teacher says."""
 
@@ -155,7 +167,8 @@ class Config:
     turns: dict[str, TurnConfig] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)  # measured at the end, by name
     deploy: str = "student"  # the network that the run is for
-    synthesis: ObjectiveConfig | None = None
+    synthesizer: Node | None = None  # makes the inputs of a run without data
+    synthesis: SynthesisConfig | None = None
     budget: int | float | str | None = None  # of time: 10m in place of a number of steps
     plan: bool | None = None  # None: where there is no test data
     probe: ProbeConfig = field(default_factory=ProbeConfig)

@@ -24,12 +24,13 @@ from distillers.step import Teacher, View
 from engine.config import ROOT
 from generators.base import SynthesisLoss
 from generators.networks import GeneratorNetwork
+from generators.streams import Stream
 from generators.variables import Variable
 
 PACKAGES = ("core", "data", "distillers", "engine", "generators", "models")
 LIBRARIES = ("torch.optim", "kornia.augmentation")
 TAUGHT = (TransferLoss, Teacher, View)
-BASES = (Dataset, Transform, *TAUGHT, SynthesisLoss, GeneratorNetwork, Variable)
+BASES = (Dataset, Transform, *TAUGHT, SynthesisLoss, GeneratorNetwork, Variable, Stream)
 LARGEST = 1_000_000  # bytes of a configuration; ours have some thousands
 _NAME = re.compile(r"[A-Za-z]\w*(\.[A-Za-z]\w*)+", re.ASCII)
 

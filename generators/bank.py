@@ -1,162 +1,58 @@
-"""A store of synthesized inputs that belongs to its run."""
+"""A stream of stored inputs: what the rounds of inversion have made so far."""
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
-from torch import Tensor
 
-from data.spec import InputSpec
+from core.runtime import Runtime
+from data.spec import Batch, InputSpec
+from generators.base import Made
+from generators.store import Store
+from generators.streams import Stream
 
-Policy = Literal["fifo", "reservoir"]
-PER_ENTRY = ("images", "labels", "rounds", "answers")
 
+class Bank(Stream):
+    """Keeps the inputs of the latest updates, and draws from them uniformly.
 
-class Bank:
-    """At most ``capacity`` inputs as uint8, with their class and round.
-
-    ``fifo`` keeps the latest inputs. ``reservoir`` keeps a uniform sample of all that were ever
-    added (Algorithm R, Vitter 1985). Both draw uniformly.
-
-    A value is off by at most 1/510 of the range. Images are on the device if they take no more than
-    half of its free memory, and otherwise on the host, where each draw has to wait for the device.
-    Nothing else here waits for it, and every random choice comes from the given generator.
+    A value is off by at most 1/510 of the range: inputs are stored in 8 bits.
 
     Args:
         spec: of the inputs.
-        capacity: how many are kept.
-        device: of the drawn inputs, and of the given generators.
-        policy: which inputs are kept.
-        answers: how many values of a teacher's answer are kept with each input.
-
-    Attributes:
-        images, labels, rounds, answers: by slot; the last slot receives what is not kept.
+        runtime: the device.
+        capacity: inputs kept; the oldest leave first.
+        fraction: of each batch; None for all that the other streams leave.
 
     Raises:
-        ValueError: for a capacity below 1, or a policy that does not exist.
+        ValueError: for a capacity below 1, or a fraction outside of (0, 1).
     """
 
     def __init__(
         self,
         spec: InputSpec,
-        capacity: int,
-        device: torch.device,
-        policy: Policy = "fifo",
-        answers: int = 0,
+        runtime: Runtime,
+        capacity: int = 50_000,
+        fraction: float | None = None,
     ) -> None:
-        if capacity < 1:
-            raise ValueError(f"a bank's capacity must be at least 1, not {capacity}")
-        if policy not in get_args(Policy):
-            raise ValueError(
-                f"a bank's policy must be one of {', '.join(get_args(Policy))}, not {policy!r}"
-            )
-        self.spec = spec
-        self.capacity = capacity
-        self.device = device
-        self.policy = policy
-        self.added = 0
-        slots = capacity + 1
-        place = _place(slots * torch.Size(spec.shape).numel(), device)
-        self.images = torch.empty((slots, *spec.shape), dtype=torch.uint8, device=place)
-        self.labels = torch.empty(slots, dtype=torch.int64, device=device)
-        self.rounds = torch.empty(slots, dtype=torch.int32, device=device)
-        self.answers = torch.empty(slots, answers, device=device)
+        super().__init__(fraction)
+        self.store = Store(spec, capacity, runtime.device)
+        self.unknown = torch.full((), -1, device=runtime.device)
+        self.labelled, self.updates = True, 0
 
-    def __len__(self) -> int:
-        return min(self.added, self.capacity)
+    def learn(self, made: Made) -> None:
+        self.labelled = made.label is not None
+        label = self.unknown.expand(len(made.input)) if made.label is None else made.label
+        self.store.add(made.input, label, self.updates)
+        self.updates += 1
 
-    def add(
-        self,
-        images: Tensor,
-        labels: Tensor,
-        round: int = 0,
-        generator: torch.Generator | None = None,
-        answers: Tensor | None = None,
-    ) -> None:
-        """Take in images [B, *shape], clamped to the range, and their labels [B].
-
-        Args:
-            round: of synthesis that they come from; one number for all.
-            generator: what a reservoir chooses with; fifo needs none.
-            answers: a teacher's logits on the inputs, where the bank keeps them.
-        """
-        slot = self._slots(len(images), generator)
-        place = self.images.device
-        self.images[slot.to(place)] = self._quantize(images).to(place, torch.uint8)
-        if answers is not None:
-            self.answers[slot] = answers.detach()
-        self.labels[slot] = labels.to(self.device)
-        self.rounds.index_fill_(0, slot, round)
-        self.added += len(images)
-
-    def sample(self, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """Draw with replacement: images [size, *shape] in the range, labels and indices [size].
-
-        An index points into ``rounds`` and ``answers`` too, until the next :meth:`add`.
-        """
-        assert len(self), "nothing was added yet"
-        index = torch.randint(len(self), (size,), generator=generator, device=self.device)
-        drawn = self.images[index.to(self.images.device)]
-        if drawn.device.type != self.device.type:  # page-locked, so that the copy holds up nothing
-            drawn = drawn.pin_memory()
-        images = self._restore(drawn.to(self.device, non_blocking=True))
-        return images, self.labels[index], index
-
-    def rounded(self, images: Tensor) -> Tensor:
-        """These images as :meth:`sample` would return them: in the range, in steps of 1/255."""
-        return self._restore(self._quantize(images))
+    def draw(self, size: int, noise: torch.Generator) -> Batch:
+        images, label, index = self.store.sample(size, noise)
+        return Batch(images, label if self.labelled else None, index)
 
     def state_dict(self) -> dict[str, Any]:
-        """Its tensors share the bank's memory if that is on the host, and hold only the filled
-        slots; from a device they are copied to the host.
-
-        The bank may be most of the memory that there is, and a file holds a tensor's whole storage.
-        """
-        filled = {name: getattr(self, name)[: len(self)].cpu().numpy() for name in PER_ENTRY}
-        kept = {name: torch.from_numpy(array) for name, array in filled.items()}
-        return kept | {"added": self.added}
+        return {"bank": self.store.state_dict(), "updates": self.updates, "labelled": self.labelled}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Replace the whole content.
-
-        Raises:
-            ValueError: if the state is of a bank of another capacity or shape.
-        """
-        filled = min(state["added"], self.capacity)
-        if state["images"].shape != (filled, *self.spec.shape):
-            raise ValueError(
-                f"the saved bank holds {list(state['images'].shape)} inputs, but this one takes "
-                f"{self.capacity} of {list(self.spec.shape)}: continue with the saved settings"
-            )
-        self.added = state["added"]
-        for name in PER_ENTRY:
-            getattr(self, name)[:filled].copy_(state[name])
-
-    def _quantize(self, images: Tensor) -> Tensor:
-        low, high = self.spec.range
-        return ((images.detach() - low) * (255 / (high - low))).round().clamp(0, 255)
-
-    def _restore(self, quantized: Tensor) -> Tensor:
-        low, high = self.spec.range
-        return quantized.float() * ((high - low) / 255) + low
-
-    def _slots(self, size: int, generator: torch.Generator | None) -> Tensor:
-        """The slot of each new input [size]: none twice, except the slot for what is not kept."""
-        item = torch.arange(self.added, self.added + size, device=self.device)
-        if self.policy == "reservoir":
-            assert generator is not None, "a reservoir needs a generator to choose with"
-            u = torch.rand(size, dtype=torch.float64, generator=generator, device=self.device)
-            drawn = (u * (item + 1)).long()  # the n-th input stays with probability capacity / n
-            slot = torch.where(item < self.capacity, item, drawn).clamp_max(self.capacity)
-        else:
-            slot = item % self.capacity
-        order = torch.arange(size, device=self.device)
-        last = order.new_full((self.capacity + 1,), -1).scatter_reduce_(0, slot, order, "amax")
-        return torch.where(last[slot] == order, slot, self.capacity)  # the last one wins
-
-
-def _place(size: int, device: torch.device) -> torch.device:
-    if device.type == "cuda" and size > torch.cuda.mem_get_info(device)[0] // 2:
-        return torch.device("cpu")
-    return device
+        self.store.load_state_dict(state["bank"])
+        self.updates, self.labelled = state["updates"], state["labelled"]

@@ -1,9 +1,9 @@
-"""The interfaces of synthesis losses and of sources."""
+"""The interfaces of synthesis losses, of synthesizers and of sources."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import astuple, dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from core.annotations import check_needs
 from core.objective import Losses
 from data.spec import Batch
+from generators.networks import GeneratorNetwork
 from models.classifier import Outputs
 
 Targets = Callable[[Tensor, torch.Generator], Tensor]
@@ -97,6 +98,79 @@ class Workload:
     known_batches: int = 0
     updates: int = 0
 
+    def __add__(self, other: Workload) -> Workload:
+        return Workload(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
+
+    def times(self, count: int) -> Workload:
+        """So many times the work."""
+        return Workload(*(count * a for a in astuple(self)))
+
+
+@dataclass
+class Made(Batch):
+    """The inputs of one update of a synthesizer, without gradient.
+
+    Args:
+        features: for these inputs, the outputs of the layers that are watched, in their order.
+    """
+
+    features: Sequence[Tensor] = ()
+
+
+class Synthesizer(Protocol):
+    """Makes inputs from a teacher.
+
+    Attributes:
+        size: inputs of an update, on each rank.
+        generator: a network that makes them and lasts from update to update, or None.
+        answers: whether updates return the teacher's answers to their inputs.
+    """
+
+    size: int
+    answers: bool
+    generator: GeneratorNetwork | None
+
+    def update(
+        self, progress: float, student_knows: bool = True, iterations: int | None = None
+    ) -> Made:
+        """Improve what it makes inputs with, and return what it made last or best.
+
+        Args:
+            progress: share of the run done, in [0, 1), for schedules.
+            student_knows: False while the student has learned nothing yet, which leaves out the
+                losses that read it.
+            iterations: of a round, in place of its own number: for timing.
+
+        Raises:
+            Stopped: if the run is asked to stop in a long update; the object is then as it was.
+        """
+
+    def watch(self, layers: Sequence[nn.Module]) -> None:
+        """Record what these layers of the generator give in updates, as ``Made.features``."""
+
+    def plan(self) -> Workload:
+        """The work of one update; see :class:`Workload`."""
+
+    def report(self) -> dict[str, Tensor | float]:
+        """Weighted losses of the latest update (detached device scalars) and learning rates."""
+
+    def counts(self) -> dict[str, int]:
+        """images_synthesized by its updates on this rank, and what its losses have read."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+@runtime_checkable
+class Drawing(Protocol):
+    """A synthesizer that also makes inputs between its updates."""
+
+    generator: GeneratorNetwork
+
+    def draw(self, size: int, noise: torch.Generator) -> Batch:
+        """New inputs [size, *shape] without gradient, with the classes aimed at, if any."""
+
 
 @runtime_checkable
 class Planner(Protocol):
@@ -108,10 +182,10 @@ class Planner(Protocol):
 
 @runtime_checkable
 class Practising(Protocol):
-    """A source whose work comes in rounds that are too long to be timed whole."""
+    """A source whose work may come in rounds that are too long to be timed whole."""
 
     def practice(self, updates: int) -> int:
-        """Run one round of at most so many iterations; returns how many it took.
+        """Run one round of at most so many iterations; returns how many it took, 0 without rounds.
 
         The batches after it are drawn without a round. Afterwards the object is for timing only.
         """

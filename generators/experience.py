@@ -10,17 +10,19 @@ from torch import Tensor
 from core.objective import Losses
 from core.runtime import Runtime
 from data.spec import Batch, InputSpec
-from generators.bank import Bank, Policy
+from generators.base import Synthesizer, Workload
+from generators.store import Store
+from generators.streams import Place, Stream
 
 
-class Experience:
+class Experience(Stream):
     """Keeps inputs with the teacher's answers, and gives batches of both (MAZE, CVPR 2021).
 
-    After each update of the generator the student first learns from fresh batches, whose queries
+    After each update of the synthesizer the student first learns from new batches, whose queries
     are paid for, and then from ``batches`` of stored ones, which cost none. Every answered batch is
-    stored, and by default a uniform sample of them is kept; the authors store one batch of five and
-    keep all. As inputs are stored in 8 bits, fresh ones are rounded to 8 bits before either network
-    sees them, so that an answer belongs to exactly the input that it is stored with.
+    stored, and a uniform sample of them is kept; the authors store one batch of five and keep all.
+    As inputs are stored in 8 bits, new ones are rounded to 8 bits before either network sees them,
+    so that an answer belongs to exactly the input that it is stored with.
 
     Args:
         spec: of the inputs.
@@ -28,11 +30,13 @@ class Experience:
         runtime: device and noise.
         batches: of stored inputs that follow each update.
         capacity: inputs kept.
-        policy: which are kept; see :class:`~generators.bank.Bank`.
 
     Raises:
-        ValueError: for fewer than one batch, and as the bank does.
+        ValueError: for fewer than one batch, a capacity below 1, and, once it is to start, for
+            more batches than fit between two updates.
     """
+
+    whole = known = True
 
     def __init__(
         self,
@@ -41,31 +45,38 @@ class Experience:
         runtime: Runtime,
         batches: int = 10,
         capacity: int = 50_000,
-        policy: Policy = "reservoir",
     ) -> None:
+        super().__init__()
         if batches < 1:
             raise ValueError(f"an experience replays at least 1 batch, not {batches}")
         self.batches, self.runtime = batches, runtime
-        self.bank = Bank(spec, capacity, runtime.device, policy, num_classes)
+        self.store = Store(spec, capacity, runtime.device, "reservoir", num_classes)
         self.stored = 0
 
-    def due(self, batch: int, period: int) -> bool:
-        """Whether a batch, counted from 0, is among the last of its period, which are replayed."""
-        return batch % period >= period - self.batches
+    def start(self, synthesizer: Synthesizer, place: Place) -> None:
+        if self.batches >= place.period:
+            raise ValueError(
+                f"it replays batches={self.batches} of the source.student_steps={place.period} "
+                "batches between two updates: at least one has to be new"
+            )
+        self.period = place.period
 
-    def replayed(self, batches: int, period: int) -> int:
-        """How many of so many batches are replayed."""
-        periods, rest = divmod(batches, period)
-        return periods * self.batches + max(0, rest - (period - self.batches))
+    def due(self, batch: int, period: int, noise: torch.Generator) -> bool:
+        return batch >= period - self.batches
+
+    def plan(self, batches: int) -> Workload:
+        periods, rest = divmod(batches, self.period)
+        last = max(0, rest - (self.period - self.batches))
+        return Workload(known_batches=periods * self.batches + last)
 
     def draw(self, size: int, noise: torch.Generator) -> Batch:
         """Stored inputs with their answers."""
-        images, label, index = self.bank.sample(size, noise)
-        return Batch(images, label, None, self.bank.answers[index])
+        images, label, index = self.store.sample(size, noise)
+        return Batch(images, label, None, self.store.answers[index])
 
-    def rounded(self, images: Tensor) -> Tensor:
+    def shown(self, images: Tensor) -> Tensor:
         """The images as they will be stored."""
-        return self.bank.rounded(images)
+        return self.store.rounded(images)
 
     def learned(self, batch: Batch, losses: Losses) -> None:
         """Store a fresh batch.
@@ -78,17 +89,17 @@ class Experience:
         answers = losses.teacher_logits
         if answers is None:
             raise ValueError(
-                "source.experience replays the teacher's answers, but no loss under "
+                "an experience replays the teacher's answers, but no loss under "
                 "distiller.losses asks for any: add one that does, such as kd"
             )
         label = answers.argmax(1) if batch.label is None else batch.label
         noise = self.runtime.noise("experience", self.stored)
-        self.bank.add(batch.input, label, self.stored, noise, answers)
+        self.store.add(batch.input, label, self.stored, noise, answers)
         self.stored += 1
 
     def state_dict(self) -> dict[str, Any]:
-        return {"bank": self.bank.state_dict(), "stored": self.stored}
+        return {"bank": self.store.state_dict(), "stored": self.stored}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.bank.load_state_dict(state["bank"])
+        self.store.load_state_dict(state["bank"])
         self.stored = state["stored"]

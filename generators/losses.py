@@ -202,7 +202,8 @@ class TotalVariation(SynthesisLoss):
         if norm not in ("l1", "l2"):
             raise ValueError(f"norm {norm!r} is none of: l1, l2")
         if max(spec.shape[1:], default=1) == 1:
-            self.note = f"{spec.kind.plural} {list(spec.shape)} have no neighbours: it is 0"
+            shape = list(spec.shape)
+            self.note = f"{spec.kind.plural} {shape} have no neighbours: TotalVariation is 0"
         self.spec = spec
         self.norm = norm
 

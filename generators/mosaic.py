@@ -13,9 +13,9 @@ from core.runtime import Runtime
 from core.schedules import Factor, Schedule, constant
 from data.dataset import DataFreeError, Dataset
 from data.modality import require
-from data.spec import InputSpec
+from data.spec import Batch, InputSpec
 from generators.base import Synthesis, SynthesisLoss
-from generators.replay import Replay
+from generators.streams import Stream
 
 
 class OutOfDomain:
@@ -56,7 +56,7 @@ class OutOfDomain:
         return self.split.batch(row)[0]
 
 
-class OutOfDomainReplay(Replay):
+class OutOfDomainInputs(Stream):
     """Out-of-domain images in each of the student's batches, as in MosaicKD's code.
 
     The student learns the teacher's answers on them too; no label is known.
@@ -66,17 +66,12 @@ class OutOfDomainReplay(Replay):
         fraction: of each batch, in (0, 1); the authors take one half.
     """
 
-    synthesizes = False
-
     def __init__(self, domain: OutOfDomain, fraction: float = 0.5) -> None:
         super().__init__(fraction)
         self.domain = domain
 
-    def learn(self, images: Tensor, label: Tensor | None, noise: torch.Generator) -> None:
-        """The images of the other domain stay as they are."""
-
-    def draw(self, size: int, noise: torch.Generator) -> tuple[Tensor, Tensor | None]:
-        return self.domain.draw(size, noise), None
+    def draw(self, size: int, noise: torch.Generator) -> Batch:
+        return Batch(self.domain.draw(size, noise))
 
     def counts(self) -> dict[str, int]:
         return {"out_of_domain_inputs_read": self.domain.read}

@@ -61,7 +61,8 @@ class Observer:
         runtime: device, precision and noise.
         views: augmentations, in order, of what :meth:`look` shows to both networks.
         local_views: the same for the second view, where a loss compares two.
-        by_batch: whether the student's BatchNorm layers normalise by the batch's own statistics.
+        student_by_batch: whether the student's BatchNorm layers normalise by the batch's own
+            statistics, as in DFAD, ZSKT and MosaicKD, whose code leaves it in train mode.
 
     Attributes:
         parameters: those that the losses own, to be trained beside the generator or the images.
@@ -79,20 +80,21 @@ class Observer:
         runtime: Runtime,
         views: Sequence[Augmentation] = (),
         local_views: Sequence[Augmentation] = (),
-        by_batch: bool = False,
+        student_by_batch: bool = False,
     ) -> None:
         check_statistics(teacher, objective)
         taps = [tap for taps in objective.ask("taps") for tap in taps]
         self.teacher = teacher.frozen(taps, any(objective.ask("needs_statistics")))
         seen = [tap for taps in objective.ask("student_taps") for tap in taps]
         needed = any(objective.ask("needs_student"))
-        self.student = student.frozen(seen, by_batch=by_batch) if needed else None
+        self.student = student.frozen(seen, by_batch=student_by_batch) if needed else None
         self.objective: Objective = runtime.prepare(objective)  # type: ignore[assignment]
         self.runtime = runtime
         self.needs_local = any(objective.ask("needs_local"))
         if self.needs_local and not local_views:
-            raise ValueError("a loss compares two views of an input: name source.local_views")
+            raise ValueError("a loss compares two views of an input: name synthesis.local_views")
         self.views, self.local_views = tuple(views), tuple(local_views)
+        self.all_read_student = all(objective.ask("needs_student"))
         self.queries_per_image = 2 if self.needs_local else 1
         self.parameters: list[nn.Parameter] = [p for p in objective.parameters() if p.requires_grad]
         self.remembering = [loss for loss in _losses(objective) if _remembers(loss)]
@@ -129,7 +131,15 @@ class Observer:
             local: a second view of the images, needed where a loss compares two.
             student_knows: False while the student has learned nothing yet, which leaves out the
                 losses that read it.
+
+        Raises:
+            ValueError: if no loss is left.
         """
+        if self.all_read_student and not student_knows:
+            raise ValueError(
+                "every loss of synthesis reads the student, which knows nothing during a warm-up: "
+                "use source.warmup=0, or add a loss that does not"
+            )
         with self.runtime.autocast():
             teacher = self.teacher(images)
             student = self.student(images) if self.student and student_knows else None
@@ -138,6 +148,7 @@ class Observer:
         losses = self.objective(synthesis, skip=() if student_knows else ("needs_student",))
         if self.remembering:
             self.latest = _each(Tensor.detach, synthesis)  # the graph holds every activation
+        losses.teacher_logits = teacher.logits.detach()
         return losses  # type: ignore[no-any-return]
 
     def counts(self) -> dict[str, int]:

@@ -11,76 +11,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from core.runtime import Runtime
-from data.spec import InputSpec
-from generators.base import Workload
+from data.modality import require
+from data.spec import Batch, InputSpec
+from generators.base import Drawing, Made, Synthesizer, Workload
 from generators.networks import GeneratorNetwork, draw_latent
+from generators.streams import Place, Stream
 from models.classifier import Classifier, full_precision
 from models.ema import EMA
 
 
-class Replay:
-    """Learns the generator's images, and supplies a part of each student batch from them.
-
-    Args:
-        fraction: of each batch, in (0, 1).
-
-    Attributes:
-        synthesizes: whether its images are synthesized ones.
-        losses: losses of the latest :meth:`learn`, detached device scalars.
-
-    Raises:
-        ValueError: for a fraction outside of (0, 1).
-    """
-
-    synthesizes = True
-
-    def __init__(self, fraction: float) -> None:
-        if not 0 < fraction < 1:
-            raise ValueError(f"a replay's fraction of the batch lies in (0, 1), not {fraction}")
-        self.fraction = fraction
-        self.losses: dict[str, Tensor] = {}
-
-    def share(self, batch_size: int) -> int:
-        """How many inputs of a batch are replayed: at least one, and at least one is not.
-
-        Raises:
-            ValueError: for a batch of one.
-        """
-        if batch_size < 2:
-            raise ValueError("a replay needs a batch_size of at least 2: the rest is fresh")
-        return min(max(1, round(self.fraction * batch_size)), batch_size - 1)
-
-    def start(self, generator: GeneratorNetwork) -> None:
-        """Called once with the generator, on its device and before its first update."""
-
-    def learn(self, images: Tensor, label: Tensor | None, noise: torch.Generator) -> None:
-        """Take in fresh images [B, *shape], without gradient, that follow a generator's update."""
-        raise NotImplementedError
-
-    def counts(self) -> dict[str, int]:
-        """Counts that the source adds to its own, on this rank so far: none by default."""
-        return {}
-
-    def plan(self, images: int) -> Workload:
-        """Teacher queries of one :meth:`learn` from so many images: none by default."""
-        return Workload()
-
-    def draw(self, size: int, noise: torch.Generator) -> tuple[Tensor, Tensor | None]:
-        """Images [size, *shape] without gradient, and the classes aimed at where there are any."""
-        raise NotImplementedError
-
-    def state_dict(self) -> dict[str, Any]:
-        raise NotImplementedError
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        raise NotImplementedError
-
-
-class EMAGenerator(Replay):
+class EMAGenerator(Stream):
     """A generator whose weights are the average of all earlier ones (MAD, NeurIPS 2022).
 
-    θ̃ ← decay·θ̃ + (1 − decay)·θ once per round of updates, from θ̃ = θ. It moves less than the
-    generator does, and its images are old ones without any being stored. Its BatchNorm uses the
+    θ̃ ← decay·θ̃ + (1 − decay)·θ once per update of the synthesizer, from θ̃ = θ. It moves less than
+    the generator does, and its images are old ones without any being stored. Its BatchNorm uses the
     batch's own statistics, as the generator's does.
 
     Args:
@@ -90,27 +34,35 @@ class EMAGenerator(Replay):
         fraction: of each batch; one half weighs both generators alike, as in the paper.
     """
 
+    synthesizes = True
+    ema: EMA[GeneratorNetwork]
+
     def __init__(
         self, num_classes: int, runtime: Runtime, decay: float = 0.95, fraction: float = 0.5
     ) -> None:
         super().__init__(fraction)
         self.num_classes, self.runtime, self.decay = num_classes, runtime, decay
 
-    def start(self, generator: GeneratorNetwork) -> None:
-        self.ema = EMA(generator, self.decay, rising=False)
+    def start(self, synthesizer: Synthesizer, place: Place) -> None:
+        if not isinstance(synthesizer, Drawing):
+            raise ValueError(
+                f"{type(synthesizer).__name__} has no generator that draws inputs, of which an "
+                "average could: use synthesizer=generators.trained.TrainedGenerator, or a bank"
+            )
+        self.ema = EMA(synthesizer.generator, self.decay, rising=False)
         self.runtime.compile(self.ema.module.train())
 
-    def learn(self, images: Tensor, label: Tensor | None, noise: torch.Generator) -> None:
+    def learn(self, made: Made) -> None:
         self.ema.update()
 
     @torch.no_grad()
-    def draw(self, size: int, noise: torch.Generator) -> tuple[Tensor, Tensor | None]:
+    def draw(self, size: int, noise: torch.Generator) -> Batch:
         generator = self.ema.module
         z, label = draw_latent(
             generator, size, self.num_classes if generator.conditional else None, noise
         )
         with self.runtime.autocast():
-            return generator(z, label), label
+            return Batch(generator(z, label), label)
 
     def state_dict(self) -> dict[str, Any]:
         return self.ema.state_dict()
@@ -119,16 +71,17 @@ class EMAGenerator(Replay):
         self.ema.load_state_dict(state)
 
 
-class VAE(Replay):
+class VAE(Stream):
     """A variational autoencoder that remembers the images of the past (PRE-DFKD, AAAI 2022).
 
     Minimises ‖x̂ − x‖₁ + ‖t(x̂) − t(x)‖₁ + kl_weight·KL(q(z|x) ‖ N(0, I)), means over inputs (as
     the teacher sees them) and over the teacher's logits t. Its own images are among what it
-    learns from, in the batch's proportion, so that it does not forget either. The authors also
+    learns from, in the batch's proportion, so that it does not forget either; the others are those
+    ahead of its own in the first batch after an update. The authors also
     move the replayed z by one step towards images that the teacher is sure of; this is left out.
 
     Args:
-        decoder: z to images; a generator of its own, and best of the source's kind. If it is
+        decoder: z to images; a generator of its own, and best of the synthesizer's kind. If it is
             conditional, the teacher's predictions are the classes.
         teacher: whose logits are to be kept; frozen.
         spec: of the images, [C, H, W] with H and W divisible by 4.
@@ -140,6 +93,8 @@ class VAE(Replay):
         updates: steps of the optimizer at a time.
         fraction: of each batch; the authors add 1/8 to it, which makes 1/9.
     """
+
+    synthesizes = True
 
     def __init__(
         self,
@@ -155,6 +110,7 @@ class VAE(Replay):
         fraction: float = 1 / 9,
     ) -> None:
         super().__init__(fraction)
+        require(spec, ("image",), "the VAE's encoder", "choose another method")
         self.encoder = runtime.prepare(Encoder(spec, decoder.latent_size, channels)).train()
         self.decoder: GeneratorNetwork = runtime.prepare(decoder).train()  # type: ignore[assignment]
         self.teacher = teacher.frozen()
@@ -166,20 +122,23 @@ class VAE(Replay):
         self.spec, self.runtime = spec, runtime
         self.kl_weight, self.updates = kl_weight, updates
 
-    def learn(self, images: Tensor, label: Tensor | None, noise: torch.Generator) -> None:
-        for _ in range(self.updates):
-            earlier, _ = self.draw(self._own(len(images)), noise)
-            self._update(torch.cat([images, earlier]), noise)
+    def start(self, synthesizer: Synthesizer, place: Place) -> None:
+        self.place = place
 
-    def plan(self, images: int) -> Workload:
-        seen = self.updates * (images + self._own(images))
-        return Workload(answers=seen, gradients=seen)
+    def follow(self, ahead: Tensor, noise: torch.Generator) -> None:
+        for _ in range(self.updates):
+            earlier = self.draw(self._own(len(ahead)), noise).input
+            self._update(torch.cat([ahead, earlier]), noise)
+
+    def plan(self, batches: int) -> Workload:
+        seen = self.updates * (self.place.ahead + self._own(self.place.ahead))
+        return Workload(answers=seen, gradients=seen).times(-(-batches // self.place.period))
 
     @torch.no_grad()
-    def draw(self, size: int, noise: torch.Generator) -> tuple[Tensor, Tensor | None]:
+    def draw(self, size: int, noise: torch.Generator) -> Batch:
         z, label = draw_latent(self.decoder, size, self.num_classes, noise)
         with self.runtime.autocast():
-            return self.decoder(z, label), label
+            return Batch(self.decoder(z, label), label)
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -195,6 +154,7 @@ class VAE(Replay):
         self.losses = {k: v.to(self.runtime.device) for k, v in state["losses"].items()}
 
     def _own(self, images: int) -> int:
+        assert self.fraction is not None
         return max(1, round(self.fraction * images))
 
     def _update(self, images: Tensor, noise: torch.Generator) -> None:

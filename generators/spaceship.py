@@ -6,40 +6,44 @@ import random
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from core.runtime import Runtime
-from generators.networks import GeneratorNetwork, StandardGenerator
+from data.spec import Batch
+from generators.base import Made, Synthesizer
+from generators.networks import StandardGenerator
+from generators.streams import Place, Stream
 
 
-class FeatureExchange:
+class FeatureExchange(Stream):
     """Channel-wise feature exchange (CFE of SpaceshipNet, Yu et al., CVPR 2023).
 
-    Of all inputs that rounds have synthesized, the generator's features F_l [C, H, W] at its three
-    resolutions l are pooled. A share of the student's batches is then made from them, rather than
-    drawn from the bank. One l is chosen for the batch, and for each input two from its pool:
+    Of all inputs that updates have made, the generator's features F_l [C, H, W] at its three
+    resolutions l are pooled. A share of the student's batches is then made from them, as a whole.
+    One l is chosen for the batch, and for each input two from its pool:
 
         x = G_{>l}(m ⊙ F_l + (1 − m) ⊙ F′_l),  m in {0, 1}^C with ⌊C/2⌋ ones, drawn for each input
 
     by the rest of the generator as it is now, with running statistics, as in the authors' code.
     There, the other batches are made anew in the same way, of features that were not exchanged;
-    here they come from the bank. The pool is bounded here: the oldest features leave first.
+    here they come from the other streams. The pool is bounded here: the oldest features leave
+    first.
 
-    It combines with any variable that trains a lasting :class:`StandardGenerator`.
+    It combines with any synthesizer whose inputs a lasting :class:`StandardGenerator` makes.
 
     Args:
         runtime: device and precision.
         capacity: inputs whose features are pooled, as float16 on the device.
         probability: of a student's batch to be made by exchange, in [0, 1].
 
-    Attributes:
-        images: how many were made, on this rank.
-
     Raises:
         ValueError: for a capacity below 1, and a probability out of range.
     """
 
+    whole = synthesizes = True
+
     def __init__(self, runtime: Runtime, capacity: int = 2048, probability: float = 0.7) -> None:
+        super().__init__()
         if capacity < 1 or not 0 <= probability <= 1:
             raise ValueError(
                 "a feature exchange has a capacity of at least 1 and a probability in [0, 1], "
@@ -48,61 +52,39 @@ class FeatureExchange:
         self.runtime, self.capacity, self.probability = runtime, capacity, probability
         self.pools: list[Tensor] = []
         self.labels = torch.zeros(capacity, dtype=torch.int64, device=runtime.device)
-        self.latest: dict[int, Tensor] = {}
-        self.best: list[Tensor] = []
-        self.added = self.images = 0
+        self.added = 0
 
-    def start(self, generator: GeneratorNetwork | None) -> None:
-        """Watch a generator, before it makes its first inputs.
-
-        Raises:
-            ValueError: if there is none, or one of another kind.
-        """
+    def start(self, synthesizer: Synthesizer, place: Place) -> None:
+        generator = synthesizer.generator
         if not isinstance(generator, StandardGenerator):
             raise ValueError(
-                "source.exchange exchanges features of a StandardGenerator: choose one "
-                "(generator=standard), and a variable that trains it"
+                "it exchanges features of a StandardGenerator that lasts from update to update: "
+                "use generator=standard with synthesizer=generators.trained.TrainedGenerator, or "
+                "rounds of generators.variables.Generated with lifetime: 0"
             )
         self.generator = generator
-        for depth in generator.depths:
-            generator.stages[depth].register_forward_hook(self._hook(depth))
+        synthesizer.watch([generator.stages[depth] for depth in generator.depths])
 
-    def keep(self, better: Tensor) -> None:
-        """The latest features take the place of the round's best where ``better`` [] says so.
+    def due(self, batch: int, period: int, noise: torch.Generator) -> bool:
+        return _host(noise).random() < self.probability
 
-        Raises:
-            ValueError: if the generator has made no inputs.
-        """
-        if len(self.latest) != len(self.generator.depths):
-            raise ValueError(
-                "source.exchange needs a variable whose own generator makes the inputs: use "
-                "generators.variables.Generated or NoisyLayer"
-            )
-        latest = [feature.detach() for feature in self.latest.values()]
-        self.latest = {}
-        before = self.best or latest
-        pairs = zip(latest, before, strict=True)
-        self.best = [torch.where(better, new, old) for new, old in pairs]
-
-    def add(self, label: Tensor) -> None:
-        """Pool the features of a finished round, whose classes are ``label`` [B]."""
-        kept = label[-self.capacity :]
-        place = torch.arange(self.added, self.added + len(kept), device=label.device)
+    def learn(self, made: Made) -> None:
+        """Pool the features of new inputs, and their classes."""
+        size = min(len(made.input), self.capacity)
+        place = torch.arange(self.added, self.added + size, device=self.labels.device)
         place %= self.capacity
-        self._allocate([feature.shape[1:] for feature in self.best])
-        for pool, feature in zip(self.pools, self.best, strict=True):
-            pool[place] = feature[-self.capacity :].to(pool.dtype)
-        self.labels[place] = kept
-        self.added += len(kept)
-        self.best = []
+        self._allocate([feature.shape[1:] for feature in made.features])
+        for pool, feature in zip(self.pools, made.features, strict=True):
+            pool[place] = feature[-size:].to(pool.dtype)
+        if made.label is not None:
+            self.labels[place] = made.label[-size:]
+        self.added += size
 
     @torch.no_grad()
-    def draw(self, size: int, noise: torch.Generator) -> Tensor | None:
-        """New images [size, *shape], or None where the batch is one to come from the bank."""
-        host = random.Random(noise.initial_seed())  # no waiting for the device
-        if host.random() >= self.probability:
-            return None
-        assert self.added, "no round was pooled yet"
+    def draw(self, size: int, noise: torch.Generator) -> Batch:
+        assert self.added, "nothing was pooled yet"
+        host = _host(noise)
+        host.random()  # which decided that the batch is due
         at = host.randrange(len(self.pools))
         pool, filled = self.pools[at], min(self.added, self.capacity)
         one, other = torch.randint(filled, (2, size), generator=noise, device=pool.device)
@@ -113,8 +95,7 @@ class FeatureExchange:
             first = self.generator.depths[at] + 1
             images = self.generator.finish(mixed, self.labels[one], first)
         self.generator.train(training)
-        self.images += size
-        return images
+        return Batch(images)
 
     def state_dict(self) -> dict[str, Any]:
         filled = min(self.added, self.capacity)
@@ -122,11 +103,10 @@ class FeatureExchange:
             "pools": [pool[:filled].clone() for pool in self.pools],
             "labels": self.labels[:filled].clone(),
             "added": self.added,
-            "images": self.images,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.added, self.images = state["added"], state["images"]
+        self.added = state["added"]
         self._allocate([pool.shape[1:] for pool in state["pools"]])
         filled = len(state["labels"])
         for pool, saved in zip(self.pools, state["pools"], strict=True):
@@ -139,12 +119,10 @@ class FeatureExchange:
             kind = {"dtype": torch.float16, "device": device}
             self.pools = [torch.zeros((size, *shape), **kind) for shape in shapes]  # type: ignore[call-overload]
 
-    def _hook(self, depth: int) -> Any:
-        def hook(layer: nn.Module, args: Any, output: Tensor) -> None:
-            if layer.training:  # in eval mode it is an exchange that passes
-                self.latest[depth] = output
 
-        return hook
+def _host(noise: torch.Generator) -> random.Random:
+    """Numbers of a batch's noise that are drawn without waiting for the device."""
+    return random.Random(noise.initial_seed())
 
 
 def exchange_channels(a: Tensor, b: Tensor, noise: torch.Generator) -> Tensor:

@@ -26,6 +26,11 @@ class Variable(nn.Module):
     (pixels, latents) is held in plain attributes.
     """
 
+    @property
+    def lasting(self) -> GeneratorNetwork | None:
+        """The network that makes the inputs, if it is the same one in every round."""
+        return None
+
     def begin(self, label: Tensor, index: int, noise: torch.Generator) -> Groups:
         """Start round ``index`` for the classes ``label`` [B]; returns the parameter groups."""
         raise NotImplementedError
@@ -99,6 +104,10 @@ class Generated(Variable):
         runtime.compile(self.generator)
         self.lr_latent, self.lifetime = lr_latent, lifetime
 
+    @property
+    def lasting(self) -> GeneratorNetwork | None:
+        return None if self.lifetime else self.generator
+
     def begin(self, label: Tensor, index: int, noise: torch.Generator) -> Groups:
         if self.lifetime and index % self.lifetime == 0:
             reinitialize(self.generator, noise)
@@ -124,7 +133,8 @@ class MetaGenerated(Variable):
         meta_optimizer: called with the generator's parameters, gives the optimizer of θ.
         lr_latent: learning rate of the latents; None leaves them as they were drawn.
         reset_layer: name of a layer of the generator that is initialised anew once, on all ranks
-            alike: the first one. The authors' code resets the BatchNorm behind it as well.
+            alike; None is the first one that has weights, embeddings aside. The authors' code resets the BatchNorm
+            behind it as well.
         reset_round: when.
 
     Raises:
@@ -139,11 +149,14 @@ class MetaGenerated(Variable):
         runtime: Runtime,
         meta_optimizer: Callable[..., torch.optim.Optimizer],
         lr_latent: float | None = 1e-2,
-        reset_layer: str = "linear",
+        reset_layer: str | None = None,
         reset_round: int | None = None,
     ) -> None:
         super().__init__()
         layers = dict(generator.named_modules())
+        if reset_layer is None:
+            weighted = (n for n, m in layers.items() if hasattr(m, "reset_parameters"))
+            reset_layer = next((n for n in weighted if not n.endswith("embedding")), "")
         if reset_layer not in layers:
             known = ", ".join(name for name, _ in generator.named_children())
             raise ValueError(f"the generator has no layer {reset_layer!r}; it has: {known}")
@@ -224,6 +237,10 @@ class NoisyLayer(Variable):
         normalized = (embeddings - embeddings.mean(0)) / (spread + 1e-5)
         self.register_buffer("embeddings", normalized, persistent=False)
         self.runtime, self.lifetime = runtime, lifetime
+
+    @property
+    def lasting(self) -> GeneratorNetwork | None:
+        return None if self.lifetime else self.generator
 
     def begin(self, label: Tensor, index: int, noise: torch.Generator) -> Groups:
         if self.lifetime and index % self.lifetime == 0:

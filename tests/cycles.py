@@ -36,12 +36,12 @@ class Cycles:
     def run(self) -> None:
         """One cycle: the first batch brings the update or the round with it."""
         source = self.training.parts.source
-        made = getattr(source, "updates", 0), getattr(source, "rounds", 0)
+        made = getattr(source, "updates", 0)
         for _ in range(self.length):
             batch = source.next()
             self.training._learn(self.training.parts.distiller, batch, self.step)
             self.step += 1
-        now = getattr(source, "updates", 0), getattr(source, "rounds", 0)
+        now = getattr(source, "updates", 0)
         assert now != made or not self.training.config["data_free"], "nothing was synthesized"
 
 
@@ -51,7 +51,8 @@ def of_method(method: str, *overrides: str) -> Cycles:
     config.clip = 1.0
     if "average" not in config.get("teachers", {}):
         config.ema = 0.9
-    short = {"warmup_rounds": 1} | ({} if config.source.get("experience") else {"student_steps": 2})
+    streams = config.source.get("streams", {})
+    short = {"warmup": 1} | ({} if "experience" in streams else {"student_steps": 2})
     for key, value in short.items():
         if config.source.get(key, 0) > value:
             config.source[key] = value

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import yaml
+from omegaconf import OmegaConf
 
 from core.runtime import Runtime
 from data.dataset import Dataset
@@ -45,8 +46,8 @@ def parts_of(kind: str, *overrides: str) -> Parts:
     arguments = ["batch_size=8", "device=cpu", "generator.channels=8", *DATA[kind], *overrides]
     config = compose(arguments)
     for key, value in SMALL.items():
-        if key in config.source:
-            config.source[key] = value
+        if OmegaConf.select(config, key) is not None:
+            OmegaConf.update(config, key, value)
     settings = plain(config)
     runtime = Runtime("cpu")
     dataset = build_dataset(settings, runtime)

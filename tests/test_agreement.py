@@ -88,7 +88,7 @@ def test_a_run_is_measured_on_the_probe_of_its_teacher(
             "methods": {
                 "zskt": ["steps=1"],  # the run's own: another takes its place
                 "dafl": ["source.student_steps=1", "steps=1"],
-                "zskd": ["source.iterations=1", "source.synthesis_batch_size=256", "steps=1"],
+                "zskd": ["synthesizer.iterations=1", "synthesizer.size=256", "steps=1"],
             },
         }
         return without

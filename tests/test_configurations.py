@@ -24,7 +24,8 @@ from models.pretrained import freeze
 
 COUNT = 12  # images of each split
 LABELS = np.arange(COUNT) % 3
-SMALL = {"iterations": 2, "synthesis_batch_size": 4, "capacity": 16, "warmup_rounds": 1}
+SMALL = {"synthesizer.iterations": 2, "synthesizer.size": 4, "source.warmup": 1}
+SMALL |= {"source.streams.bank.capacity": 16}
 GREY = ("MNIST", "FashionMNIST", "KMNIST")  # the others are 3 x 32 x 32
 
 
@@ -80,7 +81,9 @@ OWN: dict[str, Callable[[Path], Path]] = {"npz": write_npz, "image_folder": writ
 
 def small(*overrides: str) -> DictConfig:
     config = compose(["batch_size=4", "steps=2", *overrides])
-    config.source.update({k: v for k, v in SMALL.items() if k in config.source})
+    for key, value in SMALL.items():
+        if OmegaConf.select(config, key) is not None:
+            OmegaConf.update(config, key, value)
     return config
 
 

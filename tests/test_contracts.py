@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from core.build import build
@@ -22,6 +22,8 @@ from engine.networks import build_network
 from engine.parts import Parts, build_dataset, build_parts
 from engine.teacher import networks_of
 from engine.train import run
+from generators.mixture import Mixture
+from generators.rounds import Rounds
 from models.checkpoint import save_network
 from models.classifier import Classifier
 from models.pretrained import freeze
@@ -29,7 +31,7 @@ from models.pretrained import freeze
 METHODS = sorted(p.stem for p in (ROOT / "method").glob("*.yaml"))
 SYNTHESIZERS = [name for name, data, _ in methods() if data == "none"]
 GENERATORS = sorted(p.stem for p in (ROOT / "generator").glob("*.yaml"))
-SMALL = {"iterations": 3, "synthesis_batch_size": 8, "capacity": 32}
+SMALL = {"synthesizer.iterations": 3, "synthesizer.size": 8, "source.streams.bank.capacity": 32}
 
 
 def small(method: str, *overrides: str) -> DictConfig:
@@ -37,8 +39,8 @@ def small(method: str, *overrides: str) -> DictConfig:
     arguments = [f"method={method}", "batch_size=8", "device=cpu", "teacher.model.width=4"]
     config = compose([*arguments, "student.model.width=4", "generator.channels=8", *overrides])
     for key, value in SMALL.items():
-        if key in config.source:
-            config.source[key] = value
+        if OmegaConf.select(config, key) is not None:
+            OmegaConf.update(config, key, value)
     return config
 
 
@@ -128,8 +130,7 @@ def test_gradients_reach_the_student_and_nothing_else(method: str) -> None:
         assert same(held, snapshot(teacher))
         assert not any(m.training for m in teacher.modules())
         assert not set(map(id, teacher.parameters())) & set(map(id, parts.distiller.parameters()))
-    generator = getattr(parts.source, "generator", None)
-    if generator is not None:
+    if isinstance(parts.source, Mixture) and (generator := parts.source.synthesizer.generator):
         assert all(p.grad is None or not p.grad.any() for p in generator.parameters())
 
 
@@ -137,10 +138,12 @@ def test_gradients_reach_the_student_and_nothing_else(method: str) -> None:
 def test_a_synthesizer_learns(method: str) -> None:
     parts, _ = make(method)
     source: Any = parts.source
-    lasting = getattr(source, "generator", getattr(source, "variable", None))
+    synthesizer = source.synthesizer
+    rounds = isinstance(synthesizer, Rounds)
+    lasting = synthesizer.variable if rounds else synthesizer.generator
     learning = [(name, p, p.detach().clone()) for name, p in lasting.named_parameters()]
-    if hasattr(source, "variable"):  # a round optimises pixels, latents, or a generator of its own
-        optimizer = source.optimizer
+    if rounds:  # each optimises pixels, latents, or a generator of its own
+        optimizer = synthesizer.optimizer
 
         def recorded(groups: Any) -> torch.optim.Optimizer:
             made = optimizer(groups)
@@ -150,7 +153,7 @@ def test_a_synthesizer_learns(method: str) -> None:
             )
             return made
 
-        source.optimizer = recorded
+        synthesizer.optimizer = recorded
     source.next()
     assert learning
     still = [name for name, p, before in learning if torch.equal(p, before)]
@@ -160,7 +163,7 @@ def test_a_synthesizer_learns(method: str) -> None:
 def test_state_survives_a_round_trip(method: str) -> None:
     source = small(method).source
     often = []  # a round or an update after the restoration too; an experience needs more batches
-    if source.get("student_steps", 1) > 2 and not source.get("experience"):
+    if source.get("student_steps", 1) > 2 and "experience" not in source.streams:
         often = ["source.student_steps=2"]
     first, _ = make(method, *often)
     assert first.counts()["teacher_queries"] == 0, "building asks a teacher nothing that counts"

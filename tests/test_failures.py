@@ -27,10 +27,12 @@ from tests.test_contracts import make, same, small, snapshot, teacher_for
 
 
 def test_1_the_adversarial_loss_compares_two_networks() -> None:
-    alike = "source.student_by_batch=false"  # both by running statistics: equal where weights are
+    alike = (
+        "synthesis.student_by_batch=false"  # both by running statistics: equal where weights are
+    )
     parts, teacher = make("dfad", "student.model.width=4", alike)
     assert teacher is not None
-    observe = parts.source.observe
+    observe = parts.source.synthesizer.observe
     images = torch.rand(8, 1, 8, 8)
     assert observe(images, None).total < -1e-4
     parts.student.module.load_state_dict(teacher.module.state_dict())
@@ -40,7 +42,7 @@ def test_1_the_adversarial_loss_compares_two_networks() -> None:
 @pytest.mark.parametrize("method", ["dafl", "dfq", "adi"])
 def test_2_no_weight_gradient_of_the_teacher_is_computed(method: str) -> None:
     parts, teacher = make(method)
-    view = parts.source.observe.teacher
+    view = parts.source.synthesizer.observe.teacher
     parts.source.next()
     assert teacher is not None
     for parameter in [
@@ -79,7 +81,7 @@ def test_5_statistics_hooks_do_not_fire_in_distillation() -> None:
     assert teacher is not None
     for network in (teacher, parts.distiller.teacher, parts.student):
         assert not any(m._forward_pre_hooks for m in network.modules())
-    assert parts.source.observe.teacher(torch.rand(2, 1, 8, 8)).statistics
+    assert parts.source.synthesizer.observe.teacher(torch.rand(2, 1, 8, 8)).statistics
     assert not parts.distiller.teacher(torch.rand(2, 1, 8, 8)).statistics
 
 
@@ -104,7 +106,7 @@ def test_7_mixed_precision_is_run_and_losses_stay_in_float32() -> None:
     batch = parts.source.next()
     losses = parts.distiller(batch)
     assert losses.total.dtype == torch.float32
-    assert parts.source.observe(batch.input, None).total.dtype == torch.float32
+    assert parts.source.synthesizer.observe(batch.input, None).total.dtype == torch.float32
     with Runtime("cpu", "bf16").autocast():
         assert parts.student.module(batch.input).dtype == torch.bfloat16
 
@@ -120,7 +122,7 @@ def test_8_a_bank_belongs_to_one_run(tmp_path: Path) -> None:
         config.seed, config.run_dir = seed, str(tmp_path / folder)
         run(config, Runtime("cpu", seed=seed))
         (saved,) = (tmp_path / folder / "checkpoints").glob("step-*/rank0.pt")
-        return torch.load(saved, weights_only=True)["source"]["bank"]
+        return torch.load(saved, weights_only=True)["source"]["streams"]["bank"]
 
     first, second = bank(0, "a/first"), bank(1, "a/second")
     alone = bank(1, "b/alone")

@@ -14,7 +14,7 @@ from engine.config import plain
 from engine.parts import build_dataset
 from engine.run import RunDirectory
 from engine.train import Training, run
-from generators.bank import Bank
+from generators.store import Store
 from models.checkpoint import load_weights, save_network
 from tests.cycles import of_method
 from tests.test_contracts import METHODS, small, teacher_for
@@ -107,10 +107,10 @@ def test_a_resumed_run_ends_in_the_same_bits(
 def test_a_bank_on_the_host_is_the_bank_on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the images do not fit beside the networks."""
     spec, device = InputSpec((1, 8, 8)), torch.device("cuda", torch.cuda.current_device())
-    on_device = Bank(spec, 20, device, "reservoir")
+    on_device = Store(spec, 20, device, "reservoir")
     with monkeypatch.context() as patched:
-        patched.setattr("generators.bank._place", lambda size, device: torch.device("cpu"))
-        on_host, restored = (Bank(spec, 20, device, "reservoir") for _ in range(2))
+        patched.setattr("generators.store._place", lambda size, device: torch.device("cpu"))
+        on_host, restored = (Store(spec, 20, device, "reservoir") for _ in range(2))
     assert on_host.images.device.type == "cpu"
     noise = torch.Generator("cuda").manual_seed(0)
     for i in range(3):

@@ -103,7 +103,7 @@ def test_packages_may_lie_in_a_folder(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_a_methods_short_run_has_the_parts_of_a_long_one(tmp_path: Path) -> None:
     config = gpu_methods.settings("fast_dfkd", device="cpu", steps=7, runs=tmp_path)
-    assert (config.steps, config.source.iterations, config.source.warmup_rounds) == (7, 5, 1)
+    assert (config.steps, config.synthesizer.iterations, config.source.warmup) == (7, 5, 1)
     assert config.teacher.checkpoint == str(tmp_path / "teacher" / "student.safetensors")
 
 

@@ -39,7 +39,12 @@ def test_a_cycle_waits_twice_and_leaves_nothing_out(monkeypatch: pytest.MonkeyPa
 
 
 def test_a_cycle_may_be_one_step() -> None:
-    settings = ["batch_size=2", "device=cpu", "source.student_steps=1", "source.reuse=true"]
+    settings = [
+        "batch_size=2",
+        "device=cpu",
+        "source.student_steps=1",
+        "source.streams.fresh.reuse=true",
+    ]
     assert step_time.measure_step([*DEFAULTS, *settings], repeat=1)["cycle_seconds"]["median"] > 0
 
 

@@ -124,18 +124,24 @@ def _read(run: Path, trusted: Sequence[str]) -> tuple[dict[str, Any], dict[str, 
             "and overwrite=true if it is finished"
         )
     sources = [read_checkpoint(file)["source"] for file in files(saved[-1])]
-    sources = [source.get("experience") or source for source in sources]  # MAZE's bank is in there
-    if any("bank" not in source for source in sources):
+    banks = [bank for source in sources if (bank := _bank(source))]
+    if len(banks) < len(sources):
         raise ValueError(
             f"{run} has no bank: method={config['choices'].get('method')} keeps no inputs. "
             "Take a run of a method that does, such as deep_inversion"
         )
     names = "images", "labels", "rounds"
     try:
-        bank = {name: torch.cat([source["bank"][name] for source in sources]) for name in names}
+        bank = {name: torch.cat([bank[name] for bank in banks]) for name in names}
     except (KeyError, TypeError, RuntimeError) as error:
         raise ValueError(f"the bank in {saved[-1]} is damaged: {error}") from error
     return config, bank
+
+
+def _bank(source: Any) -> dict[str, Tensor] | None:
+    """What the first stream of a source that stores inputs, a bank or an experience, holds."""
+    streams = source.get("streams", {}).values()
+    return next((stream["bank"] for stream in streams if "bank" in stream), None)
 
 
 def _arrays(bank: dict[str, Tensor], dataset: Dataset) -> Arrays:

@@ -17,7 +17,8 @@ from core.runtime import Runtime
 from data.spec import Batch, InputSpec
 from distillers.base import Side
 from distillers.step import Roles, Step, Teacher
-from generators.base import Synthesis
+from generators.base import Made, Synthesis
+from generators.mixture import Mixture
 from models.classifier import Classifier, Outputs
 from models.digits import DigitsCNN
 
@@ -79,6 +80,18 @@ def test_generator() -> None:
     assert x.min() >= -1
     assert x.max() <= 1
     assert x.min() < 0
+
+
+def test_stream() -> None:
+    first, second = (sys.modules["generators.first"].FirstImages() for _ in range(2))
+    x = torch.rand(8, *SPEC.shape)
+    first.learn(Made(x))
+    first.learn(Made(torch.zeros(8, *SPEC.shape)))
+    second.load_state_dict(first.state_dict())
+    a, b = (s.draw(5, torch.Generator().manual_seed(0)).input for s in (first, second))
+    assert torch.equal(a, b)
+    assert (torch.cdist(a.flatten(1), x.flatten(1)).amin(1) == 0).all()
+    assert Mixture.__name__ in PAGE
 
 
 def test_synthesizer() -> None:

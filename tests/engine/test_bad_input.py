@@ -147,7 +147,7 @@ def test_unreadable_data(kind: str, refused: Refused, teacher: Path, tmp_path: P
         (["source.student_steps=0"], "at least 1"),
         (
             ["synthesis=null"],
-            "needs objective, which this run does not have: see the key synthesis",
+            "needs observer, which this run does not have: see the key synthesis",
         ),
         (["batch_size=1000000000000"], "GiB, but this machine has"),
         (["student.model.width=100000000"], "GiB, but this machine has"),
@@ -156,7 +156,10 @@ def test_unreadable_data(kind: str, refused: Refused, teacher: Path, tmp_path: P
         (["source={_target_: builtins.print}"], "gives a NoneType, where a Source is needed"),
         (["student.model={_target_: math.sqrt}"], "student.model (math.sqrt) cannot be built"),
         (["schedule={_target_: builtins.dict}"], "schedule (builtins.dict) gives a dict"),
-        (["source.optimizer.betas=[0.9,1.5]"], "source.optimizer (torch.optim.Adam): Invalid beta"),
+        (
+            ["synthesizer.optimizer.betas=[0.9,1.5]"],
+            "synthesizer.optimizer (torch.optim.Adam): Invalid beta",
+        ),
     ],
 )
 def test_settings_that_do_not_fit_together(

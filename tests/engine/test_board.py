@@ -26,7 +26,13 @@ def spec(shape: tuple[int, int, int]) -> InputSpec:
 
 def test_tags_hparams_and_pictures(tiny: list[str], tmp_path: Path) -> None:
     path = tmp_path / "run"
-    arguments = [*tiny, "method=dafl", "seed=3", "source.optimizer.lr=0.004", f"run_dir={path}"]
+    arguments = [
+        *tiny,
+        "method=dafl",
+        "seed=3",
+        "synthesizer.optimizer.lr=0.004",
+        f"run_dir={path}",
+    ]
     assert train.main(arguments) == 0
     found = loaded(path)
     tags = found.Tags()
@@ -37,7 +43,7 @@ def test_tags_hparams_and_pictures(tiny: list[str], tmp_path: Path) -> None:
     content = found.SummaryMetadata(metadata.SESSION_START_INFO_TAG).plugin_data.content
     settings = HParamsPluginData.FromString(content).session_start_info.hparams
     assert settings["method"].string_value == "dafl"
-    assert settings["source.optimizer.lr"].number_value == 0.004
+    assert settings["synthesizer.optimizer.lr"].number_value == 0.004
     assert settings["seed"].number_value == 3
     assert "log_every" not in settings
     image = found.Images("synthesized/inputs")[-1]
@@ -51,7 +57,7 @@ def test_what_one_sweeps() -> None:
     assert found["optimizer.lr"] == 0.5
     assert found["distiller.losses.at.weight"] > 0
     assert found["synthesis.losses.bn.weight"] > 0
-    assert {"source.optimizer.lr", "steps", "ema", "seed"} <= found.keys()
+    assert {"synthesizer.optimizer.lr", "steps", "ema", "seed"} <= found.keys()
     assert not found.keys() & {"log_every", "run_root", "run_dir", "device", "clip"}
     assert all(isinstance(value, (str, int, float)) for value in found.values())
 

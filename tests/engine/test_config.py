@@ -34,6 +34,9 @@ DOCUMENTED = [
 MISTAKES = [
     ("term=at", "term", "it is called loss now"),
     ("distiller.terms.kd.weight=2", "distiller.terms", "called distiller.losses.kd.weight now"),
+    ("source.optimizer.lr=1", "source.optimizer.lr", "called synthesizer.optimizer.lr now"),
+    ("source.synthesis_batch_size=8", "source.synthesis", "called synthesizer.size now"),
+    ("source.reuse=true", "source.reuse", "called source.streams.fresh.reuse now"),
     ("sede=1", "sede", "did you mean 'seed'?"),
     ("metod=dafl", "metod", "did you mean method?"),
     ("checkpoint=t.pt", "checkpoint", "did you mean 'checkpoints'?"),
@@ -62,9 +65,9 @@ MISTAKES = [
     ("student.model._target_=model.digits.DigitsCNN", "_target_", "no module 'model.digits'"),
     ("student.model._target_=torch.pi", "_target_", "not something that builds"),
     ("source.studnet_steps=2", "source.studnet_steps", "did you mean 'student_steps'?"),
-    ("source.optimizer.lr=[1]", "lr=[1]", "a number"),
-    ("source.optimizer=adam", "source.optimizer='adam'", ""),
-    ("source.generator=large", "generator='large'", ""),
+    ("synthesizer.optimizer.lr=[1]", "lr=[1]", "a number"),
+    ("synthesizer.optimizer=adam", "synthesizer.optimizer='adam'", ""),
+    ("synthesizer.generator=large", "generator='large'", ""),
     ("optimizer=adam", "optimizer", "_target_"),
     ("optimizer.lr_rate=1", "optimizer.lr_rate", "no 'lr_rate'"),
     ("schedule=null", "schedule", "_target_"),
@@ -94,9 +97,9 @@ MISTAKES = [
     ("teacher.checkpoint=", "teacher.checkpoint", "empty"),
     ("optimizer.lr=nan", "optimizer.lr=nan", "finite"),
     ("distiller.losses.kd.weight=inf", "distiller.losses.kd.weight=inf", "finite"),
-    ("source.optimizer.betas=[0.9]", "betas=[0.9]", "a list of 2: a number, a number"),
-    ("source.optimizer._partial_=3", "_partial_=3", "true or false"),
-    ("source.views=[3]", "source.views=[3]", ""),
+    ("synthesizer.optimizer.betas=[0.9]", "betas=[0.9]", "a list of 2: a number, a number"),
+    ("synthesizer.optimizer._partial_=3", "_partial_=3", "true or false"),
+    ("synthesis.views=[3]", "synthesis.views=[3]", ""),
     (
         "data.dataset={_target_: data.files.npz, path: x, classes: [0, 1e3, yes]}",
         "classes=",
@@ -124,12 +127,12 @@ def test_a_mistake_is_one_line_that_names_it(written: str, named: str, hint: str
 
 def test_nothing_else_is_blamed() -> None:
     """One mistake, one line; a group's choice that is mistyped stands for the one meant."""
-    for mistake in ("sede=1", "seed=a", "teacher.model.widht=3", "source.optimizer=adam"):
+    for mistake in ("sede=1", "seed=a", "teacher.model.widht=3", "synthesizer.optimizer=adam"):
         with pytest.raises(ConfigError) as caught:
             compose([mistake])
         assert len(caught.value.mistakes) == 1, caught.value.mistakes
     with pytest.raises(ConfigError) as caught:
-        compose(["method=deep_inversoin", "source.iterations=5"])
+        compose(["method=deep_inversoin", "synthesizer.iterations=5"])
     assert len(caught.value.mistakes) == 1, caught.value.mistakes
 
 
@@ -203,9 +206,9 @@ def test_paths_are_what_the_shell_gives(key: str, monkeypatch: pytest.MonkeyPatc
 
 def test_an_argument_annotated_as_a_path_is_one_too() -> None:
     node = "{_target_: data.label_embeddings.label_embeddings}"
-    changes = ["method=nayer", f"source.variable.embeddings={node}"]
-    config = compose([*changes, "source.variable.embeddings.path=a=b.safetensors"])
-    assert config.source.variable.embeddings.path == "a=b.safetensors"
+    changes = ["method=nayer", f"synthesizer.variable.embeddings={node}"]
+    config = compose([*changes, "synthesizer.variable.embeddings.path=a=b.safetensors"])
+    assert config.synthesizer.variable.embeddings.path == "a=b.safetensors"
 
 
 @pytest.mark.parametrize("override", DOCUMENTED)
@@ -229,9 +232,13 @@ def test_documented_groups() -> None:
 
 def test_keys_of_parts_are_set_by_path() -> None:
     """Those that a file names, those that only a signature names, and through a reference."""
-    changes = ["source.clip=2.0", "source.generator.channels=8", "~synthesis.losses.balance"]
+    changes = [
+        "synthesizer.clip=2.0",
+        "synthesizer.generator.channels=8",
+        "~synthesis.losses.balance",
+    ]
     config = compose([*changes, "optimizer.weight_decay=0.1", "+optimizer.amsgrad=true"])
-    assert config.source.clip == 2.0
+    assert config.synthesizer.clip == 2.0
     assert config.generator.channels == 8
     assert config.optimizer.amsgrad is True
     assert "balance" not in config.synthesis.losses

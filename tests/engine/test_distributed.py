@@ -66,7 +66,7 @@ def check_whole(run: Path) -> None:
     assert one["step"] == two["step"] == 24
     assert not differing(one["distiller"], two["distiller"])  # evaluated last, so averaged too
     assert not differing(one["optimizer"], two["optimizer"])
-    generators = [state["source"]["generator"] for state in (one, two)]
+    generators = [state["source"]["synthesizer"]["generator"] for state in (one, two)]
     for name in kinds(generators[0])[1]:
         assert torch.equal(generators[0][name], generators[1][name]), name
     assert not any(torch.equal(a, b) for a in one["recent"] for b in two["recent"])
@@ -83,13 +83,15 @@ def test_ranks_share_what_rounds_leave_and_not_their_images(
     tiny: list[str], tmp_path: Path
 ) -> None:
     """A meta-learned generator, one of whose layers is drawn anew on the way."""
-    rounds = ["method=fast_dfkd", "source.iterations=2", "source.student_steps=2", "steps=8"]
-    rounds += ["source.warmup_rounds=1", "source.variable.reset_round=3", "checkpoints=1"]
+    rounds = ["method=fast_dfkd", "synthesizer.iterations=2", "source.student_steps=2", "steps=8"]
+    rounds += ["source.warmup=1", "synthesizer.variable.reset_round=3", "checkpoints=1"]
     finish([*tiny, *rounds, "evaluations=1", f"run_dir={tmp_path / 'run'}"], tmp_path)
     one, two = (checkpoint(tmp_path / "run", rank)["source"] for rank in (0, 1))
-    for name in kinds(one["variable"])[1]:
-        assert torch.equal(one["variable"][name], two["variable"][name]), name
-    assert not torch.equal(one["bank"]["images"], two["bank"]["images"])
+    ours, theirs = (state["synthesizer"]["variable"] for state in (one, two))
+    for name in kinds(ours)[1]:
+        assert torch.equal(ours[name], theirs[name]), name
+    banks = (state["streams"]["bank"]["bank"]["images"] for state in (one, two))
+    assert not torch.equal(*banks)
 
 
 def test_ranks_agree_on_the_steps_of_a_budget(teacher: Path, tmp_path: Path) -> None:

@@ -12,10 +12,10 @@ import pytest
 from tests.engine.runs import Run, contents, ranks
 from tests.engine.test_resume import INVERSION, same_run
 
-ROUNDS = ["source.iterations=2", "source.student_steps=4", "source.capacity=64"]
+ROUNDS = ["synthesizer.iterations=2", "source.student_steps=4", "source.streams.bank.capacity=64"]
 KINDS = {
     "reverie": ["method=reverie", "ema=0.99"],
-    "fast_dfkd": ["method=fast_dfkd", "source.warmup_rounds=1", *ROUNDS],
+    "fast_dfkd": ["method=fast_dfkd", "source.warmup=1", *ROUNDS],
     "deep_inversion": INVERSION,
     "kd": ["method=kd", "loss=crd"],
     "maze": ["method=maze"],

@@ -20,7 +20,7 @@ from tests.schemes import FOURIER, run_config
 
 TEACHER = FOURIER.replace("student.", "teacher.")
 PROBE = {  # as short as can be
-    "deep_inversion": ["source.iterations=2", "steps=1"],
+    "deep_inversion": ["synthesizer.iterations=2", "steps=1"],
     "dafl": ["generator=small", "batch_size=16", "source.student_steps=1", "steps=2"],
 }
 

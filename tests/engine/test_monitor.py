@@ -226,9 +226,9 @@ def test_what_a_data_free_run_reads_is_counted_by_the_data(
 ) -> None:
     """Were there a way round the guard, the result would say so."""
     from data.dataset import Dataset
-    from generators.generative import GenerativeSource
+    from generators.mixture import Mixture
 
-    close, following = Dataset.close_training, GenerativeSource.next
+    close, following = Dataset.close_training, Mixture.next
     opened = []
 
     def ajar(self: Dataset) -> None:
@@ -236,12 +236,12 @@ def test_what_a_data_free_run_reads_is_counted_by_the_data(
         self._training_open = True
         opened.append(self)
 
-    def peek(self: GenerativeSource) -> Any:
+    def peek(self: Mixture) -> Any:
         opened[0].open("train").batch(slice(0, 3))
         return following(self)
 
     monkeypatch.setattr(Dataset, "close_training", ajar)
-    monkeypatch.setattr(GenerativeSource, "next", peek)
+    monkeypatch.setattr(Mixture, "next", peek)
     assert train.main([*tiny, f"run_dir={tmp_path / 'run'}"]) == 0
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert result["cost"]["real_training_inputs_read"] == 25 * 3  # 24 steps and a rehearsal

@@ -28,7 +28,7 @@ from tests.engine.runs import Run, differing
 SMALL = ["device=cpu", "teacher=digits_cnn", "teacher.model.width=8", "student=digits_cnn_small"]
 SMALL += ["student.model.width=4", "generator=small", "generator.channels=16", "batch_size=16"]
 SMALL += ["evaluations=1", "checkpoints=2", "steps=4", "data=none"]
-DAFL, ZSKD = "dafl: ['steps=2']", "zskd: ['source.iterations=2', 'steps=1']"
+DAFL, ZSKD = "dafl: ['steps=2']", "zskd: ['synthesizer.iterations=2', 'steps=1']"
 QUICK = ["probe.size=12", f"probe.methods={{{DAFL}, {ZSKD}}}"]
 SAID = ["teacher.shape=[1,8,8]", "teacher.classes=10", "teacher.mean=[0.3]", "teacher.std=[0.4]"]
 
@@ -242,8 +242,8 @@ def test_a_budget_fixes_the_steps_which_repeat_the_run(
     weights: Path, root: Path, finished: Callable[..., dict[str, Any]], tmp_path: Path
 ) -> None:
     """In rounds, too, which are timed by themselves."""
-    rounds = ["method=deep_inversion", "source.iterations=5", "source.student_steps=9"]
-    rounds += ["source.synthesis_batch_size=8"]
+    rounds = ["method=deep_inversion", "synthesizer.iterations=5", "source.student_steps=9"]
+    rounds += ["synthesizer.size=8"]
     assert train.main(budgeted(weights, root, tmp_path / "timed", *rounds)) == 0
     result = json.loads((tmp_path / "timed" / "result.json").read_text())
     assert result["cost"]["budget_seconds"] == 2

@@ -24,8 +24,8 @@ from tests.engine.runs import (
     scalars,
 )
 
-INVERSION = ["method=deep_inversion", "source.iterations=3", "source.synthesis_batch_size=16"]
-INVERSION += ["source.student_steps=6", "source.capacity=40"]
+INVERSION = ["method=deep_inversion", "synthesizer.iterations=3", "synthesizer.size=16"]
+INVERSION += ["source.student_steps=6", "source.streams.bank.capacity=40"]
 # The one thing that draws from the global random state.
 DROPOUT = ["method=kd", "student=vit_digits", "~student.model.width", "student.model.depth=1"]
 DROPOUT += ["student.model.embed_dim=16", "student.model.proj_drop_rate=0.3"]

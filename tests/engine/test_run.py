@@ -101,14 +101,18 @@ def test_another_configuration_is_refused_by_its_keys(tmp_path: Path) -> None:
     assert contents(tmp_path) == before
 
 
-def test_a_run_of_an_earlier_version_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("last", ["394706e591", "85c4f97"])
+def test_a_run_of_an_earlier_version_is_refused(tmp_path: Path, last: str) -> None:
     begun(tmp_path / "run")
     config = OmegaConf.load(tmp_path / "run" / "config.yaml")
-    config.distiller.terms = config.distiller.pop("losses")
+    if last == "394706e591":
+        config.distiller.terms = config.distiller.pop("losses")
+    else:
+        config.source = {**config.pop("synthesizer"), **config.source}
     OmegaConf.save(config, tmp_path / "run" / "config.yaml")
     before = contents(tmp_path)
     with pytest.raises(
-        ValueError, match="earlier version; the last commit to continue it is 394706e591"
+        ValueError, match=f"earlier version; the last commit to continue it is {last}"
     ):
         begun(tmp_path / "run")
     assert contents(tmp_path) == before

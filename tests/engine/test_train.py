@@ -29,7 +29,7 @@ def student(path: Path, arguments: list[str]) -> dict[str, torch.Tensor]:
 def test_bf16(method: str, tiny: list[str], tmp_path: Path) -> None:
     arguments = [*tiny, *SHORT, f"method={method}"]
     if method == "deep_inversion":
-        arguments += ["source.iterations=2", "source.synthesis_batch_size=16"]
+        arguments += ["synthesizer.iterations=2", "synthesizer.size=16"]
     full = student(tmp_path / "fp32", arguments)
     half = student(tmp_path / "bf16", [*arguments, "precision=bf16"])
     assert differing(full, half)

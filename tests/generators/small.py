@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -11,11 +12,15 @@ from torch import Tensor, nn
 from core.objective import Objective, Weighted
 from core.runtime import Runtime
 from data.spec import InputSpec
+from generators.bank import Bank
 from generators.base import SynthesisLoss
-from generators.generative import GenerativeSource
 from generators.losses import Activation, Adversarial, BatchNormStatistics, OneHot
+from generators.mixture import Mixture
 from generators.networks import StandardGenerator
-from generators.rounds import RoundSource
+from generators.observer import Observer
+from generators.rounds import Rounds
+from generators.streams import Fresh, Stream
+from generators.trained import TrainedGenerator
 from generators.variables import Pixels
 from generators.views import Jitter
 from models.classifier import Classifier
@@ -70,46 +75,52 @@ def objective(**losses: SynthesisLoss) -> Objective:
     return Objective({name: Weighted(loss, 1.0) for name, loss in losses.items()})
 
 
-def generative(runtime: Runtime | None = None, **kwargs: Any) -> GenerativeSource:
-    """A source on fresh networks; any argument can be replaced."""
+OBSERVER = ("teacher", "student", "objective", "views", "local_views", "student_by_batch")
+MIXTURE = ("steps", "batch_size", "student_steps", "augment", "warmup")
+
+
+def generative(
+    runtime: Runtime | None = None,
+    streams: Mapping[str, Stream] | None = None,
+    reuse: bool = False,
+    **kwargs: Any,
+) -> Mixture:
+    """Fresh inputs of a generator, and the streams beside them; any argument can be replaced."""
     conditional = kwargs.pop("conditional", False)
     torch.manual_seed(2)
-    defaults = {
-        "generator": StandardGenerator(
-            SPEC, CLASSES, latent_size=5, channels=8, conditional=conditional
-        ),
-        "teacher": teacher(),
-        "student": student(),
-        "objective": objective(),
-        "optimizer": functools.partial(torch.optim.Adam, lr=1e-2),
-        "runtime": runtime or Runtime(device="cpu"),
-        "num_classes": CLASSES,
-        "steps": 20,
-        "batch_size": 6,
-        "synthesis_batch_size": 8,
-        "student_steps": 2,
-    }
-    return GenerativeSource(**{**defaults, **kwargs})
+    network = StandardGenerator(SPEC, CLASSES, latent_size=5, channels=8, conditional=conditional)
+    adam = functools.partial(torch.optim.Adam, lr=1e-2)
+    settings = {"generator": network, "optimizer": adam, "size": 8, **kwargs}
+    streams = {"fresh": Fresh(reuse=reuse), **(streams or {})}
+    return _mixture(TrainedGenerator, streams, runtime or Runtime(device="cpu"), settings)
 
 
-def inversion(runtime: Runtime | None = None, **kwargs: Any) -> RoundSource:
-    defaults = {
-        "variable": Pixels(SPEC),
-        "teacher": teacher(),
-        "student": student(),
-        "objective": objective(),
-        "optimizer": functools.partial(torch.optim.Adam, lr=0.05),
-        "runtime": runtime or Runtime(device="cpu"),
-        "num_classes": CLASSES,
-        "steps": 20,
-        "batch_size": 6,
-        "synthesis_batch_size": 8,
-        "iterations": 5,
-        "student_steps": 2,
-        "capacity": 20,
-        "views": [Jitter(1)],
-    }
-    return RoundSource(**{**defaults, **kwargs})
+def inversion(
+    runtime: Runtime | None = None,
+    streams: Mapping[str, Stream] | None = None,
+    capacity: int = 20,
+    **kwargs: Any,
+) -> Mixture:
+    """A bank of what rounds make, and the streams beside it; any argument can be replaced."""
+    runtime = runtime or Runtime(device="cpu")
+    adam = functools.partial(torch.optim.Adam, lr=0.05)
+    settings = {"variable": Pixels(SPEC), "optimizer": adam, "size": 8, "iterations": 5}
+    settings |= {"views": [Jitter(1)], **kwargs}
+    spec = settings["teacher"].takes if "teacher" in settings else SPEC
+    streams = {"bank": Bank(spec, runtime, capacity), **(streams or {})}
+    return _mixture(Rounds, streams, runtime, settings)
+
+
+def _mixture(
+    kind: Any, streams: Mapping[str, Stream], runtime: Runtime, settings: dict[str, Any]
+) -> Mixture:
+    own = {"teacher": teacher(), "student": student(), "objective": objective()}
+    own |= {"steps": 20, "batch_size": 6, "student_steps": 2, **settings}
+    seen = {key: own.pop(key) for key in OBSERVER if key in own}
+    mixed = {key: own.pop(key) for key in MIXTURE if key in own}
+    observer = Observer(runtime=runtime, **seen)
+    synthesizer = kind(observer=observer, runtime=runtime, num_classes=CLASSES, **own)
+    return Mixture(synthesizer, streams, runtime, **mixed)
 
 
 def snapshot(net: nn.Module) -> dict[str, Tensor]:

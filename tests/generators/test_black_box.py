@@ -21,9 +21,11 @@ from tests.test_contracts import learn, make, same, small, teacher_for
 
 BOX = "teacher.black_box={_target_: models.black_box.BlackBox, directions: 2}"
 VAE = (
-    "source.replay={_target_: generators.replay.VAE, decoder: '${generator}', fraction: 0.3, "
-    "updates: 2, optimizer: {_target_: torch.optim.Adam, _partial_: true}}"
+    "+source.streams.replay={_target_: generators.replay.VAE, decoder: '${generator}', "
+    "fraction: 0.3, updates: 2, optimizer: {_target_: torch.optim.Adam, _partial_: true}}"
 )
+REUSE = ["source.streams.fresh.reuse=true", "source.student_steps=1"]
+JITTER = "[{_target_: generators.views.Jitter, pixels: 1, flip: false}]"
 ROUNDS = ["source.student_steps=3", "~synthesis.losses.bn"]
 
 
@@ -31,13 +33,17 @@ ROUNDS = ["source.student_steps=3", "~synthesis.losses.bn"]
     ("method", "overrides"),
     [
         ("dfme", []),
-        ("dfme", ["source.generator_steps=2", "source.student_steps=3"]),
+        ("dfme", ["synthesizer.updates=2", "source.student_steps=3"]),
+        ("dfme", REUSE),
+        ("dfme", [*REUSE, f"source.augment={JITTER}"]),
+        ("dfme", [*REUSE, f"synthesis.views={JITTER}"]),
+        ("dfme", [*REUSE, VAE]),
         ("maze", []),
-        ("maze", ["source.student_steps=4", "source.experience.batches=3"]),
+        ("maze", ["source.student_steps=4", "source.streams.experience.batches=3"]),
         ("dfme", [VAE]),
         ("dfad", [BOX]),
         ("adi", [BOX, *ROUNDS]),
-        ("adi", [BOX, *ROUNDS, "source.warmup_rounds=2"]),
+        ("adi", [BOX, *ROUNDS, "source.warmup=2"]),
         ("kd", [BOX]),
     ],
 )
@@ -95,7 +101,7 @@ def test_the_result_names_every_query_and_evaluation_makes_none(tmp_path: Path) 
     assert white["teacher"] == result["teacher"]
 
 
-REPLAY = ["source.student_steps=5", "source.experience.batches=2"]
+REPLAY = ["source.student_steps=5", "source.streams.experience.batches=2"]
 
 
 @pytest.mark.parametrize(("method", "overrides"), [("dfme", []), ("maze", REPLAY)])

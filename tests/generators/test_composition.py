@@ -19,7 +19,7 @@ CONTRASTS = [
     "+synthesis.losses.alike={weight:0.5,"
     "loss:{_target_:generators.contrast.InstanceContrast,memory:32,negatives:8}}",
     "+synthesis.losses.classes={weight:0.5,loss:{_target_:generators.contrast.ClassContrast}}",
-    "source.local_views=[{_target_:generators.views.Jitter,pixels:2,flip:false}]",
+    "synthesis.local_views=[{_target_:generators.views.Jitter,pixels:2,flip:false}]",
 ]
 # Reverie's losses with MAD's classes and twin, CMI's and CPSC's contrast, and MAZE's experience.
 BESIDE = [
@@ -27,10 +27,10 @@ BESIDE = [
     *CONTRASTS,
     "generator.conditioning=add",
     "+synthesis.losses.norm={weight:1.0,loss:{_target_:generators.latent.LatentNorm}}",
-    "source.replay={_target_:generators.replay.EMAGenerator,decay:0.9,fraction:0.25}",
-    "source.experience={_target_:generators.experience.Experience,batches:1}",
-    "source.views=[{_target_:generators.views.Jitter,pixels:1,flip:false}]",
-    "source.reuse=false",
+    "+source.streams.replay={_target_:generators.replay.EMAGenerator,decay:0.9,fraction:0.25}",
+    "+source.streams.experience={_target_:generators.experience.Experience,batches:1}",
+    "synthesis.views=[{_target_:generators.views.Jitter,pixels:1,flip:false}]",
+    "source.streams.fresh.reuse=false",
     "source.student_steps=2",
 ]
 # FastDFKD's meta-learned generator and moving statistics, for classes, with contrast and balance.
@@ -38,18 +38,16 @@ META = [
     *CLASSES,
     *CONTRASTS,
     "+synthesis.losses.balance={weight:5.0,loss:{_target_:generators.losses.InformationEntropy}}",
-    "source.policy=reservoir",
     "source.student_steps=2",
-    "source.warmup_rounds=1",
+    "source.warmup=1",
 ]
 # SpaceshipNet's exchange of what a generator behind CMI's contrast and ZSKD's targets has made.
 EXCHANGE = [
     *CLASSES,
     *CONTRASTS,
     "+synthesis.losses.target={weight:0.1,loss:{_target_:generators.dirichlet.SoftTarget}}",
-    "source.targets={_target_:generators.dirichlet.DirichletTargets}",
-    "source.policy=reservoir",
-    "source.exchange.capacity=16",
+    "synthesizer.targets={_target_:generators.dirichlet.DirichletTargets}",
+    "source.streams.exchange.capacity=16",
     "source.student_steps=2",
 ]
 RECIPES = {
@@ -109,7 +107,7 @@ def test_every_loss_is_computed_and_the_student_is_left_alone(made: Callable[[],
     after = snapshot(parts.student)
     assert all(torch.equal(value, after[k]) for k, value in trained.items())
     losses = parts.source.report()
-    wanted = set(parts.source.observe.objective.losses)  # type: ignore[attr-defined]
+    wanted = set(parts.source.synthesizer.observe.objective.losses)  # type: ignore[attr-defined]
     assert wanted <= set(losses)
     assert all(losses[name] for name in wanted - {"norm"}), "a loss that was left out counts as 0"
 
@@ -128,11 +126,19 @@ def test_the_pieces_are_all_at_work() -> None:
     assert replayed == [False, True]
 
 
+@pytest.mark.parametrize(("overrides", "asked"), [([], 8), (["loss=at"], 16)])
+def test_the_teacher_is_asked_again_only_for_its_features(overrides: list[str], asked: int) -> None:
+    """Reverie's student learns from the images of the update itself."""
+    parts = make("reverie", *overrides)[0]
+    learn(parts, 3)
+    assert parts.counts()["teacher_queries"] == 3 * asked
+
+
 def test_a_one_hot_code_is_the_control_of_the_names_meaning() -> None:
-    control = "source.variable.embeddings._target_=generators.variables.one_hot"
+    control = "synthesizer.variable.embeddings._target_=generators.variables.one_hot"
     parts, named = make("nayer", control)[0], make("nayer")[0]
     assert torch.equal(one_hot(3), torch.eye(3))
-    code, meaning = (p.source.variable.embeddings for p in (parts, named))  # type: ignore[attr-defined]
+    code, meaning = (p.source.synthesizer.variable.embeddings for p in (parts, named))  # type: ignore[attr-defined]
     assert code.shape == (10, 10)
     assert meaning.shape == (10, 384)
     distances = torch.cdist(code, code)[~torch.eye(10, dtype=torch.bool)]

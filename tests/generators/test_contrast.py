@@ -120,13 +120,13 @@ def test_the_projection_is_trained_saved_and_no_part_of_teacher_or_student() -> 
     after = snapshot(contrast)
     assert all(not torch.equal(before[k], after[k]) for k in before if k.startswith("head"))
     assert contrast.added == 8
-    state = source.state_dict()["objective"]
+    state = source.state_dict()["synthesizer"]["objective"]
     assert any("head" in k for k in state)
     assert any("memory" in k for k in state)
 
 
 def test_a_second_view_is_needed() -> None:
-    with pytest.raises(ValueError, match=r"name source\.local_views"):
+    with pytest.raises(ValueError, match=r"name synthesis\.local_views"):
         inversion(objective=objective(contrast=loss()))
 
 
@@ -156,15 +156,17 @@ def test_it_trains_the_heads_and_the_generator_alone() -> None:
     torch.manual_seed(0)
     contrast = ClassContrast(t, s, width=5)
     source = generative(teacher=t, student=s, objective=objective(c=contrast), conditional=True)
-    held, heads, made = snapshot(s), snapshot(contrast), snapshot(source.generator)
+    held, heads, made = snapshot(s), snapshot(contrast), snapshot(source.synthesizer.generator)
     source.next()
     assert same(held, snapshot(s))
     assert all(m.training for m in s.modules())
     assert all(p.grad is None for p in (*s.parameters(), *t.parameters()))
     assert not any(torch.equal(heads[k], v) for k, v in snapshot(contrast).items())
-    moved = {k for k, v in snapshot(source.generator).items() if not torch.equal(made[k], v)}
+    moved = {
+        k for k, v in snapshot(source.synthesizer.generator).items() if not torch.equal(made[k], v)
+    }
     assert "linear.weight" in moved
-    assert any("head" in key for key in source.state_dict()["objective"])
+    assert any("head" in key for key in source.state_dict()["synthesizer"]["objective"])
 
 
 @pytest.mark.parametrize("wrong", [{"temperature": 0}, {"width": 0}])
@@ -188,7 +190,7 @@ def test_it_remembers_the_inputs_that_a_round_keeps_and_not_its_last() -> None:
     def record(_: Any, args: tuple[Synthesis], losses: Any) -> None:
         seen.append((losses.total.item(), args[0]))
 
-    source.observe.objective.register_forward_hook(record)
+    source.synthesizer.observe.objective.register_forward_hook(record)
     source.next()
     least = min(range(len(seen)), key=lambda i: seen[i][0])
     assert 0 < least < len(seen) - 1
@@ -208,8 +210,11 @@ def test_of_a_round_only_what_a_memory_reads_is_kept() -> None:
         local_views=[Jitter(1)],
     )
     kept: list[Synthesis | None] = []
-    commit = source.observe.commit
-    source.observe.commit = lambda: [kept.append(source.observe.kept), commit()]  # type: ignore
+    commit = source.synthesizer.observe.commit
+    source.synthesizer.observe.commit = lambda: [
+        kept.append(source.synthesizer.observe.kept),
+        commit(),
+    ]  # type: ignore
     source.next()
     source.next()
     for synthesis in kept:

@@ -12,6 +12,7 @@ from core.objective import Losses
 from core.runtime import Runtime
 from data.spec import Batch
 from generators.experience import Experience
+from generators.streams import Place
 from models.black_box import BlackBox
 from tests.generators.small import CLASSES, SPEC, generative
 from tests.test_contracts import make, same
@@ -26,7 +27,7 @@ def images(seed: int, rows: int = 6) -> torch.Tensor:
 
 
 def answered(seed: int) -> tuple[Batch, Losses]:
-    x = experience().rounded(images(seed))
+    x = experience().shown(images(seed))
     logits = torch.randn(6, CLASSES, generator=torch.Generator().manual_seed(seed + 100))
     return Batch(x), Losses(torch.zeros(()), {}, teacher_logits=logits)
 
@@ -34,11 +35,12 @@ def answered(seed: int) -> tuple[Batch, Losses]:
 @pytest.mark.parametrize("period", [3, 4, 15])
 def test_the_last_batches_of_a_period_are_replayed(period: int) -> None:
     stored = experience()
-    due = [stored.due(i, period) for i in range(40)]
+    stored.start(generative().synthesizer, Place(6, 0, period))
+    due = [stored.due(i % period, period, torch.Generator()) for i in range(40)]
     assert due[:period] == [False] * (period - 2) + [True] * 2
     assert due[period : 2 * period] == due[:period]
     for batches in range(41):
-        assert stored.replayed(batches, period) == sum(due[:batches])
+        assert stored.plan(batches).known_batches == sum(due[:batches])
 
 
 def test_what_is_drawn_was_stored_bit_for_bit_and_with_its_own_answer() -> None:
@@ -63,7 +65,7 @@ def test_a_replayed_batch_is_not_stored_again() -> None:
     stored.learned(*answered(0))
     drawn = stored.draw(6, torch.Generator().manual_seed(0))
     stored.learned(drawn, Losses(torch.zeros(()), {}, teacher_logits=drawn.teacher_logits))
-    assert len(stored.bank) == 6
+    assert len(stored.store) == 6
 
 
 def test_answers_have_to_be_asked_for() -> None:
@@ -75,13 +77,16 @@ def test_answers_have_to_be_asked_for() -> None:
 def test_settings_that_do_not_fit() -> None:
     with pytest.raises(ValueError, match="at least 1 batch"):
         experience(batches=0)
-    with pytest.raises(ValueError, match=r"2 of the source\.student_steps=2"):
-        generative(experience=experience(), student_steps=2)
-    generative(experience=experience(), student_steps=3)
+    with pytest.raises(
+        ValueError,
+        match=r"streams\.experience: it replays batches=2 of the source\.student_steps=2",
+    ):
+        generative(streams={"experience": experience()}, student_steps=2)
+    generative(streams={"experience": experience()}, student_steps=3)
 
 
 def test_the_source_hands_out_fresh_batches_and_then_known_ones() -> None:
-    source = generative(experience=experience(), student_steps=5)
+    source = generative(streams={"experience": experience()}, student_steps=5)
     for step in range(12):
         batch = source.next()
         assert batch.input.shape == (6, *SPEC.shape)
@@ -89,8 +94,10 @@ def test_the_source_hands_out_fresh_batches_and_then_known_ones() -> None:
         logits = torch.zeros(6, CLASSES)
         source.learned(batch, Losses(torch.zeros(()), {}, teacher_logits=logits))
         x = batch.input
-        assert torch.equal(source.experience.rounded(x), x)  # the student sees what is stored
-    assert source.updates == 3
+        assert torch.equal(
+            source.streams["experience"].shown(x), x
+        )  # the student sees what is stored
+    assert source.synthesizer.steps == 3
     assert source.counts()["images_synthesized"] == 3 * 8 + 8 * 6
 
 
@@ -130,10 +137,10 @@ def test_the_answer_is_what_the_teacher_would_say_again() -> None:
 
 @pytest.mark.parametrize("stop", [3, 5, 9, 17])
 def test_a_resumed_run_replays_the_same(stop: int) -> None:
-    first, _ = make("maze", "source.experience.capacity=30")
+    first, _ = make("maze", "source.streams.experience.capacity=30")
     steps(first, stop)
     torch.manual_seed(99)
-    second, _ = make("maze", "source.experience.capacity=30")
+    second, _ = make("maze", "source.streams.experience.capacity=30")
     for name in ("source", "distiller", "optimizer"):
         getattr(second, name).load_state_dict(copy.deepcopy(getattr(first, name).state_dict()))
     expected = steps(first, 18)

@@ -182,13 +182,13 @@ def kegnet(runtime: Runtime | None = None, **kwargs: object):
 
 def test_a_source_trains_the_decoder_and_resumes_with_it() -> None:
     torch.manual_seed(5)
-    source = kegnet(synthesis_batch_size=32)
-    start = snapshot(source.observe.objective)
+    source = kegnet(size=32)
+    start = snapshot(source.synthesizer.observe.objective)
     first = None
     for _ in range(60):
         source.next()
         first = first if first is not None else source.report()["decoder"].item()
-    decoder = source.observe.objective.losses["decoder"].loss.decoder
+    decoder = source.synthesizer.observe.objective.losses["decoder"].loss.decoder
     assert all(
         not torch.equal(start[f"losses.decoder.loss.decoder.{k}"], p)
         for k, p in decoder.named_parameters()
@@ -197,7 +197,7 @@ def test_a_source_trains_the_decoder_and_resumes_with_it() -> None:
     file = io.BytesIO()
     torch.save(source.state_dict(), file)
     file.seek(0)
-    restored = kegnet(synthesis_batch_size=32)
+    restored = kegnet(size=32)
     restored.load_state_dict(torch.load(file, weights_only=True))
     for _ in range(3):
         assert torch.equal(source.next().input, restored.next().input)
@@ -210,8 +210,8 @@ def test_a_losses_gradients_are_averaged_over_ranks_and_clipped() -> None:
     runtime.average = lambda tensors: averaged.extend(tensors)  # type: ignore[method-assign]
     sgd = functools.partial(torch.optim.SGD, lr=1.0)
     source = kegnet(runtime, optimizer=sgd, clip=1e-3)
-    owned = list(source.observe.objective.parameters())
-    everything = [*source.generator.parameters(), *owned]
+    owned = list(source.synthesizer.observe.objective.parameters())
+    everything = [*source.synthesizer.generator.parameters(), *owned]
     before = [p.detach().clone() for p in everything]
     source.next()
     assert [g.shape for g in averaged] == [p.shape for p in owned]

@@ -18,9 +18,9 @@ from data.dataset import DataFreeError, Dataset
 from data.photographs import photographs
 from data.spec import InputSpec
 from generators.base import Synthesis
-from generators.generative import GenerativeSource
 from generators.losses import OneHot
-from generators.mosaic import Entropy, OutOfDomain, OutOfDomainReplay, PatchDiscrimination
+from generators.mixture import Mixture
+from generators.mosaic import Entropy, OutOfDomain, OutOfDomainInputs, PatchDiscrimination
 from models.classifier import Outputs
 from tests.generators.small import CLASSES, SPEC, generative, objective, same, snapshot
 
@@ -120,22 +120,22 @@ def test_it_learns_to_tell_patches_apart() -> None:
     assert loss(synthesis(flat)).item() > before + 0.2
 
 
-def mosaic(runtime: Runtime = RUNTIME, weight: float = 1.0) -> GenerativeSource:
+def mosaic(runtime: Runtime = RUNTIME, weight: float = 1.0) -> Mixture:
     losses = {"one_hot": Weighted(OneHot()), "patches": Weighted(patches(runtime), weight)}
-    replay = OutOfDomainReplay(domain(), fraction=0.5)
-    return generative(runtime, objective=Objective(losses), replay=replay)
+    streams = {"out_of_domain": OutOfDomainInputs(domain(), fraction=0.5)}
+    return generative(runtime, objective=Objective(losses), streams=streams)
 
 
 def test_the_source_trains_the_generator_and_not_the_discriminator() -> None:
     source, without = mosaic(), mosaic(weight=0.0)
-    loss = source.observe.objective.losses["patches"].loss
+    loss = source.synthesizer.observe.objective.losses["patches"].loss
     owned = {id(p) for p in loss.parameters()}
     assert owned
-    assert not owned & {id(p) for p in source.parameters}
+    assert not owned & {id(p) for p in source.synthesizer.parameters}
     for s in (source, without):
         s.next()
-    assert loss.updates == source.updates == 1
-    assert not same(snapshot(source.generator), snapshot(without.generator))
+    assert loss.updates == source.synthesizer.steps == 1
+    assert not same(snapshot(source.synthesizer.generator), snapshot(without.synthesizer.generator))
 
 
 def test_what_is_read_is_counted_and_is_not_called_synthesized() -> None:
@@ -161,7 +161,7 @@ def test_a_resumed_source_goes_on_to_the_same_bits() -> None:
     second.load_state_dict(copy.deepcopy(first.state_dict()))
     for _ in range(4):
         assert torch.equal(first.next().input, second.next().input)
-    one, two = (s.observe.objective.losses["patches"].loss for s in (first, second))
+    one, two = (s.synthesizer.observe.objective.losses["patches"].loss for s in (first, second))
     assert same(snapshot(one.discriminator), snapshot(two.discriminator))
     assert one.optimizer.state_dict()["state"][0]["step"] == 4
     assert first.counts() == second.counts()

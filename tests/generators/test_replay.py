@@ -12,7 +12,8 @@ from core.runtime import Runtime
 from data.spec import InputSpec
 from generators.losses import OneHot
 from generators.networks import StandardGenerator
-from generators.replay import VAE, EMAGenerator, Replay
+from generators.replay import VAE, EMAGenerator
+from generators.streams import Stream
 from tests.generators.small import (
     CLASSES,
     classifier,
@@ -30,22 +31,22 @@ def twin(runtime: Runtime | None = None, **kwargs: Any) -> EMAGenerator:
     return EMAGenerator(CLASSES, runtime or Runtime(device="cpu"), **kwargs)
 
 
-def replay(kind: str, **kwargs: Any) -> Replay:
+def replay(kind: str, **kwargs: Any) -> Stream:
     return twin(**kwargs) if kind == "ema" else vae(**kwargs)
 
 
 def test_the_twin_follows_the_closed_form() -> None:
     """θ̃_n = d^n θ_0 + (1 − d) Σ_k d^(n−k) θ_k, once a round of updates."""
     decay = 0.7
-    source = generative(replay=twin(decay=decay), generator_steps=2, student_steps=3)
-    history = [[p.detach().clone() for p in source.generator.parameters()]]
+    source = generative(streams={"replay": twin(decay=decay)}, updates=2, student_steps=3)
+    history = [[p.detach().clone() for p in source.synthesizer.generator.parameters()]]
     for step in range(12):
         source.next()
         if step % 3 == 0:
-            history.append([p.detach().clone() for p in source.generator.parameters()])
+            history.append([p.detach().clone() for p in source.synthesizer.generator.parameters()])
     n = len(history) - 1
     assert n == 4
-    for i, average in enumerate(source.replay.ema.module.parameters()):
+    for i, average in enumerate(source.streams["replay"].ema.module.parameters()):
         expected = decay**n * history[0][i]
         for k in range(1, n + 1):
             expected = expected + (1 - decay) * decay ** (n - k) * history[k][i]
@@ -58,56 +59,57 @@ def test_the_twin_follows_the_closed_form() -> None:
 def test_a_batch_is_fresh_images_and_then_earlier_ones(kind: str, conditional: bool) -> None:
     options = {} if kind == "ema" else {"conditional": conditional}
     source = generative(
-        replay=replay(kind, fraction=0.4, **options), batch_size=10, conditional=conditional
+        streams={"replay": replay(kind, fraction=0.4, **options)},
+        batch_size=10,
+        conditional=conditional,
     )
     source.next()
     drawn = []
-    original = source.replay.draw
-    source.replay.draw = lambda *args: drawn.append(original(*args)) or drawn[-1]
+    original = source.streams["replay"].draw
+    source.streams["replay"].draw = lambda *args: drawn.append(original(*args)) or drawn[-1]
     batch = source.next()  # without an update, so that the generator is as it was
-    z, y = source._draw(6, source.runtime.noise("batch", 1))
-    with torch.no_grad():
-        fresh = source.generator(z, y)
-    [(earlier, label)] = drawn
-    assert torch.equal(batch.input, torch.cat([fresh, earlier]))
+    fresh = source.synthesizer.draw(6, source.runtime.noise("batch", 1))
+    [earlier] = drawn
+    assert torch.equal(batch.input, torch.cat([fresh.input, earlier.input]))
     assert not batch.input.requires_grad
     if conditional:
-        assert torch.equal(batch.label, torch.cat([y, label]))
+        assert torch.equal(batch.label, torch.cat([fresh.label, earlier.label]))
     else:
         assert batch.label is None
 
 
 def test_the_twin_draws_with_its_own_weights() -> None:
     """Not with the generator's, although it draws in the same way."""
-    source = generative(replay=twin(decay=0.9), conditional=True, student_steps=1)
+    source = generative(streams={"replay": twin(decay=0.9)}, conditional=True, student_steps=1)
     for _ in range(3):
         source.next()
-    images, label = source.replay.draw(8, torch.Generator().manual_seed(5))
+    drawn = source.streams["replay"].draw(8, torch.Generator().manual_seed(5))
+    images, label = drawn.input, drawn.label
     noise = torch.Generator().manual_seed(5)
     z = torch.randn(8, 5, generator=noise)
     y = torch.randint(CLASSES, (8,), generator=noise)
     with torch.no_grad():
-        assert torch.equal(images, source.replay.ema.module(z, y))
-        assert not torch.equal(images, source.generator(z, y))
+        assert torch.equal(images, source.streams["replay"].ema.module(z, y))
+        assert not torch.equal(images, source.synthesizer.generator(z, y))
     assert torch.equal(label, y)
 
 
 def test_a_twin_without_memory_is_the_generator() -> None:
     """In every respect: it uses the batch's own statistics, too."""
-    source = generative(replay=twin(decay=0.0), student_steps=1)
+    source = generative(streams={"replay": twin(decay=0.0)}, student_steps=1)
     for _ in range(3):
         source.next()
-    images, _ = source.replay.draw(8, torch.Generator().manual_seed(5))
+    images = source.streams["replay"].draw(8, torch.Generator().manual_seed(5)).input
     z = torch.randn(8, 5, generator=torch.Generator().manual_seed(5))
     with torch.no_grad():
-        assert torch.equal(images, source.generator(z))
+        assert torch.equal(images, source.synthesizer.generator(z))
 
 
 def test_labels_are_left_out_where_a_part_has_none() -> None:
     """An unconditional twin knows no classes, whatever a loss of the generator's asks for."""
     loss = OneHot()
     loss.needs_label = True
-    source = generative(objective=objective(one_hot=loss), replay=twin())
+    source = generative(objective=objective(one_hot=loss), streams={"replay": twin()})
     assert source.next().label is None
 
 
@@ -117,17 +119,23 @@ def test_nothing_but_the_replay_learns_from_replaying(kind: str, reuse: bool) ->
     t, s = teacher(), student()
     before = snapshot(t), snapshot(s)
     still = functools.partial(torch.optim.SGD, lr=0.0)
-    options = {"student_steps": 1, "synthesis_batch_size": None} if reuse else {}
+    options = {"student_steps": 1, "size": 6} if reuse else {}
     source = generative(
-        teacher=t, student=s, optimizer=still, replay=replay(kind), reuse=reuse, **options
+        teacher=t,
+        student=s,
+        optimizer=still,
+        streams={"replay": replay(kind)},
+        reuse=reuse,
+        **options,
     )
-    weights = [p.detach().clone() for p in source.generator.parameters()]
+    weights = [p.detach().clone() for p in source.synthesizer.generator.parameters()]
     for _ in range(3):
         source.next()
     assert all(
-        torch.equal(a, b) for a, b in zip(weights, source.generator.parameters(), strict=True)
+        torch.equal(a, b)
+        for a, b in zip(weights, source.synthesizer.generator.parameters(), strict=True)
     )
-    for net in (source.generator, t, s, source.observe.teacher):
+    for net in (source.synthesizer.generator, t, s, source.synthesizer.observe.teacher):
         assert all(p.grad is None for p in net.parameters())
     assert same(snapshot(t), before[0])
     assert same(snapshot(s), before[1])
@@ -137,12 +145,16 @@ def test_nothing_but_the_replay_learns_from_replaying(kind: str, reuse: bool) ->
 def test_the_generator_learns_as_it_would_without() -> None:
     """What is replayed reaches the student alone."""
     for kind in ("ema", "vae"):
-        source = generative(objective=objective(one_hot=OneHot()), replay=replay(kind))
+        source = generative(objective=objective(one_hot=OneHot()), streams={"replay": replay(kind)})
         alone = generative(objective=objective(one_hot=OneHot()))
         for _ in range(5):
             source.next()
             alone.next()
-        for a, b in zip(source.generator.parameters(), alone.generator.parameters(), strict=True):
+        for a, b in zip(
+            source.synthesizer.generator.parameters(),
+            alone.synthesizer.generator.parameters(),
+            strict=True,
+        ):
             assert torch.equal(a, b)
 
 
@@ -155,7 +167,7 @@ def test_a_restored_source_continues_to_the_same_bits(
     def make() -> Any:
         torch.manual_seed(0)
         part = twin() if kind == "ema" else vae(conditional=conditional)
-        return generative(replay=part, conditional=conditional, student_steps=3)
+        return generative(streams={"replay": part}, conditional=conditional, student_steps=3)
 
     source = make()
     for _ in range(stop):
@@ -171,7 +183,9 @@ def test_a_restored_source_continues_to_the_same_bits(
         a, b = source.next(), restored.next()
         assert torch.equal(a.input, b.input)
         assert (a.label is None and b.label is None) or torch.equal(a.label, b.label)
-    assert same(_flat(source.replay.state_dict()), _flat(restored.replay.state_dict()))
+    assert same(
+        _flat(source.streams["replay"].state_dict()), _flat(restored.streams["replay"].state_dict())
+    )
     assert source.counts() == restored.counts()
     assert source.report() == restored.report()
 
@@ -186,7 +200,7 @@ def _flat(state: Any, path: str = "") -> dict[str, Tensor]:
 
 
 def test_counts_and_reports() -> None:
-    source = generative(replay=vae(fraction=0.5), batch_size=6, student_steps=2)
+    source = generative(streams={"replay": vae(fraction=0.5)}, batch_size=6, student_steps=2)
     for _ in range(4):
         source.next()
     assert source.counts() == {
@@ -194,7 +208,7 @@ def test_counts_and_reports() -> None:
         "real_training_inputs_read": 0,
     }
     assert source.report()["replay"].isfinite()
-    assert "replay" not in generative(replay=twin()).report()
+    assert "replay" not in generative(streams={"replay": twin()}).report()
 
 
 @pytest.mark.parametrize("kind", ["ema", "vae"])
@@ -212,7 +226,12 @@ def test_shapes_and_bf16(kind: str, shape: tuple[int, ...]) -> None:
     )
     part = twin(runtime) if kind == "ema" else VAE(decoder, net, spec, CLASSES, runtime, ADAM)
     source = generative(
-        runtime, generator=generator, teacher=net, student=net, replay=part, batch_size=9
+        runtime,
+        generator=generator,
+        teacher=net,
+        student=net,
+        streams={"replay": part},
+        batch_size=9,
     )
     for _ in range(3):
         batch = source.next()
@@ -226,8 +245,8 @@ def test_shapes_and_bf16(kind: str, shape: tuple[int, ...]) -> None:
     ("fraction", "batch_size", "replayed"), [(0.5, 6, 3), (0.01, 6, 1), (0.99, 6, 5), (1 / 9, 9, 1)]
 )
 def test_share(fraction: float, batch_size: int, replayed: int) -> None:
-    source = generative(replay=twin(fraction=fraction), batch_size=batch_size)
-    assert (source.replayed, source.fresh) == (replayed, batch_size - replayed)
+    source = generative(streams={"replay": twin(fraction=fraction)}, batch_size=batch_size)
+    assert source.sizes == {"fresh": batch_size - replayed, "replay": replayed}
     assert len(source.next().input) == batch_size
 
 
@@ -236,7 +255,7 @@ def test_settings_that_do_not_fit() -> None:
         with pytest.raises(ValueError, match="fraction"):
             twin(fraction=fraction)
     with pytest.raises(ValueError, match="decay"):
-        generative(replay=twin(decay=1.0))
+        generative(streams={"replay": twin(decay=1.0)})
     with pytest.raises(ValueError, match="batch_size of at least 2"):
-        generative(replay=twin(), batch_size=1)
-    assert len(generative(replay=vae(), batch_size=2).next().input) == 2
+        generative(streams={"replay": twin()}, batch_size=1)
+    assert len(generative(streams={"replay": vae()}, batch_size=2).next().input) == 2

@@ -2,6 +2,7 @@
 
 import io
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -44,13 +45,11 @@ def prior() -> dict:
     }
 
 
-def flatten(state: dict) -> dict[str, Tensor]:
-    return {
-        f"{key}.{name}": torch.as_tensor(value).clone()
-        for key, part in state.items()
-        for name, value in (part.items() if isinstance(part, dict) else [("", part)])
-        if value is not None
-    }
+def flatten(state: Any, path: str = "") -> dict[str, Tensor]:
+    if isinstance(state, dict):
+        parts = [flatten(value, f"{path}.{key}") for key, value in state.items()]
+        return {key: value for part in parts for key, value in part.items()}
+    return {path: torch.as_tensor(state).clone()}
 
 
 def test_batches_come_from_the_bank() -> None:
@@ -58,7 +57,7 @@ def test_batches_come_from_the_bank() -> None:
     sizes = []
     for _ in range(5):
         batch = source.next()
-        sizes.append(len(source.bank))
+        sizes.append(len(source.streams["bank"].store))
         assert batch.input.shape == (6, *SPEC.shape)
         assert batch.input is batch.input
         assert batch.index is not None
@@ -85,12 +84,15 @@ def test_it_lowers_its_objective_and_aims_at_the_labels() -> None:
 
 
 def test_every_image_moves_towards_the_class_aimed_at() -> None:
-    aim = {"objective": objective(one_hot=OneHot()), "synthesis_batch_size": 20}
+    aim = {"objective": objective(one_hot=OneHot()), "size": 20}
     confidence = []
     for iterations, rate in ((1, 0.0), (100, 1.0)):
         source = inversion(**aim, iterations=iterations, schedule=lambda _, rate=rate: rate)
         source.next()
-        images, label = source.bank.images[:20] / 255, source.bank.labels[:20]
+        images, label = (
+            source.streams["bank"].store.images[:20] / 255,
+            source.streams["bank"].store.labels[:20],
+        )
         confidence.append(teacher()(images).logits.softmax(1).gather(1, label[:, None]))
     assert (confidence[1] > confidence[0]).all()
 
@@ -98,7 +100,7 @@ def test_every_image_moves_towards_the_class_aimed_at() -> None:
 def test_only_images_in_the_value_range_are_seen() -> None:
     source = inversion(iterations=10, schedule=lambda _: 20.0)
     ends: list[float] = []
-    source.observe.teacher.register_forward_pre_hook(
+    source.synthesizer.observe.teacher.register_forward_pre_hook(
         lambda _, args: ends.extend((args[0].min().item(), args[0].max().item()))
     )
     source.next()
@@ -159,7 +161,7 @@ def test_student_and_teacher_stay_as_they_were() -> None:
     assert same(snapshot(t), before_t)
     assert same(snapshot(s), before_s)
     assert all(m.training for m in s.modules())
-    for net in (t, s, source.observe.teacher, source.observe.student):
+    for net in (t, s, source.synthesizer.observe.teacher, source.synthesizer.observe.student):
         assert all(p.grad is None for p in net.parameters())
 
 
@@ -169,7 +171,7 @@ def test_a_new_run_does_not_see_an_earlier_ones_images(
     """Failure 8: an image pool on disk that picked up another run's images."""
     monkeypatch.chdir(tmp_path)
     inversion().next()
-    assert len(inversion().bank) == 0
+    assert len(inversion().streams["bank"].store) == 0
     assert list(tmp_path.iterdir()) == []
 
 
@@ -222,4 +224,6 @@ def test_bf16_runs() -> None:
     """Failure 7."""
     source = inversion(Runtime(device="cpu", precision="bf16"))
     assert source.next().input.isfinite().all()
-    assert all(v.isfinite() and v.dtype == torch.float32 for v in source.losses.values())
+    assert all(
+        v.isfinite() and v.dtype == torch.float32 for v in source.synthesizer.losses.values()
+    )

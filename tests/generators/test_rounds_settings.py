@@ -1,6 +1,4 @@
-"""What the settings of synthesis in rounds do: views, warm-up, schedule, policy, augmentation."""
-
-from typing import Any
+"""What the settings of synthesis in rounds do: views, warm-up, schedule, augmentation."""
 
 import pytest
 import torch
@@ -16,10 +14,12 @@ def test_views_are_seen_but_not_kept() -> None:
 
     looked: list[Tensor] = []
     source = inversion(views=[dark], objective=objective(one_hot=OneHot()))
-    source.observe.teacher.register_forward_pre_hook(lambda _, args: looked.append(args[0]))
+    source.synthesizer.observe.teacher.register_forward_pre_hook(
+        lambda _, args: looked.append(args[0])
+    )
     source.next()
     assert not any(x.any() for x in looked)
-    assert source.bank.images[:8].any()
+    assert source.streams["bank"].store.images[:8].any()
 
 
 def test_the_best_images_of_a_round_are_kept() -> None:
@@ -32,31 +32,29 @@ def test_the_best_images_of_a_round_are_kept() -> None:
         schedule=lambda p: 10.0 if p < 0.5 else -10.0,
     )
 
-    def record(images: Tensor, *args: Any, **kwargs: Any) -> Any:
-        losses = observe(images, *args, **kwargs)
-        totals.append(losses.total.item())
-        return losses
-
-    observe = source._look
-    source._look = record
+    observe = source.synthesizer.observe
+    observe.objective.register_forward_hook(lambda _, a, losses: totals.append(losses.total.item()))
     source.next()
-    images, label = source.bank.images[:8] / 255, source.bank.labels[:8]
-    kept = observe(images, label, None, None, 0).total.item()
-    assert kept == pytest.approx(min(totals), abs=0.05)
-    assert totals[-1] > min(totals) + 0.2
+    images, label = (
+        source.streams["bank"].store.images[:8] / 255,
+        source.streams["bank"].store.labels[:8],
+    )
+    *seen, kept = [*totals, observe(images, label).total.item()]
+    assert kept == pytest.approx(min(seen), abs=0.05)
+    assert seen[-1] > min(seen) + 0.2
 
 
 def test_warm_up_rounds_come_first_and_leave_the_student_out() -> None:
-    source = inversion(warmup_rounds=2, student_steps=3, capacity=100)
+    source = inversion(warmup=2, student_steps=3, capacity=100)
     ran: list[int] = []
-    source.observe.student.register_forward_hook(lambda *_: ran.append(source.rounds))
+    source.synthesizer.observe.student.register_forward_hook(lambda *_: ran.append(source.updates))
     source.next()
-    assert source.rounds == 3
-    assert len(source.bank) == 24
+    assert source.updates == 3
+    assert len(source.streams["bank"].store) == 24
     assert set(ran) == {2}
     for _ in range(3):
         source.next()
-    assert source.rounds == 4
+    assert source.updates == 4
 
 
 def test_augmentations_are_applied_in_order() -> None:
@@ -81,4 +79,6 @@ def test_schedule_ends_the_round_gently() -> None:
     # A rate of 0 leaves the noise as it was.
     still = inversion(iterations=1, schedule=lambda progress: 0.0)
     still.next()
-    assert torch.equal(still.bank.images[:8], source.bank.images[:8])
+    assert torch.equal(
+        still.streams["bank"].store.images[:8], source.streams["bank"].store.images[:8]
+    )

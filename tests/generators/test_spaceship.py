@@ -1,4 +1,4 @@
-"""Channel exchange against a naive loop, the pool it draws from, and rounds that use it."""
+"""Channel exchange against a naive loop, the pool it draws from, and batches made of it."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from torch import Tensor
 from core.objective import Losses
 from core.runtime import Runtime
 from data.spec import Batch
+from generators.base import Made
+from generators.mixture import Mixture
 from generators.networks import GeneratorEnsemble, StandardGenerator
-from generators.rounds import RoundSource
 from generators.spaceship import FeatureExchange, exchange_channels
 from generators.variables import Generated, MetaGenerated, Pixels
-from tests.generators.small import CLASSES, SPEC, inversion, same, snapshot
+from tests.generators.small import CLASSES, SPEC, generative, inversion, same, snapshot
 
 RUNTIME = Runtime(device="cpu")
 
@@ -31,10 +32,25 @@ def network(**kwargs: Any) -> StandardGenerator:
     return StandardGenerator(SPEC, CLASSES, latent_size=5, channels=8, **kwargs)
 
 
-def exchanging(runtime: Runtime = RUNTIME, **kwargs: Any) -> RoundSource:
+def features(generator: StandardGenerator, rows: Tensor) -> Made:
+    """What a pass of the generator gives at its depths."""
+    seen: list[Tensor] = []
+    hooks = [
+        generator.stages[depth].register_forward_hook(lambda _, args, x: seen.append(x.detach()))
+        for depth in generator.depths
+    ]
+    images = generator(torch.randn(len(rows), 5, generator=noise()))
+    for hook in hooks:
+        hook.remove()
+    return Made(images.detach(), rows, features=seen)
+
+
+def exchanging(runtime: Runtime = RUNTIME, **kwargs: Any) -> Mixture:
     settings = {"capacity": 20, "probability": 1.0, **kwargs}
     variable = Generated(network(), runtime, lr_latent=None, lifetime=0)
-    return inversion(runtime, variable=variable, exchange=FeatureExchange(runtime, **settings))
+    return inversion(
+        runtime, variable=variable, streams={"exchange": FeatureExchange(runtime, **settings)}
+    )
 
 
 @pytest.mark.parametrize("shape", [(6, 8, 2, 2), (3, 5, 4, 4), (4, 7)])
@@ -69,33 +85,36 @@ def test_the_rest_of_the_generator_makes_the_images(conditional: bool) -> None:
 
 
 def test_the_pool_holds_the_features_of_what_a_round_keeps() -> None:
+    """Of five iterations, those of the one whose objective was the lowest."""
     source = exchanging()
-    exchange = source.exchange
-    passed: list[tuple[Tensor, list[Tensor]]] = []
-    keep = exchange.keep
-
-    def recorded(better: Tensor) -> None:
-        passed.append((better, [f.detach().clone() for f in exchange.latest.values()]))
-        keep(better)
-
-    exchange.keep = recorded
+    synthesizer, exchange = source.synthesizer, source.streams["exchange"]
+    passed: list[list[Tensor]] = []
+    totals: list[float] = []
+    synthesizer.observe.objective.register_forward_hook(
+        lambda _, args, losses: totals.append(losses.total.item())
+    )
+    generator = synthesizer.generator
+    for depth in generator.depths:
+        generator.stages[depth].register_forward_hook(
+            lambda _, args, x: (
+                passed.append(x.detach().clone()) if torch.is_grad_enabled() else None
+            )
+        )
     source.next()
-    best = [features for better, features in passed if better][-1]
-    assert len(passed) == 5
-    for pool, feature in zip(exchange.pools, best, strict=True):
+    best = totals.index(min(totals))
+    assert len(passed) == 3 * len(totals) == 15
+    for pool, feature in zip(exchange.pools, passed[3 * best : 3 * best + 3], strict=True):
         torch.testing.assert_close(pool[:8].float(), feature, atol=1e-2, rtol=1e-3)
 
 
 def test_an_exchange_draws_two_inputs_of_one_depth() -> None:
-    exchange = FeatureExchange(RUNTIME, capacity=6, probability=1.0)
-    generator = network()
-    exchange.start(generator)
-    generator(torch.randn(4, 5, generator=noise()))
-    exchange.keep(torch.tensor(True))
-    exchange.add(torch.arange(4))
+    source = exchanging(capacity=6)
+    exchange, generator = source.streams["exchange"], source.synthesizer.generator
+    exchange.learn(features(generator, torch.arange(4)))
     state, depths = torch.get_rng_state(), set()
     for seed in range(12):
-        images = exchange.draw(7, noise(seed))
+        assert exchange.due(0, 1, noise(seed))
+        images = exchange.draw(7, noise(seed)).input
         host = random.Random(seed)
         host.random()
         at = host.randrange(3)
@@ -107,7 +126,6 @@ def test_an_exchange_draws_two_inputs_of_one_depth() -> None:
         still = copy.deepcopy(generator).eval()
         torch.testing.assert_close(images, still.finish(mixed, None, generator.depths[at] + 1))
     assert depths == {0, 1, 2}
-    assert exchange.images == 12 * 7
     assert generator.training
     assert torch.equal(torch.get_rng_state(), state)
 
@@ -115,9 +133,9 @@ def test_an_exchange_draws_two_inputs_of_one_depth() -> None:
 def test_a_draw_changes_nothing_of_the_generator() -> None:
     source = exchanging()
     source.next()
-    before = snapshot(source.variable.generator)
+    before = snapshot(source.synthesizer.variable.generator)
     batch = source.next()
-    assert same(before, snapshot(source.variable.generator))
+    assert same(before, snapshot(source.synthesizer.variable.generator))
     assert batch.label is None
     assert batch.index is None
     assert not batch.input.requires_grad
@@ -125,16 +143,17 @@ def test_a_draw_changes_nothing_of_the_generator() -> None:
 
 
 def test_the_oldest_features_leave_first() -> None:
+    def made(rows: Tensor) -> Made:
+        held = [rows[:, None, None, None].float().expand(-1, c, 2, 2) for c in (2, 3)]
+        return Made(torch.zeros(len(rows), *SPEC.shape), rows, features=held)
+
     exchange = FeatureExchange(RUNTIME, capacity=5, probability=1.0)
     for part in (range(3), range(3, 6), range(6, 8)):
-        rows = torch.tensor(list(part))
-        exchange.best = [rows[:, None, None, None].float().expand(-1, c, 2, 2) for c in (2, 3)]
-        exchange.add(rows)
+        exchange.learn(made(torch.tensor(list(part))))
     assert sorted(exchange.labels.tolist()) == [3, 4, 5, 6, 7]
     for pool in exchange.pools:
         assert torch.equal(pool[:, 0, 0, 0].long(), exchange.labels)
-    exchange.best = [torch.arange(9.0)[:, None, None, None].expand(9, c, 2, 2) for c in (2, 3)]
-    exchange.add(torch.arange(9))
+    exchange.learn(made(torch.arange(9)))
     assert sorted(exchange.labels.tolist()) == [4, 5, 6, 7, 8]
 
 
@@ -159,7 +178,7 @@ def test_a_resumed_source_makes_the_same_batches() -> None:
         assert torch.equal(one.input, two.input)
         assert isinstance(two, Batch)
     assert first.counts() == second.counts()
-    for a, b in zip(first.exchange.pools, second.exchange.pools, strict=True):
+    for a, b in zip(first.streams["exchange"].pools, second.streams["exchange"].pools, strict=True):
         assert torch.equal(a, b)
 
 
@@ -175,28 +194,24 @@ def test_what_cannot_be_exchanged() -> None:
     for settings in ({"capacity": 0}, {"probability": 1.5}):
         with pytest.raises(ValueError, match="capacity of at least 1"):
             FeatureExchange(RUNTIME, **settings)  # type: ignore[arg-type]
-    ensemble = Generated(GeneratorEnsemble(SPEC, CLASSES, 2, channels=8), RUNTIME)
-    for variable in (Pixels(SPEC), ensemble):
-        with pytest.raises(ValueError, match="a StandardGenerator"):
-            inversion(variable=variable, exchange=FeatureExchange(RUNTIME))
+    ensemble = Generated(GeneratorEnsemble(SPEC, CLASSES, 2, channels=8), RUNTIME, lifetime=0)
     fresh = Generated(network(), RUNTIME, lifetime=3)
-    with pytest.raises(ValueError, match=r"use source\.variable\.lifetime=0"):
-        inversion(variable=fresh, exchange=FeatureExchange(RUNTIME))
     meta = MetaGenerated(network(), RUNTIME, torch.optim.Adam)
-    source = inversion(variable=meta, exchange=FeatureExchange(RUNTIME))
-    with pytest.raises(ValueError, match=r"use generators\.variables\.Generated"):
-        source.next()
+    for variable in (Pixels(SPEC), ensemble, fresh, meta):
+        with pytest.raises(ValueError, match=r"streams\.exchange: .* a Standard\w+ that lasts"):
+            inversion(variable=variable, streams={"exchange": FeatureExchange(RUNTIME)})
+    two = {name: FeatureExchange(RUNTIME) for name in ("one", "two")}
+    with pytest.raises(ValueError, match=r"streams\.two: another stream watches"):
+        generative(streams=two)
 
 
-def test_a_worse_iteration_does_not_take_the_place_of_a_better_one() -> None:
-    exchange = FeatureExchange(RUNTIME, capacity=4)
-    generator = network()
-    exchange.start(generator)
-    kept = []
-    for seed, better in enumerate((True, False, True, False)):
-        generator(torch.randn(3, 5, generator=noise(seed)))
-        latest = [feature.detach().clone() for feature in exchange.latest.values()]
-        kept = latest if better else kept
-        exchange.keep(torch.tensor(better))
-        for held, expected in zip(exchange.best, kept, strict=True):
-            assert torch.equal(held, expected)
+def test_it_exchanges_what_a_trained_generator_makes() -> None:
+    """Of the inputs of its updates, not of those that the student gets in between."""
+    exchange = FeatureExchange(RUNTIME, capacity=20, probability=0.5)
+    source = generative(streams={"exchange": exchange}, student_steps=3, conditional=True)
+    batches = [source.next() for _ in range(7)]
+    assert exchange.added == 3 * 8
+    whole = [batch.label is None for batch in batches]
+    assert set(whole) == {False, True}
+    assert source.counts()["images_synthesized"] == 3 * 8 + 7 * 6
+    assert all(batch.input.isfinite().all() for batch in batches)

@@ -35,7 +35,7 @@ def test_the_autoencoder_learns_to_reconstruct(conditional: bool) -> None:
     part, images = vae(conditional=conditional), patterns()
     losses = []
     for step in range(250):
-        part.learn(images, None, torch.Generator().manual_seed(step))
+        part.follow(images, torch.Generator().manual_seed(step))
         losses.append(part.losses["replay"].item())
     assert losses[-1] < 0.5 * losses[0]
     with torch.no_grad():
@@ -52,12 +52,12 @@ def test_the_autoencoder_keeps_the_teachers_logits() -> None:
     seen = []
     part.encoder.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     before = snapshot(part.encoder), snapshot(part.decoder)
-    part.learn(images, None, torch.Generator().manual_seed(1))
+    part.follow(images, torch.Generator().manual_seed(1))
     reference = vae(kl_weight=0.1)
     assert same(snapshot(reference.encoder), before[0])
     assert same(snapshot(reference.decoder), before[1])
     noise = torch.Generator().manual_seed(1)
-    earlier, _ = reference.draw(2, noise)
+    earlier = reference.draw(2, noise).input
     x = torch.cat([images, earlier])
     assert torch.equal(seen[0], x)
     with torch.no_grad():
@@ -80,7 +80,7 @@ def test_the_teacher_names_the_classes_of_a_conditional_autoencoder() -> None:
     with torch.no_grad():  # so that there is more than one class
         bias = part.teacher.module.head.bias
         bias.copy_(-teacher()(images).logits.mean(0) + bias)
-    part.learn(images, torch.zeros(len(images), dtype=torch.int64), torch.Generator())
+    part.follow(images, torch.Generator())
     drawn, named = seen
     expected = part.teacher(images).logits.argmax(1)
     assert len(expected.unique()) > 1
@@ -95,6 +95,6 @@ def test_all_of_the_autoencoder_is_trained_and_averaged_over_ranks() -> None:
     part = vae(runtime, updates=2)
     before = [p.detach().clone() for p in part.parameters]
     assert len(before) == sum(1 for m in (part.encoder, part.decoder) for _ in m.parameters())
-    part.learn(patterns(8), None, torch.Generator().manual_seed(0))
+    part.follow(patterns(8), torch.Generator().manual_seed(0))
     assert not any(torch.equal(a, b) for a, b in zip(before, part.parameters, strict=True))
     assert [g.shape for g in averaged] == 2 * [p.shape for p in part.parameters]

@@ -254,5 +254,5 @@ def test_the_moving_statistics_are_what_is_drawn_to_the_running_ones() -> None:
         + (0.5 * s.variance + 0.5 * v - s.running_variance).norm()
         for s, m, v in zip(outputs.statistics, loss.earlier[::2], loss.earlier[1::2], strict=True)
     )
-    losses = source.observe(images, None)
+    losses = source.synthesizer.observe(images, None)
     torch.testing.assert_close(losses.values["bn"], by_hand)

@@ -11,9 +11,9 @@ from torch import nn
 from torchvision.models import VisionTransformer
 
 from data.spec import InputSpec
-from generators.generative import GenerativeSource
 from generators.patches import PatchSimilarity
-from generators.rounds import RoundSource
+from generators.rounds import Rounds
+from generators.trained import TrainedGenerator
 from generators.variables import Pixels
 from models.classifier import Classifier
 from models.stages import torchvision_stages
@@ -29,15 +29,15 @@ PATCHES[1] += "loss:{_target_:generators.patches.PatchSimilarity}}"
 @pytest.mark.parametrize(
     ("method", "overrides", "kind"),
     [
-        ("psaq_vit", [], RoundSource),
-        ("reverie", PATCHES, GenerativeSource),
-        ("reverie", ["~synthesis.losses.bn"], GenerativeSource),
-        ("dfad", [], GenerativeSource),
+        ("psaq_vit", [], Rounds),
+        ("reverie", PATCHES, TrainedGenerator),
+        ("reverie", ["~synthesis.losses.bn"], TrainedGenerator),
+        ("dfad", [], TrainedGenerator),
     ],
 )
 def test_a_vit_of_timm_teaches_without_data(method: str, overrides: list[str], kind: type) -> None:
     parts, teacher = make(method, *VIT, *overrides)
-    assert isinstance(parts.source, kind)
+    assert isinstance(parts.source.synthesizer, kind)  # type: ignore[attr-defined]
     assert teacher is not None
     assert not teacher.batchnorms()
     held, before = snapshot(teacher), snapshot(parts.student)
@@ -79,7 +79,9 @@ def test_a_vit_of_torchvision_is_inverted_by_its_patches() -> None:
         iterations=20,
     )
     entropies = []
-    source.observe.objective.register_forward_hook(lambda _, a, b: entropies.append(-b.total))
+    source.synthesizer.observe.objective.register_forward_hook(
+        lambda _, a, b: entropies.append(-b.total)
+    )
     source.next()
     assert len(entropies) == 20
     assert entropies[-1] > entropies[0] + 0.1  # diverse patches, where those of noise are alike

@@ -23,7 +23,7 @@ from tools.export_bank import main
 
 SMALL = ["device=cpu", "teacher.model.width=8", "student.model.width=4", "steps=4", "batch_size=8"]
 SMALL += ["evaluations=1", "checkpoints=1", "method=deep_inversion"]
-SMALL += ["source.iterations=2", "source.student_steps=2", "source.synthesis_batch_size=12"]
+SMALL += ["synthesizer.iterations=2", "source.student_steps=2", "synthesizer.size=12"]
 
 
 @pytest.fixture(scope="module")
@@ -60,19 +60,19 @@ def fabricate(tmp_path: Path) -> Callable[..., Path]:
 
 def bank(run: Path, rank: int = 0) -> dict[str, Any]:
     [file] = run.glob(f"checkpoints/step-*/rank{rank}.pt")
-    state: dict[str, Any] = torch.load(file, weights_only=True)["source"]["bank"]
-    return state
+    state: dict[str, Any] = torch.load(file, weights_only=True)["source"]["streams"]["bank"]
+    return state["bank"]  # type: ignore[no-any-return]
 
 
 def content(shape: tuple[int, ...] = (1, 8, 8), count: int = 5, round: int = 0) -> dict[str, Any]:
+    """The state of a source with a bank."""
     noise = torch.Generator().manual_seed(round)
-    return {
-        "bank": {
-            "images": torch.randint(256, (count, *shape), generator=noise).to(torch.uint8),
-            "labels": torch.arange(count) % 10,
-            "rounds": torch.full((count,), round, dtype=torch.int32),
-        }
+    held = {
+        "images": torch.randint(256, (count, *shape), generator=noise).to(torch.uint8),
+        "labels": torch.arange(count) % 10,
+        "rounds": torch.full((count,), round, dtype=torch.int32),
     }
+    return {"streams": {"bank": {"bank": held}}}
 
 
 def pixels(dataset: Dataset, which: str) -> tuple[np.ndarray, list[int]]:
@@ -130,13 +130,14 @@ def test_banks_of_all_ranks_are_one(fabricate: Callable[..., Path], tmp_path: Pa
     assert main([str(fabricate(*ranks)), str(tmp_path / "out.npz")]) == 0
     with np.load(tmp_path / "out.npz") as arrays:
         assert arrays["train_rounds"].tolist() == [1] * 5 + [2] * 3
-        together = torch.cat([rank["bank"]["images"] for rank in ranks])[:, 0]
+        together = torch.cat([rank["streams"]["bank"]["bank"]["images"] for rank in ranks])[:, 0]
         assert np.array_equal(arrays["train_images"], together.numpy())
 
 
 def test_a_bank_within_an_experience(fabricate: Callable[..., Path], tmp_path: Path) -> None:
     """MAZE's."""
-    source = {"experience": {**content(count=4), "stored": 4}, "replay": None}
+    held = content(count=4)["streams"]["bank"]
+    source = {"streams": {"fresh": {}, "experience": {**held, "stored": 4}}}
     assert main([str(fabricate(source)), str(tmp_path / "out.npz")]) == 0
     with np.load(tmp_path / "out.npz") as arrays:
         assert len(arrays["train_images"]) == 4
@@ -163,16 +164,17 @@ def test_colours_and_odd_names(
     names = ["T-shirt/top"] + [f"{i}" for i in range(1, 10)]
     other_data(names)
     source = content((3, 4, 5), count=10)
+    held = source["streams"]["bank"]["bank"]["images"].numpy()
     run = fabricate(source)
     assert main([str(run), str(tmp_path / "a.npz")]) == 0
     dataset = npz(str(tmp_path / "a.npz"), Runtime("cpu"))
     assert dataset.classes == tuple(names)
-    assert np.array_equal(pixels(dataset, "train")[0], source["bank"]["images"].numpy())
+    assert np.array_equal(pixels(dataset, "train")[0], held)
     assert main([str(run), str(tmp_path / "a")]) == 0
     dataset = image_folder(str(tmp_path / "a"), Runtime("cpu"), size=None)
     assert dataset.classes[-1] == "T-shirt_top"
     images, labels = pixels(dataset, "train")
-    assert np.array_equal(images[labels.index(9)], source["bank"]["images"][0].numpy())
+    assert np.array_equal(images[labels.index(9)], held[0])
 
 
 def test_no_code_of_a_run_directory(
@@ -206,7 +208,7 @@ def test_mistakes(
     assert "no checkpoint to read the bank from: run it with checkpoints=1" in fails(run, out)
     assert f"{run} exists" in fails(finished, run)
     (run / "checkpoints" / "step-000000004").mkdir(parents=True)
-    torch.save({"source": {"batches": 3}}, run / "checkpoints" / "step-000000004" / "rank0.pt")
+    torch.save({"source": {"step": 3}}, run / "checkpoints" / "step-000000004" / "rank0.pt")
     assert "has no bank: method=deep_inversion keeps no inputs" in fails(run, out)
     torch.save({"source": content()}, run / "checkpoints" / "step-000000004" / "rank0.pt")
     assert "no train image of class 5, and folders need one" in fails(run, out)

@@ -1,4 +1,4 @@
-"""A generative source: settings and teachers that do not fit, bf16, and compiled networks."""
+"""A trained generator: settings and teachers that do not fit, bf16, and compiled networks."""
 
 import pytest
 import torch
@@ -21,11 +21,12 @@ class EagerRuntime(Runtime):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"reuse": True, "student_steps": 2, "synthesis_batch_size": None}, "student_steps=1"),
-        ({"reuse": True, "student_steps": 1, "synthesis_batch_size": 8}, "equal to batch_size"),
+        ({"reuse": True, "student_steps": 2}, r"streams\.fresh: reuse: true .*student_steps=1"),
+        ({"reuse": True, "student_steps": 1, "size": 5}, "size of at least 6"),
         ({"student_steps": 0}, "at least 1"),
         ({"batch_size": 0}, "at least 1"),
-        ({"synthesis_batch_size": 0}, "at least 1"),
+        ({"size": 0}, "at least 1"),
+        ({"updates": 0}, "at least 1"),
     ],
 )
 def test_settings_that_do_not_fit(options: dict, message: str) -> None:
@@ -44,9 +45,9 @@ def test_teacher_without_batchnorm() -> None:
 
 def test_an_update_may_see_the_student_by_batch() -> None:
     source, usual = generative(student_by_batch=True), generative()
-    assert not source.observe.student.batchnorms()
-    assert usual.observe.student.batchnorms()
-    assert source.observe.teacher.batchnorms()
+    assert not source.synthesizer.observe.student.batchnorms()
+    assert usual.synthesizer.observe.student.batchnorms()
+    assert source.synthesizer.observe.teacher.batchnorms()
     source.next(), usual.next()
     assert source.report()["adversarial"] != usual.report()["adversarial"]
 
@@ -55,7 +56,10 @@ def test_bf16_runs() -> None:
     """Failure 7: a mixed-precision flag that nothing ever ran."""
     source = generative(Runtime(device="cpu", precision="bf16"))
     computed = set()
-    networks = (source.generator.stages[-1], source.observe.teacher.module.conv1)
+    networks = (
+        source.synthesizer.generator.stages[-1],
+        source.synthesizer.observe.teacher.module.conv1,
+    )
     for layer in networks:
         layer.register_forward_hook(lambda layer, args, y: computed.add((layer, y.dtype)))
     for _ in range(3):
@@ -64,7 +68,7 @@ def test_bf16_runs() -> None:
     assert batch.input.dtype == torch.float32
     for value in source.report().values():
         assert torch.as_tensor(value).isfinite()
-    assert all(v.dtype == torch.float32 for k, v in source.losses.items())
+    assert all(v.dtype == torch.float32 for k, v in source.synthesizer.losses.items())
 
 
 def test_hooks_fire_in_compiled_networks() -> None:
@@ -73,5 +77,5 @@ def test_hooks_fire_in_compiled_networks() -> None:
     for _ in range(4):
         a, b = plain.next(), compiled.next()
         torch.testing.assert_close(a.input, b.input)
-    torch.testing.assert_close(plain.losses, compiled.losses)
-    assert compiled.observe.teacher.module._compiled_call_impl is not None
+    torch.testing.assert_close(plain.synthesizer.losses, compiled.synthesizer.losses)
+    assert compiled.synthesizer.observe.teacher.module._compiled_call_impl is not None

@@ -1,4 +1,4 @@
-"""The generator's schedule, what it may touch, and that a restored source repeats the bits."""
+"""A trained generator: its schedule, what it may touch, and that a resume repeats the bits."""
 
 import copy
 import functools
@@ -25,7 +25,7 @@ from tests.generators.small import (
 
 
 def test_batches_follow_the_schedule() -> None:
-    source = generative(student_steps=3, generator_steps=2)
+    source = generative(student_steps=3, updates=2)
     parameters = []
     for step in range(6):
         batch = source.next()
@@ -33,8 +33,8 @@ def test_batches_follow_the_schedule() -> None:
         assert batch.input is batch.input
         assert not batch.input.requires_grad
         assert batch.label is None
-        assert source.updates == 2 * (step // 3 + 1)
-        parameters.append(snapshot(source.generator.linear))
+        assert source.synthesizer.steps == 2 * (step // 3 + 1)
+        parameters.append(snapshot(source.synthesizer.generator.linear))
     changed = [not same(a, b) for a, b in itertools.pairwise(parameters)]
     assert changed == [False, False, True, False, False]
     assert source.counts() == {
@@ -61,7 +61,7 @@ def test_student_and_teacher_stay_as_they_were() -> None:
     assert same(snapshot(s), before_s)
     assert all(m.training for m in s.modules())
     assert not any(m.training for m in t.modules())
-    views = (source.observe.teacher, source.observe.student)
+    views = (source.synthesizer.observe.teacher, source.synthesizer.observe.student)
     for net in (t, s, *views):
         assert all(p.grad is None for p in net.parameters())
     assert not any(p.requires_grad for view in views for p in view.parameters())
@@ -101,7 +101,7 @@ def test_adversarial_loss_sees_the_student_of_now() -> None:
 
 
 def test_student_is_not_run_for_nothing() -> None:
-    assert generative(objective=objective(one_hot=OneHot())).observe.student is None
+    assert generative(objective=objective(one_hot=OneHot())).synthesizer.observe.student is None
 
 
 def test_generator_lowers_its_objective() -> None:
@@ -132,7 +132,9 @@ def test_restored_source_continues_to_the_same_bits(conditional: bool, stop: int
         a, b = source.next(), restored.next()
         assert torch.equal(a.input, b.input)
         assert (a.label is None and b.label is None) or torch.equal(a.label, b.label)
-    assert same(source.generator.state_dict(), restored.generator.state_dict())
+    assert same(
+        source.synthesizer.generator.state_dict(), restored.synthesizer.generator.state_dict()
+    )
     assert source.counts() == restored.counts()
     assert source.report() == restored.report()
 
@@ -153,7 +155,7 @@ def test_noise_differs_between_ranks_and_weights_do_not() -> None:
     runtime = Runtime(device="cpu")
     runtime.rank = 1
     second = generative(runtime)
-    assert same(first.generator.state_dict(), second.generator.state_dict())
+    assert same(first.synthesizer.generator.state_dict(), second.synthesizer.generator.state_dict())
     assert not torch.equal(first.next().input, second.next().input)
 
 
@@ -183,22 +185,39 @@ def test_schedule_scales_the_learning_rate() -> None:
 def test_clip_bounds_the_step() -> None:
     sgd = functools.partial(torch.optim.SGD, lr=1.0)
     source = generative(optimizer=sgd, clip=1e-3)
-    before = [p.detach().clone() for p in source.generator.parameters()]
+    before = [p.detach().clone() for p in source.synthesizer.generator.parameters()]
     source.next()
-    after = source.generator.parameters()
+    after = source.synthesizer.generator.parameters()
     moved = torch.stack([(a - b).norm() for a, b in zip(after, before, strict=True)]).norm()
     assert moved.item() == pytest.approx(1e-3, rel=1e-2)
 
 
 def test_reuse_hands_on_the_images_of_the_update() -> None:
     seen = []
-    source = generative(student_steps=1, synthesis_batch_size=None, reuse=True)
-    source.observe.teacher.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    source = generative(student_steps=1, size=6, reuse=True)
+    source.synthesizer.observe.teacher.register_forward_pre_hook(
+        lambda _, args: seen.append(args[0])
+    )
     for step in range(3):
         batch = source.next()
         assert torch.equal(batch.input, seen[step])
         assert not batch.input.requires_grad
     assert source.counts()["images_synthesized"] == 3 * 6
+
+
+def test_reused_images_bring_the_teachers_answers() -> None:
+    """To the bit, and only where the teacher saw exactly what the student gets."""
+    options = {"student_steps": 1, "size": 6, "reuse": True}
+    source = generative(**options)
+    for _ in range(2):
+        batch = source.next()
+        assert batch.teacher_logits is not None
+        assert torch.equal(batch.teacher_logits, teacher()(batch.input).logits)
+        assert not batch.teacher_logits.requires_grad
+    turned = [RandomAffine(SPEC, 20.0)]
+    for changed in ({"views": turned}, {"augment": turned}):
+        assert generative(**options, **changed).next().teacher_logits is None
+    assert generative(student_steps=1).next().teacher_logits is None
 
 
 class Memory(SynthesisLoss):
@@ -226,7 +245,7 @@ def test_the_student_gets_augmented_images_and_the_generator_is_none_the_wiser()
         expected = RandomAffine(SPEC, 20.0)(a.input, plain.runtime.noise("augment", step))
         assert torch.equal(b.input, expected)
         assert b.input is b.input
-    assert same(snapshot(plain.generator), snapshot(augmented.generator))
+    assert same(snapshot(plain.synthesizer.generator), snapshot(augmented.synthesizer.generator))
 
 
 def test_an_update_looks_through_views_and_the_student_gets_the_images_themselves() -> None:
@@ -237,7 +256,7 @@ def test_an_update_looks_through_views_and_the_student_gets_the_images_themselve
         views=[RandomAffine(SPEC, 20.0)],
         local_views=[RandomAffine(SPEC, 5.0)],
     )
-    still = copy.deepcopy(source.generator)
+    still = copy.deepcopy(source.synthesizer.generator)
     source.next()
     [shown], images = memory.shown, still(memory.shown[0].latent)
     turned = RandomAffine(SPEC, 20.0)(images, source.runtime.noise("view", 0))
@@ -262,11 +281,11 @@ def test_soft_targets_are_drawn_for_the_classes() -> None:
 
 def test_losses_see_the_latent_and_remember_each_update_once() -> None:
     memory = Memory()
-    source = generative(objective=objective(memory=memory), generator_steps=2)
-    still = copy.deepcopy(source.generator)
+    source = generative(objective=objective(memory=memory), updates=2)
+    still = copy.deepcopy(source.synthesizer.generator)
     for _ in range(4):  # of which two begin with updates
         source.next()
-    assert len(memory.shown) == len(memory.kept) == source.updates == 4
+    assert len(memory.shown) == len(memory.kept) == source.synthesizer.steps == 4
     first = memory.shown[0]
     assert torch.equal(still(first.latent), first.images)
     for shown, kept in zip(memory.shown, memory.kept, strict=True):

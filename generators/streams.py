@@ -1,0 +1,154 @@
+"""What a mixture's batches consist of: streams of inputs, new ones and those of the past."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from core.objective import Losses
+from data.spec import Batch
+from generators.base import Drawing, Made, Synthesizer, Workload
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a stream stands in its mixture.
+
+    Args:
+        size: inputs of each batch that it supplies.
+        ahead: inputs of a batch that stand before those.
+        period: batches between two updates of the synthesizer.
+    """
+
+    size: int
+    ahead: int
+    period: int
+
+
+class Stream:
+    """Supplies a part of each batch, or some batches whole.
+
+    What it remembers comes to it in :meth:`learn`, :meth:`follow` or :meth:`learned`; all of these
+    do nothing by default.
+
+    Args:
+        fraction: of each batch, in (0, 1); None for all that the other streams leave.
+
+    Attributes:
+        whole: whether it supplies batches whole, those that are :meth:`due`, and no part of others.
+        known: whether its inputs come with the teacher's answers, so that nothing may change them.
+        answered: whether its inputs come with the teacher's answers, which are dropped if something
+            changes the inputs.
+        synthesizes: whether it makes new inputs, which are counted as synthesized.
+        losses: losses of its own latest training, detached device scalars.
+
+    Raises:
+        ValueError: for a fraction outside of (0, 1).
+    """
+
+    whole = False
+    known = False
+    answered = False
+    synthesizes = False
+
+    def __init__(self, fraction: float | None = None) -> None:
+        if fraction is not None and not 0 < fraction < 1:
+            raise ValueError(f"a stream's fraction of a batch lies in (0, 1), not {fraction}")
+        self.fraction = fraction
+        self.losses: dict[str, Tensor] = {}
+
+    def start(self, synthesizer: Synthesizer, place: Place) -> None:
+        """Called once, before the first update.
+
+        Raises:
+            ValueError: if it cannot work with this synthesizer, or in this place.
+        """
+
+    def learn(self, made: Made) -> None:
+        """Take in what an update of the synthesizer has made."""
+
+    def follow(self, ahead: Tensor, noise: torch.Generator) -> None:
+        """Take in the inputs before its own in the first batch after an update, [B, *shape]."""
+
+    def due(self, batch: int, period: int, noise: torch.Generator) -> bool:
+        """Whether it supplies the whole of a batch: number ``batch`` of ``period``, from 0."""
+        return False
+
+    def draw(self, size: int, noise: torch.Generator) -> Batch:
+        """Inputs [size, *shape] without gradient, with what is known of them."""
+        raise NotImplementedError
+
+    def shown(self, images: Tensor) -> Tensor:
+        """A batch's inputs, as networks may see them: unchanged by default."""
+        return images
+
+    def learned(self, batch: Batch, losses: Losses) -> None:
+        """The student has taken its step on a batch."""
+
+    def counts(self) -> dict[str, int]:
+        """Counts that it adds to those of the synthesizer, on this rank so far."""
+        return {}
+
+    def plan(self, batches: int) -> Workload:
+        """What it asks the teacher in so many batches, and how many it knows the answers to."""
+        return Workload()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Nothing, where there is no state."""
+
+
+class Fresh(Stream):
+    """New inputs of the synthesizer.
+
+    Args:
+        fraction: of each batch; None for all that the other streams leave.
+        reuse: hand on those of the latest update instead of drawing others, as in DAFL's joint
+            training. They are as many as the student needs, and there is an update for each batch.
+            The teacher's answers come with them, so that it is not asked again.
+    """
+
+    def __init__(self, fraction: float | None = None, reuse: bool = False) -> None:
+        super().__init__(fraction)
+        self.reuse = reuse
+
+    @property
+    def answered(self) -> bool:  # type: ignore[override]
+        return self.reuse and self.synthesizer.answers
+
+    @property
+    def synthesizes(self) -> bool:  # type: ignore[override]
+        return not self.reuse  # what an update has made is counted already
+
+    def start(self, synthesizer: Synthesizer, place: Place) -> None:
+        self.synthesizer = synthesizer
+        if not self.reuse and not isinstance(synthesizer, Drawing):
+            raise ValueError(
+                f"{type(synthesizer).__name__} draws nothing between its updates: use a bank, "
+                "generators.bank.Bank, or reuse: true with source.student_steps=1"
+            )
+        if self.reuse and (place.period != 1 or synthesizer.size < place.size):
+            raise ValueError(
+                "reuse: true hands the inputs of each update to the student: it needs "
+                f"source.student_steps=1 and a synthesizer.size of at least {place.size}"
+            )
+
+    def learn(self, made: Made) -> None:
+        self.made = made if self.reuse else None
+
+    def draw(self, size: int, noise: torch.Generator) -> Batch:
+        if not self.reuse:
+            assert isinstance(self.synthesizer, Drawing)
+            return self.synthesizer.draw(size, noise)
+        assert self.made is not None
+        input, label, answers = (
+            None if x is None else x[:size]
+            for x in (self.made.input, self.made.label, self.made.teacher_logits)
+        )
+        assert input is not None
+        return Batch(input, label, teacher_logits=answers)
