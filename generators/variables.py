@@ -133,8 +133,8 @@ class MetaGenerated(Variable):
         meta_optimizer: called with the generator's parameters, gives the optimizer of θ.
         lr_latent: learning rate of the latents; None leaves them as they were drawn.
         reset_layer: name of a layer of the generator that is initialised anew once, on all ranks
-            alike; None is the first one that has weights, embeddings aside. The authors' code resets
-            the BatchNorm behind it as well.
+            alike; None is the first one that has weights, embeddings aside. The authors' code
+            resets the BatchNorm behind it as well.
         reset_round: when.
 
     Raises:
