@@ -7,7 +7,8 @@ python -m tools.evaluate FILE student=timm student.model.name=vit_tiny_patch16_2
 
 RUN is a run directory, or the student.safetensors in one. For any other FILE (ours, torchvision's,
 timm's), student= names its architecture, and student.KEY says about it what teacher.KEY of train.py
-says about a teacher's file. The test split is measured.
+says about a teacher's file. The test split is measured. config_path=DIR adds your own choices,
+and the modules in DIR may build a run's network; trust=[MODULE] allows others.
 """
 
 from __future__ import annotations
@@ -28,10 +29,13 @@ from omegaconf import DictConfig
 from core.files import write_whole
 from core.runtime import Runtime
 from data.dataset import Dataset
-from engine.config import compose, groups, plain
+from engine.choices import groups, own_folder
+from engine.config import compose, plain
 from engine.evaluate import Evaluator, Measured
 from engine.parts import build_dataset, load_teacher
 from engine.student import FILE, student_of
+from engine.trust import sort_trust
+from engine.user_parts import user_folder
 from models.classifier import Classifier
 from models.pretrained import freeze
 from tools.figures import in_lines
@@ -42,8 +46,8 @@ def evaluate(subject: Path, overrides: Sequence[str]) -> dict[str, Any]:
 
     Args:
         subject: a run directory or a file of weights.
-        overrides: of ``train.py``, and ``trust=[PACKAGE]`` if code of another package builds the
-            run's student.
+        overrides: of ``train.py``, and what :func:`engine.trust.sort_trust` reads if code of
+            another package builds the run's student.
 
     Returns:
         The content of :class:`engine.evaluate.Measured`, with class names, and what was measured
@@ -52,9 +56,11 @@ def evaluate(subject: Path, overrides: Sequence[str]) -> dict[str, Any]:
     Raises:
         ValueError: for whatever a user can mend.
     """
-    mine, teachers, common, trust = _sort(overrides)
+    trust, words = sort_trust(overrides)
+    mine, teachers, common = _sort(words)
+    known = groups(user_folder(words, []))
     if not any(word.startswith("data=") for word in common):
-        raise ValueError(f"on which data? data=NAME, one of {', '.join(groups()['data'])}")
+        raise ValueError(f"on which data? data=NAME, one of {', '.join(known['data'])}")
     if not subject.exists():
         raise ValueError(f"{subject} does not exist: give a run directory or a file of weights")
     config = compose([*common, *teachers])
@@ -112,22 +118,18 @@ def _check_free(out: Path | None) -> None:
         raise ValueError(f"{out.parent} is not a folder: make it, or give another name")
 
 
-def _sort(overrides: Sequence[str]) -> tuple[list[str], list[str], list[str], list[str]]:
-    """The overrides of the network, of the teacher and of both, and the trusted packages."""
+def _sort(overrides: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
+    """The overrides of the network, of the teacher and of both."""
     mine: list[str] = []
     teachers: list[str] = []
     common: list[str] = []
-    trust: list[str] = []
     for word in overrides:
-        key, _, value = word.partition("=")
-        role = key.lstrip("+~").partition(".")[0]
-        if key == "trust":
-            trust += [name.partition(".")[0] for name in re.findall(r"[\w.]+", value)]
-        elif role == "student":
+        role = word.partition("=")[0].lstrip("+~").partition(".")[0]
+        if role == "student":
             mine.append(word)
         else:
             (teachers if role == "teacher" else common).append(word)
-    return mine, teachers, common, trust
+    return mine, teachers, common
 
 
 def _said_of(subject: Path, mine: list[str], common: list[str]) -> dict[str, Any]:
@@ -158,7 +160,7 @@ def _student(
         if not any(word.startswith("student=") for word in mine):
             raise ValueError(
                 f"{subject} is not in a run directory: say what it is with student=NAME, one of "
-                f"{', '.join(groups()['student'])}"
+                f"{', '.join(groups(own_folder(own))['student'])}"
             )
         return load_teacher(own, str(subject), dataset, runtime)
     if mine:
