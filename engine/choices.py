@@ -66,33 +66,29 @@ def written(group: str, name: str, own: Path | None = None) -> DictConfig:
     """
     config = OmegaConf.load(file_of(group, name, own))
     assert isinstance(config, DictConfig)
+    known = {file.stem for file in files(group, own)} - {name}
     for base in config.pop("defaults", []):
-        if isinstance(base, str) and base != "_self_":
+        if isinstance(base, str) and base in known:  # and no more that Hydra can do with defaults
             config = OmegaConf.merge(written(group, base, own), config)  # type: ignore[assignment]
     return config  # type: ignore[return-value]
 
 
-def composed(
-    file: str, overrides: Sequence[str] = (), own: Path | None = None, whole: bool = False
-) -> DictConfig:
-    """A file and group choices composed by Hydra, as a copy that the caller may change.
+def composed(overrides: Sequence[str], own: Path | None = None) -> DictConfig:
+    """``train.yaml`` and group choices composed by Hydra, as a copy that the caller may change.
 
-    Args:
-        whole: with the node that holds what was chosen.
+    Its node ``hydra`` holds what was chosen.
     """
     known = [ROOT / "train.yaml", *(f for name in folders() for f in files(name, own))]
     changed = max(path.stat().st_mtime_ns for path in known)
-    return pickle.loads(_composed(ROOT, own, changed, file, tuple(overrides), whole))  # type: ignore[no-any-return]
+    return pickle.loads(_composed(ROOT, own, changed, tuple(overrides)))  # type: ignore[no-any-return]
 
 
 @functools.cache  # it takes a third of a second
-def _composed(
-    root: Path, own: Path | None, changed: int, file: str, overrides: tuple[str, ...], whole: bool
-) -> bytes:
+def _composed(root: Path, own: Path | None, changed: int, overrides: tuple[str, ...]) -> bytes:
     GlobalHydra.instance().clear()
     more = [f"hydra.searchpath=[{quote(f'file://{own.resolve()}')}]"] if own else []
     with initialize_config_dir(str(root), version_base="1.3", job_name="train"):
-        return pickle.dumps(hydra_compose(file, [*more, *overrides], return_hydra_config=whole))
+        return pickle.dumps(hydra_compose("train", [*more, *overrides], return_hydra_config=True))
 
 
 def _roots(own: Path | None) -> list[Path]:

@@ -17,7 +17,7 @@ from core.check import check_node, describe_unknown, is_target
 from engine.choices import KEY, composed, file_of, groups, own_folder, written
 from engine.keys import one_line, paths_of, section_of, set_key
 from engine.overrides import ALIASES, Setting, sort_overrides
-from engine.schema import LEAST, MOST, Config, Node, TurnConfig
+from engine.schema import LEAST, MOST, Config, DataConfig, Node, TrainingConfig, TurnConfig
 from engine.start import missing
 from engine.user_parts import user_folder
 
@@ -51,9 +51,11 @@ def compose(arguments: Sequence[str], complete: bool = True) -> DictConfig:
     own = user_folder(arguments, mistakes)
     chosen, values = sort_overrides(arguments, groups(own), mistakes)
     try:
-        config = composed("train", chosen, own, whole=True)
+        config = composed(chosen, own)
     except (HydraException, OmegaConfBaseException, YAMLError) as error:
         raise ConfigError([*mistakes, one_line(error)]) from error
+    except RecursionError as error:
+        raise ConfigError([*mistakes, "a file of these choices starts from itself"]) from error
     choices = OmegaConf.to_container(config.hydra.runtime.choices)
     OmegaConf.set_readonly(config, False)
     OmegaConf.set_struct(config, False)
@@ -89,9 +91,9 @@ def _settle(
     config: DictConfig, values: Sequence[Setting], own: Path | None, mistakes: list[str]
 ) -> None:
     """Fill in defaults, and set the keys of the command line over them."""
-    for f in fields(Config):
-        if f.name not in config and f.default is not MISSING:
-            config[f.name] = f.default
+    _fill(config, Config)
+    _fill(config.data, DataConfig)  # of which a user's file gives what it needs
+    _fill(config.data.get("training") if OmegaConf.is_dict(config.data) else None, TrainingConfig)
     own_recipe(config)
     for setting in values:
         set_key(config, setting, mistakes, groups(own))
@@ -100,10 +102,16 @@ def _settle(
     _fold_taps(config)
     _name_models(config, own, mistakes)
     for node in config.turns.values() if OmegaConf.is_dict(config.turns) else ():
-        if OmegaConf.is_dict(node):
-            for f in fields(TurnConfig):
-                if f.default is not MISSING:
-                    node.setdefault(f.name, f.default)
+        _fill(node, TurnConfig)
+
+
+def _fill(node: Any, schema: Any) -> None:
+    """Set the keys that a section lacks and that have a default."""
+    for f in fields(schema) if OmegaConf.is_dict(node) else ():
+        if f.default is not MISSING:
+            node.setdefault(f.name, f.default)
+        elif f.default_factory is not MISSING:
+            node.setdefault(f.name, f.default_factory())
 
 
 def _name_models(config: DictConfig, own: Path | None, mistakes: list[str]) -> None:
@@ -142,9 +150,9 @@ def plain(config: DictConfig) -> dict[str, Any]:
 
 def _name(choice: str, model: DictConfig, own: Path | None) -> str:
     """The choice, with what differs from its file: ``wrn(depth=22, width=2)``."""
-    written, ours = _leaves(composed(f"model/{choice}", own=own).model), _leaves(model)
-    changed = [f"{key}={value}" for key, value in ours.items() if written.get(key) != value]
-    changed += [f"~{key}" for key in written if key not in ours]
+    file, ours = _leaves(written("model", choice, own)), _leaves(model)
+    changed = [f"{key}={value}" for key, value in ours.items() if file.get(key) != value]
+    changed += [f"~{key}" for key in file if key not in ours]
     return f"{choice}({', '.join(changed)})" if changed else choice
 
 

@@ -82,7 +82,7 @@ def _check_folder(folder: Path) -> None:
     near = [
         f"; {path.name}/ is called {'model' if path.name in ROLES else meant[0]}/"
         for path in sorted(folder.iterdir())
-        if path.is_dir()
+        if any(path.glob("*.yaml"))
         and path.name not in folders()
         and (meant := difflib.get_close_matches(path.name, [*folders(), *ROLES], 1))
     ]
