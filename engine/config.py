@@ -14,7 +14,7 @@ from yaml import YAMLError
 
 from core.annotations import check_type, shorten
 from core.check import check_node, describe_unknown, is_target
-from engine.choices import KEY, composed, file_of, groups, own_folder, written
+from engine.choices import KEY, composed, files, groups, own_folder, written
 from engine.keys import one_line, paths_of, section_of, set_key
 from engine.overrides import ALIASES, Setting, sort_overrides
 from engine.schema import LEAST, MOST, Config, DataConfig, Node, TrainingConfig, TurnConfig
@@ -52,10 +52,8 @@ def compose(arguments: Sequence[str], complete: bool = True) -> DictConfig:
     chosen, values = sort_overrides(arguments, groups(own), mistakes)
     try:
         config = composed(chosen, own)
-    except (HydraException, OmegaConfBaseException, YAMLError) as error:
+    except (HydraException, OmegaConfBaseException, YAMLError, RecursionError) as error:
         raise ConfigError([*mistakes, one_line(error)]) from error
-    except RecursionError as error:
-        raise ConfigError([*mistakes, "a file of these choices starts from itself"]) from error
     choices = OmegaConf.to_container(config.hydra.runtime.choices)
     OmegaConf.set_readonly(config, False)
     OmegaConf.set_struct(config, False)
@@ -80,10 +78,11 @@ def compose(arguments: Sequence[str], complete: bool = True) -> DictConfig:
 def _misplaced(config: DictConfig, own: Path | None) -> Iterator[str]:
     """Files whose keys have come under their group's name, and not to where the group belongs."""
     for group, package in PACKAGES.items():
-        names: Any = config.choices.get(group) if group in config else None
-        for name in names if OmegaConf.is_list(names) else [names] if names else []:
-            file, line = file_of(group, name, own), f"# @package {package}"
-            if file.read_text().partition("\n")[0].strip() != line:
+        found = set(config[group]) if OmegaConf.is_dict(config.get(group)) else set()
+        for file in files(group, own) if found else ():
+            first, line = file.read_text().partition("\n")[0].strip(), f"# @package {package}"
+            chosen = config.choices.get(group, file.stem) == file.stem  # Hydra names no losses
+            if chosen and first != line and found & set(written(group, file.stem, own)):
                 yield f"{file}: its first line has to be {line}"
 
 

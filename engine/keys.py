@@ -121,6 +121,8 @@ def section_of(annotation: Any) -> Any:
 
 def one_line(error: Exception) -> str:
     text = " ".join(str(error).split())
+    if isinstance(error, RecursionError):
+        return "a file of these choices starts from itself"
     if isinstance(error, (GrammarParseError, InterpolationResolutionError)):
         text += " (quote ${ that is text: '\\${')"
     return text

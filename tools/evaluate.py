@@ -29,9 +29,10 @@ from omegaconf import DictConfig
 from core.files import write_whole
 from core.runtime import Runtime
 from data.dataset import Dataset
-from engine.choices import groups, own_folder
-from engine.config import compose, plain
+from engine.choices import KEY, groups, own_folder
+from engine.config import ConfigError, compose, plain
 from engine.evaluate import Evaluator, Measured
+from engine.ownership import CONFIG, mapping
 from engine.parts import build_dataset, load_teacher
 from engine.student import FILE, student_of
 from engine.trust import sort_trust
@@ -58,21 +59,21 @@ def evaluate(subject: Path, overrides: Sequence[str]) -> dict[str, Any]:
     """
     trust, words = sort_trust(overrides)
     mine, teachers, common = _sort(words)
-    known = groups(user_folder(words, []))
     if not any(word.startswith("data=") for word in common):
-        raise ValueError(f"on which data? data=NAME, one of {', '.join(known['data'])}")
+        known = groups(user_folder(words, []))["data"]
+        raise ValueError(f"on which data? data=NAME, one of {', '.join(known)}")
     if not subject.exists():
         raise ValueError(f"{subject} does not exist: give a run directory or a file of weights")
-    config = compose([*common, *teachers])
+    config = _composed([*common, *teachers], subject)
     if teachers and not config.teacher.checkpoint:
         raise ValueError("which teacher? teacher.checkpoint=FILE, and teacher=NAME says what it is")
     runtime = Runtime(config.device, config.precision, seed=config.seed)
     if runtime.world_size > 1:
         raise ValueError("an evaluation is one process: start it without torchrun")
     with _as_student(subject):
-        own = _said_of(subject, mine, common)
-        dataset = build_dataset(own, runtime)
-        student = _student(subject, mine, own, trust, dataset, runtime)
+        said = _said_of(subject, mine, common)
+        dataset = build_dataset(said, runtime)
+        student = _student(subject, mine, said, trust, dataset, runtime)
     _compare_names(student, dataset, subject)
     teacher = None
     if teachers:
@@ -82,6 +83,18 @@ def evaluate(subject: Path, overrides: Sequence[str]) -> dict[str, Any]:
     evaluator = Evaluator(student, teacher, split, runtime, config.batch_size)
     dataset.adapt(student.takes, len(dataset.classes))
     return _described(evaluator.measure(), subject, student, teacher, dataset, config)
+
+
+def _composed(words: list[str], subject: Path) -> DictConfig:
+    """The configuration that says what the network is measured on, and beside which teacher."""
+    try:
+        return compose(words)
+    except ConfigError as error:
+        run = subject if subject.is_dir() else subject.parent
+        known = any(word.startswith(f"{KEY}=") for word in words)
+        if known or not mapping(run / CONFIG).get(KEY):
+            raise
+        raise ValueError(f"{error}. This run has parts of a folder: add {KEY}=DIR") from error
 
 
 def main(arguments: list[str]) -> int:
@@ -148,7 +161,7 @@ def _said_of(subject: Path, mine: list[str], common: list[str]) -> dict[str, Any
 def _student(
     subject: Path,
     mine: list[str],
-    own: dict[str, Any],
+    said: dict[str, Any],
     trust: list[str],
     dataset: Dataset,
     runtime: Runtime,
@@ -160,9 +173,9 @@ def _student(
         if not any(word.startswith("student=") for word in mine):
             raise ValueError(
                 f"{subject} is not in a run directory: say what it is with student=NAME, one of "
-                f"{', '.join(groups(own_folder(own))['student'])}"
+                f"{', '.join(groups(own_folder(said))['student'])}"
             )
-        return load_teacher(own, str(subject), dataset, runtime)
+        return load_teacher(said, str(subject), dataset, runtime)
     if mine:
         raise ValueError(f"{subject} itself says what its student is: leave out {mine[0]}")
     student = student_of(run, trust)

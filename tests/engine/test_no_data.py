@@ -17,8 +17,7 @@ from PIL import Image
 
 import train
 from core.runtime import Runtime, Stopped
-from engine.choices import written
-from engine.config import ConfigError, compose, plain
+from engine.config import ConfigError, compose, plain, written
 from engine.parts import build_dataset, load_teacher
 from engine.probe import Probe
 from engine.train import run
