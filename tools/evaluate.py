@@ -59,9 +59,6 @@ def evaluate(subject: Path, overrides: Sequence[str]) -> dict[str, Any]:
     """
     trust, words = sort_trust(overrides)
     mine, teachers, common = _sort(words)
-    if not any(word.startswith("data=") for word in common):
-        known = groups(user_folder(words, []))["data"]
-        raise ValueError(f"on which data? data=NAME, one of {', '.join(known)}")
     if not subject.exists():
         raise ValueError(f"{subject} does not exist: give a run directory or a file of weights")
     config = _composed([*common, *teachers], subject)
@@ -132,10 +129,17 @@ def _check_free(out: Path | None) -> None:
 
 
 def _sort(overrides: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
-    """The overrides of the network, of the teacher and of both."""
+    """The overrides of the network, of the teacher and of both.
+
+    Raises:
+        ValueError: if none names data.
+    """
     mine: list[str] = []
     teachers: list[str] = []
     common: list[str] = []
+    if not any(word.startswith("data=") for word in overrides):
+        known = groups(user_folder(overrides, []))["data"]
+        raise ValueError(f"on which data? data=NAME, one of {', '.join(known)}")
     for word in overrides:
         role = word.partition("=")[0].lstrip("+~").partition(".")[0]
         if role == "student":
