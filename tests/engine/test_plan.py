@@ -45,8 +45,8 @@ def test_a_users_methods_are_named_and_measure(
     arguments += ["method=dafl", "generator=small", "batch_size=8", "steps=2", "probe.size=12"]
     arguments += ["probe.methods={calm: ['steps=2'], zskd: ['source.iterations=2', 'steps=1']}"]
     with forgotten(written_parts(tmp_path / "parts")) as folder:
-        wrong = "# @package _global_\ndata_free: true\ndistiller: {losses: {x: {loss: {_target_: gone.X}}}}\n"
-        (folder / "method" / "wrong.yaml").write_text(wrong)
+        wrong = "data_free: true\ndistiller: {losses: {x: {loss: {_target_: gone.X}}}}\n"
+        (folder / "method" / "wrong.yaml").write_text(f"# @package _global_\n{wrong}")
         assert train.main([f"config_path={folder}", *arguments]) == 0
     said = capsys.readouterr().out
     assert " calm " in next(line for line in said.splitlines() if "these apply as well" in line)

@@ -120,6 +120,18 @@ def test_what_hides_nothing(file: str, parts: Path) -> None:
     compose([f"config_path={parts}"])  # when it is on the path
 
 
+def test_a_folder_that_is_on_the_path_already(
+    said: Callable[..., list[str]], parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for file in (parts / "sound.py", tmp_path / "others" / "sound.py"):
+        file.parent.mkdir(exist_ok=True)
+        file.write_text("")
+        monkeypatch.syspath_prepend(file.parent)
+    monkeypatch.syspath_prepend(parts)
+    [line] = said()
+    assert f"sound.py has the name of the module sound in {tmp_path / 'others'}" in line
+
+
 def test_folders_that_are_none(tmp_path: Path, said: Callable[..., list[str]]) -> None:
     (tmp_path / "file").write_text("")
     (tmp_path / "empty" / "models").mkdir(parents=True)
@@ -168,13 +180,14 @@ def test_where_the_folder_lies_is_no_part_of_a_run(
 ) -> None:
     (tmp_path / "link").symlink_to(parts)
     monkeypatch.chdir(tmp_path)
+    before = [*sys.path]
     spelt = [str(parts), "parts", "./parts/", "link", "parts/../parts"]
     configs = [compose([f"config_path={text}", *CHOSEN]) for text in spelt]
     assert [config.config_path for config in configs] == spelt
     assert len({RunDirectory(config, Runtime("cpu")).path for config in configs}) == 1
     teachers = [teacher_config(config) for config in configs]
     assert len({RunDirectory(config, Runtime("cpu")).path for config in teachers}) == 1
-    assert sys.path.count(str(parts.resolve())) == 1
+    assert sys.path == [*before, str(parts.resolve())]
 
 
 @pytest.mark.parametrize("name", ["a b,c", "it's", 'say "x"', "a=b{c}", "a\\", "é(1)#$x"])
