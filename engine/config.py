@@ -106,11 +106,12 @@ def _settle(
 
 def _fill(node: Any, schema: Any) -> None:
     """Set the keys that a section lacks and that have a default."""
+    present = set(node) if OmegaConf.is_dict(node) else set()  # with those still to be given
     for f in fields(schema) if OmegaConf.is_dict(node) else ():
-        if f.default is not MISSING:
-            node.setdefault(f.name, f.default)
-        elif f.default_factory is not MISSING:
-            node.setdefault(f.name, f.default_factory())
+        if f.name not in present and f.default is not MISSING:
+            node[f.name] = f.default
+        elif f.name not in present and f.default_factory is not MISSING:
+            node[f.name] = f.default_factory()
 
 
 def _name_models(config: DictConfig, own: Path | None, mistakes: list[str]) -> None:
