@@ -25,7 +25,8 @@ from omegaconf import DictConfig, OmegaConf
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from core.runtime import Runtime
-from engine.config import compose, groups
+from engine.choices import groups
+from engine.config import compose
 from engine.train import run
 
 ROOT = Path(__file__).resolve().parents[1]

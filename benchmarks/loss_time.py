@@ -29,7 +29,8 @@ from benchmarks.step_time import SPEC, extent, now, prepare
 from core.runtime import Runtime
 from data.dataset import Dataset
 from data.spec import Batch
-from engine.config import compose, groups, plain
+from engine.choices import groups
+from engine.config import compose, plain
 from engine.parts import Parts
 
 DEFAULTS = [

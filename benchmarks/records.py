@@ -10,13 +10,12 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from subprocess import CalledProcessError
-from subprocess import run as call
 from typing import Any
 
 import yaml
 
 from core.files import write_whole
+from core.git import commit_of
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "configs"
@@ -127,16 +126,7 @@ def read_lines(file: Path) -> list[Line]:
 
 def commit() -> str | None:
     """The commit that is checked out, marked if tracked files differ; None without git."""
-
-    def git(*words: str) -> str:
-        done = call(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True)
-        return done.stdout.strip()
-
-    try:
-        head = git("rev-parse", "--short=7", "HEAD")
-        return head + "-dirty" * bool(git("status", "--porcelain", "-uno", "--", ".", *BESIDE))
-    except (OSError, CalledProcessError):
-        return None
+    return commit_of(ROOT, [".", *BESIDE])
 
 
 def _day(seconds: float) -> str:

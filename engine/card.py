@@ -10,8 +10,8 @@ from typing import Any
 
 from core.files import write_whole
 from engine.catalogue import comment
+from engine.choices import file_of, own_folder, own_words
 from engine.command import overrides_of
-from engine.config import ROOT
 from engine.loading import exported_lines, loading_lines
 from engine.ownership import CARD, MARK
 from engine.parts import Parts
@@ -87,7 +87,7 @@ def _origin(config: dict[str, Any], parts: Parts, result: dict[str, Any]) -> str
     if result["teacher"]:
         rows.append(("teacher", _teacher(config, result)))
     rows += [
-        ("method", _method(result["method"])),
+        ("method", _method(config)),
         ("losses", ", ".join(map(_code, config["distiller"]["losses"]))),
         ("data", f"`{data}`, {use}"),
         ("input", _input(student)),
@@ -97,8 +97,9 @@ def _origin(config: dict[str, Any], parts: Parts, result: dict[str, Any]) -> str
     return _table(("", ""), rows)
 
 
-def _method(name: str) -> str:
-    path = ROOT / "method" / f"{name}.yaml"
+def _method(config: dict[str, Any]) -> str:
+    name = config["choices"]["method"]
+    path = file_of("method", name, own_folder(config))
     return _code(name) + (f": {comment(path)}" if path.exists() else "")
 
 
@@ -222,7 +223,8 @@ def _use(config: dict[str, Any], parts: Parts) -> str:
         return "## Use\n\nOnly a run with the same command can build this network."
     node, student = role["model"], parts.result
     root = node["_target_"].partition(".")[0]
-    trust = "" if root == "models" else f" trust=[{root}]"
+    own = [f" {shlex.quote(word)}" for word in own_words(config)]
+    trust = "" if root == "models" else own[0] if own else f" trust=[{root}]"
     path = config["data"]["path"]
     where = f" {shlex.quote(f'data.path={path}')}" if path else ""
     data = config["choices"]["data"] if parts.dataset.has("test") else "NAME"
@@ -235,7 +237,7 @@ def _use(config: dict[str, Any], parts: Parts) -> str:
         + _indented(f"python -m tools.export RUN student.pt2{trust}")
         + f"\n\n```python\n{exported_lines(student.spec)}\n```\n\n"
         "To measure it on any data:\n\n"
-        + _indented(f"python -m tools.evaluate RUN data={data}{where}{trust}")
+        + _indented(f"python -m tools.evaluate RUN data={data}{where}{own[0] if own else trust}")
     )
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from core.check import parameters_of
-from engine.config import ROOT
+from engine.choices import ROOT
 
 MODALITIES = ROOT.parent / "docs" / "modalities.yaml"  # written by tests/test_modalities.py
 HEAD = """# Methods and losses
@@ -60,12 +60,9 @@ def losses(root: Path = ROOT) -> Iterator[Loss]:
     """Every transfer loss that ``loss=`` can add."""
     for path in sorted((root / "loss").glob("*.yaml")):
         for entry in yaml.safe_load(path.read_text()).values():
-            weight = f"{entry.get('weight', 1.0):g}"
-            if schedule := entry.get("schedule"):
-                weight += f", {_words(schedule)}"
             target = resolve_name(entry["loss"]["_target_"])
             summary = (inspect.getdoc(target) or "").partition("\n\n")[0].replace("\n", " ")
-            yield Loss(path.stem, comment(path), weight, _taps(entry, target), summary)
+            yield Loss(path.stem, comment(path), weight(entry), _taps(entry, target), summary)
 
 
 def methods(root: Path = ROOT) -> Iterator[tuple[str, str, str]]:
@@ -75,6 +72,12 @@ def methods(root: Path = ROOT) -> Iterator[tuple[str, str, str]]:
         while "data_free" not in node:  # inherited from its parent
             node = yaml.safe_load((root / "method" / f"{node['defaults'][0]}.yaml").read_text())
         yield path.stem, "none" if node["data_free"] else "real", comment(path)
+
+
+def weight(entry: dict[str, Any]) -> str:
+    """The weight of an entry, with its schedule."""
+    text = f"{entry.get('weight', 1.0):g}"
+    return f"{text}, {_words(schedule)}" if (schedule := entry.get("schedule")) else text
 
 
 def comment(path: Path) -> str:

@@ -13,10 +13,11 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from core.annotations import is_path
-from engine.config import compose, groups
+from engine.choices import groups, own_folder, own_words
+from engine.config import compose
 from engine.identity import NOT_IDENTITY
 from engine.keys import annotation_of
-from engine.overrides import Setting
+from engine.overrides import path_setting, quote
 
 NAMED = ("experiment", "method", "data")  # groups that a command always names, if chosen
 ELSEWHERE = (*NOT_IDENTITY, "budget")  # what a run computes follows from its number of steps
@@ -36,7 +37,7 @@ def overrides_of(config: Mapping[str, Any]) -> list[str]:
     Raises:
         ValueError: for a configuration that no command of this version composes.
     """
-    chosen = _groups(config)
+    chosen = [*own_words(config), *_groups(config)]
     try:
         values = _changes(OmegaConf.create(_composed(tuple(chosen))), config)
     except OmegaConfBaseException as error:  # a value that reads like an interpolation
@@ -64,13 +65,11 @@ def _groups(config: Mapping[str, Any]) -> list[str]:
     """The choices that the configuration's group choices need, as overrides."""
     choices = {group: str(name).partition("(")[0] for group, name in config["choices"].items()}
     named = [f"{group}={choices[group]}" for group in NAMED if group in choices]
-    base = _composed(tuple(named))
+    base, known = _composed((*own_words(config), *named)), groups(own_folder(config))
     before = {group: str(name).partition("(")[0] for group, name in base.choices.items()}
-    others = [
-        g for g in choices if g in groups() and g not in NAMED and before.get(g) != choices[g]
-    ]
+    others = [g for g in choices if g in known and g not in NAMED and before.get(g) != choices[g]]
     losses = [t for t in config["distiller"]["losses"] if t not in base.distiller.losses]
-    added = [t for t in losses if t in groups()["loss"]]
+    added = [t for t in losses if t in known["loss"]]
     return [
         *named,
         *(f"{group}={choices[group]}" for group in sorted(others, reverse=True)),
@@ -129,15 +128,9 @@ def _override(base: DictConfig, key: str, value: Any) -> str:
     if value is ABSENT:
         return f"~{key}"
     if isinstance(value, str) and is_path(annotation_of(base, key)):
-        return f"{key}={_path(value)}"
+        return path_setting(key, value)
     entry = key.split(".")[-2:-1] == ["losses"]
     return f"{'+' if entry else ''}{key}={_text(value)}"
-
-
-def _path(value: str) -> str:
-    """A path as keys that hold paths take it: verbatim, but for what looks like something else."""
-    written = (value, f"'{value}'", f'"{value}"')
-    return next((w for w in written if Setting("", "", w).path() == value), value)
 
 
 def _text(value: Any) -> str:
@@ -150,7 +143,7 @@ def _text(value: Any) -> str:
         return "null" if value is None else str(value).lower()
     if re.fullmatch(r"[\w./@+-]+", value) and _reads(value) == value:
         return value
-    return "'" + re.sub(r"(\\*)'", r"\1\1\\'", re.sub(r"\\+$", r"\g<0>\g<0>", value)) + "'"
+    return quote(value)
 
 
 def _reads(text: str) -> Any:

@@ -2,31 +2,36 @@
 
 from __future__ import annotations
 
-import functools
-import pickle
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
-from hydra import compose as hydra_compose
-from hydra import initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import (
-    OmegaConfBaseException,
-)
+from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from core.annotations import check_type, shorten
 from core.check import check_node, describe_unknown, is_target
+from engine.choices import KEY, composed, files, groups, own_folder, written
 from engine.keys import one_line, paths_of, section_of, set_key
 from engine.overrides import ALIASES, Setting, sort_overrides
-from engine.schema import LEAST, MOST, Config, Node, SynthesisConfig, TurnConfig
+from engine.schema import (
+    LEAST,
+    MOST,
+    Config,
+    DataConfig,
+    Node,
+    SynthesisConfig,
+    TrainingConfig,
+    TurnConfig,
+)
 from engine.start import missing
+from engine.user_parts import user_folder
 
-ROOT = Path(__file__).resolve().parents[1] / "configs"
+# Where the files of a group belong that say so in their first line
+PACKAGES = {"method": "_global_", "experiment": "_global_", "loss": "distiller.losses"}
 
 
 class ConfigError(ValueError):
@@ -35,13 +40,6 @@ class ConfigError(ValueError):
     def __init__(self, mistakes: Iterable[str]) -> None:
         self.mistakes = list(dict.fromkeys(mistakes))
         super().__init__("\n".join(self.mistakes))
-
-
-def groups() -> dict[str, list[str]]:
-    """The choices of every configuration group, by group."""
-    found = {p.name: sorted(f.stem for f in p.glob("*.yaml")) for p in ROOT.iterdir() if p.is_dir()}
-    models = found.pop("model", [])
-    return {**found, "teacher": models, "student": models}
 
 
 def compose(arguments: Sequence[str], complete: bool = True) -> DictConfig:
@@ -56,19 +54,25 @@ def compose(arguments: Sequence[str], complete: bool = True) -> DictConfig:
 
     Raises:
         ConfigError: naming every mistake at once, each with what was probably meant.
+        ValueError: for a user's folder that cannot be one.
     """
     mistakes: list[str] = []
-    chosen, values = sort_overrides(arguments, groups(), mistakes)
+    own = user_folder(arguments, mistakes)
+    chosen, values = sort_overrides(arguments, groups(own), mistakes)
     try:
-        config = _hydra("train", chosen, whole=True)
-    except (HydraException, OmegaConfBaseException, YAMLError) as error:
+        config = composed(chosen, own)
+    except (HydraException, OmegaConfBaseException, YAMLError, RecursionError) as error:
         raise ConfigError([*mistakes, one_line(error)]) from error
     choices = OmegaConf.to_container(config.hydra.runtime.choices)
     OmegaConf.set_readonly(config, False)
     OmegaConf.set_struct(config, False)
     del config["hydra"]
     config.choices = _readable(choices)  # type: ignore[arg-type]
-    _settle(config, values, mistakes)
+    if misplaced := list(_misplaced(config, own)):  # much is missing then
+        raise ConfigError([*mistakes, *misplaced])
+    if config.pop(KEY) is not None:
+        mistakes.append(f"{KEY} is read from the command line alone, not from a file")
+    _settle(config, values, own, mistakes)
     if complete:
         if asked := _missing(config, arguments):
             raise ConfigError([*mistakes, asked])
@@ -76,46 +80,58 @@ def compose(arguments: Sequence[str], complete: bool = True) -> DictConfig:
     if mistakes:
         raise ConfigError(mistakes)
     for role in ALIASES:
-        config.choices[role] = _name(config.choices[role], config[role].model)
+        config.choices[role] = _name(config.choices[role], config[role].model, own)
     return config
 
 
-def _settle(config: DictConfig, values: Sequence[Setting], mistakes: list[str]) -> None:
+def _misplaced(config: DictConfig, own: Path | None) -> Iterator[str]:
+    """Files whose keys have come under their group's name, and not to where the group belongs."""
+    for group, package in PACKAGES.items():
+        found = set(config[group]) if OmegaConf.is_dict(config.get(group)) else set()
+        for file in files(group, own) if found else ():
+            first, line = file.read_text().partition("\n")[0].strip(), f"# @package {package}"
+            chosen = config.choices.get(group, file.stem) == file.stem  # Hydra names no losses
+            if chosen and first != line and found & set(written(group, file.stem, own)):
+                yield f"{file}: its first line has to be {line}"
+
+
+def _settle(
+    config: DictConfig, values: Sequence[Setting], own: Path | None, mistakes: list[str]
+) -> None:
     """Fill in defaults, and set the keys of the command line over them."""
-    for f in fields(Config):
-        if f.name not in config and f.default is not MISSING:
-            config[f.name] = f.default
+    _fill(config, Config)
+    _fill(config.data, DataConfig)  # of which a user's file gives what it needs
+    _fill(config.data.get("training") if OmegaConf.is_dict(config.data) else None, TrainingConfig)
     own_recipe(config)
-    if OmegaConf.is_dict(config.synthesis):
-        _fill(config.synthesis, SynthesisConfig)
+    _fill(config.synthesis, SynthesisConfig)
     for setting in values:
-        set_key(config, setting, mistakes, groups())
+        set_key(config, setting, mistakes, groups(own))
     if config.budget is not None and {"steps", "budget"} <= {setting.key for setting in values}:
         mistakes.append("steps and budget both set the length of a run: leave one of them out")
     _fold_taps(config)
-    _name_models(config, mistakes)
+    _name_models(config, own, mistakes)
     for node in config.turns.values() if OmegaConf.is_dict(config.turns) else ():
-        if OmegaConf.is_dict(node):
-            _fill(node, TurnConfig)
+        _fill(node, TurnConfig)
 
 
-def _fill(node: DictConfig, schema: Any) -> None:
-    """Set the keys that are left out to their defaults."""
-    for f in fields(schema):
-        if f.default_factory is not MISSING:
-            node.setdefault(f.name, f.default_factory())
-        elif f.default is not MISSING:
-            node.setdefault(f.name, f.default)
+def _fill(node: Any, schema: Any) -> None:
+    """Set the keys that a section lacks and that have a default."""
+    present = set(node) if OmegaConf.is_dict(node) else set()  # with those still to be given
+    for f in fields(schema) if OmegaConf.is_dict(node) else ():
+        if f.name not in present and f.default is not MISSING:
+            node[f.name] = f.default
+        elif f.name not in present and f.default_factory is not MISSING:
+            node[f.name] = f.default_factory()
 
 
-def _name_models(config: DictConfig, mistakes: list[str]) -> None:
+def _name_models(config: DictConfig, own: Path | None, mistakes: list[str]) -> None:
     """A network among ``students`` and ``teachers`` may be named as a choice is."""
     for group in ("students", "teachers"):
         for name, node in (config[group] if OmegaConf.is_dict(config[group]) else {}).items():
             if OmegaConf.is_dict(node) and isinstance(model := node.get("model"), str):
-                known = groups()["student"]
+                known = groups(own)["student"]
                 if model in known:
-                    node.model = written("model", model)
+                    node.model = written("model", model, own)
                 else:
                     near = describe_unknown(model, known)
                     mistakes.append(f"{group}.{name}.model={model}: {near}")
@@ -124,28 +140,15 @@ def _name_models(config: DictConfig, mistakes: list[str]) -> None:
 def _missing(config: DictConfig, arguments: Sequence[str]) -> str | None:
     """What a run without data still needs to be told."""
     try:
-        return missing(plain(config), arguments, _networks)
+        return missing(plain(config), arguments, lambda: _networks(own_folder(config)))
     except OmegaConfBaseException:
         return None  # which the check says
 
 
-def _networks() -> dict[str, dict[str, Any]]:
+def _networks(own: Path | None) -> dict[str, dict[str, Any]]:
     """The node of every network that can be chosen."""
-    found = {name: written("model", name) for name in groups()["student"]}
+    found = {name: written("model", name, own) for name in groups(own)["student"]}
     return {name: OmegaConf.to_container(node) for name, node in found.items()}  # type: ignore[misc]
-
-
-def written(group: str, name: str) -> DictConfig:
-    """A choice's file, merged over the files of its group that it starts from.
-
-    Hydra, which composes whole runs, takes a tenth of a second for each.
-    """
-    config = OmegaConf.load(ROOT / group / f"{name}.yaml")
-    assert isinstance(config, DictConfig)
-    for base in config.pop("defaults", []):
-        if isinstance(base, str) and base != "_self_":
-            config = OmegaConf.merge(written(group, base), config)  # type: ignore[assignment]
-    return config  # type: ignore[return-value]
 
 
 def plain(config: DictConfig) -> dict[str, Any]:
@@ -155,51 +158,28 @@ def plain(config: DictConfig) -> dict[str, Any]:
     return container  # type: ignore[return-value]
 
 
-def _hydra(file: str, overrides: Sequence[str] = (), whole: bool = False) -> DictConfig:
-    """A file and group choices composed by Hydra, as a copy that the caller may change.
-
-    Args:
-        whole: with the node that holds what was chosen.
-    """
-    changed = max(path.stat().st_mtime_ns for path in ROOT.rglob("*.yaml"))
-    return pickle.loads(_composed(ROOT, changed, file, tuple(overrides), whole))  # type: ignore[no-any-return]
-
-
-@functools.cache  # it takes a third of a second
-def _composed(
-    root: Path, changed: int, file: str, overrides: tuple[str, ...], whole: bool
-) -> bytes:
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(root), version_base="1.3", job_name="train"):
-        return pickle.dumps(hydra_compose(file, list(overrides), return_hydra_config=whole))
-
-
-def _name(choice: str, model: DictConfig) -> str:
+def _name(choice: str, model: DictConfig, own: Path | None) -> str:
     """The choice, with what differs from its file: ``wrn(depth=22, width=2)``."""
-    written, ours = _written(ROOT, choice), _leaves(model)
-    changed = [f"{key}={value}" for key, value in ours.items() if written.get(key) != value]
-    changed += [f"~{key}" for key in written if key not in ours]
+    file, ours = _leaves(written("model", choice, own)), _leaves(model)
+    changed = [f"{key}={value}" for key, value in ours.items() if file.get(key) != value]
+    changed += [f"~{key}" for key in file if key not in ours]
     return f"{choice}({', '.join(changed)})" if changed else choice
 
 
-@functools.cache  # composing is slow
-def _written(root: Path, choice: str) -> dict[str, Any]:
-    """The leaves of a model's file under ``root``, with those that it starts from."""
-    return _leaves(_hydra(f"model/{choice}").model)
-
-
-def name_of(model: DictConfig) -> str:
+def name_of(model: DictConfig, own: Path | None) -> str:
     """The choice whose file describes this network, or the name of what builds it."""
     ours = _leaves(model)
-    choices = (name for name in groups()["student"] if _leaves(written("model", name)) == ours)
-    return next(choices, str(model._target_).rpartition(".")[2])
+    for name in groups(own)["student"]:
+        if _leaves(written("model", name, own)) == ours:
+            return name
+    return str(model._target_).rpartition(".")[2]
 
 
 def _leaves(node: DictConfig) -> dict[str, Any]:
     """What a network is built from, by dotted key; how it is trained is left out."""
     found: dict[str, Any] = {}
     for path in paths_of(node):
-        value = OmegaConf.select(node, path)
+        value = OmegaConf.select(node, path, throw_on_resolution_failure=False)
         if not OmegaConf.is_dict(value) and not path.startswith("_training_."):
             found[path] = value
     return found

@@ -48,7 +48,8 @@ def set_key(
     group = len(parents) == 1 and parents[0] in NAMED
     entry = parents[-2:-1] == ["losses"] and last in get_type_hints(TransferConfig)
     addable = is_target(node) or entry or group or (named and setting.adds)
-    if last not in node and (setting.deletes or not addable):
+    there = last in set(node)  # also if its value is still to be given
+    if not there and (setting.deletes or not addable):
         return mistakes.append(_unknown_key(config, key, node, last, groups))
     if not setting.deletes:
         _assign(node, last, setting, _annotation(node, parents, last), mistakes)
@@ -124,6 +125,8 @@ def section_of(annotation: Any) -> Any:
 
 def one_line(error: Exception) -> str:
     text = " ".join(str(error).split())
+    if isinstance(error, RecursionError):
+        return "a file of these choices starts from itself"
     if isinstance(error, (GrammarParseError, InterpolationResolutionError)):
         text += " (quote ${ that is text: '\\${')"
     return text

@@ -105,6 +105,23 @@ def sort_overrides(
     return chosen, settings
 
 
+def named(arguments: Sequence[str], key: str) -> list[Setting]:
+    """The settings of one key that holds a path, before the groups are known."""
+    found = [m for argument in arguments if (m := _SETTING.fullmatch(argument)) and m[2] == key]
+    return [Setting(key, m[1], m[3]) for m in found if m[1] != "~" and m[3] is not None]
+
+
+def quote(text: str) -> str:
+    """Text as a quoted value of Hydra's grammar."""
+    return "'" + re.sub(r"(\\*)'", r"\1\1\\'", re.sub(r"\\+$", r"\g<0>\g<0>", text)) + "'"
+
+
+def path_setting(key: str, value: str) -> str:
+    """A setting that gives a path: verbatim, but for one that looks like something else."""
+    written = (value, f"'{value}'", f'"{value}"')
+    return f"{key}={next((w for w in written if Setting('', '', w).path() == value), value)}"
+
+
 def _is_text(argument: str) -> bool:
     """Whether it can be written to a file; bytes that are not UTF-8 come as lone surrogates."""
     return not any("\ud800" <= letter <= "\udfff" for letter in argument)

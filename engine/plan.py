@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from core.build import build
 from core.check import parameters_of
 from data.spec import Expected
 from distillers.edges import resolve_taps, student_taps, teacher_taps
 from engine.budget import Timing, spell
-from engine.config import groups, plain, written
+from engine.choices import groups, own_folder, written
+from engine.config import plain
 from engine.networks import build_objective
 from engine.start import say_size
 from generators.base import SynthesisLoss
@@ -42,7 +44,7 @@ def plan(
     """
     choices, steps, pace = settings["choices"], settings["steps"], timing.pace
     count = len(teacher.batchnorms())
-    fit, unfit = methods_for(teacher, settings["generator"], available)
+    fit, unfit = methods_for(teacher, settings["generator"], available, own_folder(settings))
     others = [name for name in fit if name != choices["method"]]
     amount = "1 step takes" if steps == 1 else f"{steps:,} steps take"
     rows = [
@@ -60,32 +62,50 @@ def plan(
 
 
 def methods_for(
-    teacher: Classifier, generator: Mapping[str, Any], available: Mapping[str, Any]
+    teacher: Classifier,
+    generator: Mapping[str, Any],
+    available: Mapping[str, Any],
+    own: Path | None = None,
 ) -> tuple[list[str], dict[str, list[str]]]:
     """The data-free methods that fit both networks, and the others by the reason against them.
 
     Args:
         generator: the node of the run's generator, of which losses may read a size.
         available: what parts may name as arguments; see :func:`engine.parts.offered`.
+        own: a folder of the user's, whose methods are looked at too.
     """
     fit: list[str] = []
     unfit: dict[str, list[str]] = {}
-    for name in groups()["method"]:
-        method = OmegaConf.merge({"generator": generator}, written("method", name))
-        if not method.data_free:
+    for name in groups(own)["method"]:
+        method: Any = OmegaConf.merge({"generator": generator}, written("method", name, own))
+        if not method.get("data_free"):
             continue
         try:
-            losses = [
-                _seen(e["loss"], available) for e in plain(method.synthesis)["losses"].values()
-            ]
-            if any(loss.needs_statistics for loss in losses) and not teacher.batchnorms():
-                raise ValueError("it inverts BatchNorm statistics, and the teacher has none")
-            teacher.frozen([tap for loss in losses for tap in loss.taps])
+            _check_synthesis(method.get("synthesis"), teacher, available)
             _check_transfer(plain(method.distiller), teacher, available)
             fit.append(name)
         except ValueError as error:
             unfit.setdefault(_reason(error), []).append(name)
+        except Exception:
+            if name in groups()["method"]:
+                raise
+            unfit.setdefault("there is a mistake in its file", []).append(name)
     return fit, unfit
+
+
+def _check_synthesis(
+    node: DictConfig | None, teacher: Classifier, available: Mapping[str, Any]
+) -> None:
+    """Check that the teacher has what the method's synthesis losses read.
+
+    Raises:
+        ValueError: if it does not.
+    """
+    entries = plain(node)["losses"].values() if node else ()
+    losses = [_seen(entry["loss"], available) for entry in entries]
+    if any(loss.needs_statistics for loss in losses) and not teacher.batchnorms():
+        raise ValueError("it inverts BatchNorm statistics, and the teacher has none")
+    teacher.frozen([tap for loss in losses for tap in loss.taps])
 
 
 def _check_transfer(

@@ -19,6 +19,7 @@ from torch import Tensor
 from core.files import write_whole
 from core.runtime import Runtime, Stopped
 from data.dataset import Dataset, Split
+from engine.choices import own_words
 from engine.config import compose, plain
 from engine.parts import build_parts
 from models.classifier import Classifier
@@ -152,7 +153,8 @@ class Probe:
         """The method's configuration, for this run's networks."""
         size = config.probe.size
         chosen = [f"method={method}", f"data={config.choices.data}", f"batch_size={size}"]
-        recipe = compose([*chosen, *overrides], complete=False)  # the networks are this run's
+        words = [*own_words(config), *chosen, *overrides]
+        recipe = compose(words, complete=False)  # the networks are this run's
         if "iterations" in recipe.synthesizer:
             recipe.synthesizer.size = size  # one round makes all
         for key in ("teacher", "student", "data"):

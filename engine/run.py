@@ -6,7 +6,6 @@ import fcntl
 import hashlib
 import json
 import os
-import platform
 import re
 import time
 from collections.abc import Iterator
@@ -14,12 +13,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import torch
 from omegaconf import DictConfig, OmegaConf
 
 from core.files import write_whole
 from core.runtime import Runtime, Stopped
 from engine.checkpoints import Checkpoints
+from engine.choices import own_folder
 from engine.identity import differences, identity
 from engine.ownership import (
     CHECKPOINTS,
@@ -39,6 +38,7 @@ from engine.ownership import (
     remove_products,
     stranger,
 )
+from engine.versions import changes, versions
 
 LONGEST = 200  # characters of a directory's name, less seed and hash; systems take 255
 SCHEMA = 2  # of result.json
@@ -183,8 +183,11 @@ class RunDirectory:
                 self._give_way()
             elif not config.exists():
                 write_whole(config, text)
-            if not mapping(self.path / VERSIONS).keys() >= VERSIONED:  # missing, or damaged
+            before = mapping(self.path / VERSIONS)
+            if not before.keys() >= VERSIONED:  # missing, or damaged
                 self._write_versions()
+            elif changed := changes(before, versions(own_folder(self.config))):
+                print(changed, flush=True)
         self.overwrite = False
         self.runtime.barrier()
 
@@ -198,11 +201,7 @@ class RunDirectory:
         os.replace(self.path / NEXT, self.path / CONFIG)
 
     def _write_versions(self) -> None:
-        used = {
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-            "threads": torch.get_num_threads(),  # the bits of a run depend on it
-        }
+        used = versions(own_folder(self.config))
         write_whole(self.path / VERSIONS, json.dumps(used))
 
     def record_steps(self, steps: int) -> None:

@@ -178,6 +178,7 @@ class Config:
     evaluations: int = 10
     checkpoints: int = 20
     log_every: int = 50
+    config_path: str | Path | None = None  # a folder of the user's own groups and modules
     run_root: str | Path = "runs"
     run_dir: str | Path | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"

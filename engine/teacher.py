@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 
 from core.runtime import Runtime
 from data.dataset import Dataset
+from engine.choices import own_folder, own_words
 from engine.config import compose, name_of, own_recipe, plain
 from engine.evaluate import Evaluator
 from engine.moments import provisional
@@ -105,7 +106,7 @@ def as_teacher(config: DictConfig, node: Mapping[str, Any]) -> DictConfig:
     """The configuration with another network in the place of ``teacher``."""
     role = copy.deepcopy(config)
     role.teacher = _with_defaults({k: v for k, v in node.items() if k != "seed"})
-    role.choices.teacher = name_of(role.teacher.model)
+    role.choices.teacher = name_of(role.teacher.model, own_folder(config))
     role.needs_teacher = True
     role.seed += APART * (node.get("seed") or 0)
     return role
@@ -171,7 +172,7 @@ def _with_defaults(node: Mapping[str, Any]) -> dict[str, Any]:
 def teacher_config(config: DictConfig) -> DictConfig:
     """The supervised run that trains this run's teacher."""
     c = config.choices
-    recipe = compose(["method=scratch", f"data={c.data}"])
+    recipe = compose([*own_words(config), "method=scratch", f"data={c.data}"])
     recipe.choices.student, recipe.student.model = c.teacher, config.teacher.model
     recipe.student.transform = config.teacher.transform
     own_recipe(recipe)

@@ -21,7 +21,8 @@ from data.dataset import Dataset
 from data.transforms import Transform
 from distillers.base import TransferLoss
 from distillers.step import Teacher, View
-from engine.config import ROOT
+from engine.choices import KEY, ROOT
+from engine.user_parts import modules_in, user_folder
 from generators.base import SynthesisLoss
 from generators.networks import GeneratorNetwork
 from generators.streams import Stream
@@ -33,6 +34,43 @@ TAUGHT = (TransferLoss, Teacher, View)
 BASES = (Dataset, Transform, *TAUGHT, SynthesisLoss, GeneratorNetwork, Variable, Stream)
 LARGEST = 1_000_000  # bytes of a configuration; ours have some thousands
 _NAME = re.compile(r"[A-Za-z]\w*(\.[A-Za-z]\w*)+", re.ASCII)
+
+
+def sort_trust(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The modules that a command vouches for, and its words less ``trust=[MODULE,...]``.
+
+    ``config_path=DIR`` vouches for all modules in that folder, which can be imported from now on.
+
+    Raises:
+        ValueError: for names that cannot be read, or a folder with mistakes.
+    """
+    trusted: list[str] = []
+    mistakes: list[str] = []
+    for word in words:
+        if word.startswith("trust="):
+            match = re.fullmatch(r"trust=(?:\[([\w., ]*)\]|([\w.]*))", word)
+            if not match:
+                raise ValueError(f"cannot read {word!r}: write trust=[MODULE], with modules' names")
+            names = re.findall(r"[\w.]+", match[1] or match[2] or "")
+            trusted += [name.partition(".")[0] for name in names]
+    if own := user_folder(words, mistakes):
+        trusted += modules_in(own)
+    if mistakes:
+        raise ValueError("\n".join(mistakes))
+    return trusted, [word for word in words if not word.startswith("trust=")]
+
+
+def trusted_alone(words: Sequence[str]) -> list[str]:
+    """The modules that a command vouches for, where its words may say nothing else.
+
+    Raises:
+        ValueError: for any other word; see :func:`sort_trust`.
+    """
+    trusted, others = sort_trust(words)
+    for word in others:
+        if not word.startswith(f"{KEY}="):
+            raise ValueError(f"cannot read {word!r}: write trust=[MODULE] or {KEY}=DIR")
+    return trusted
 
 
 def read_found(path: Path, trusted: Sequence[str] = (), part: str = "") -> dict[str, Any]:
@@ -71,6 +109,7 @@ def read_found(path: Path, trusted: Sequence[str] = (), part: str = "") -> dict[
         raise ValueError(
             f"{path} names {names}: no part of this project, so it is not built or imported"
             + (f". If that is code of yours, add trust=[{yours}]" if yours else "")
+            + (f" or {KEY}=DIR, the folder of it" if yours and config.get(KEY) else "")
         )
     return config
 
@@ -111,7 +150,9 @@ def _is_safe(name: Any, trusted: Sequence[str]) -> bool:
         part = resolve_name(name)
     except (Exception, SystemExit):
         if root in trusted:
-            raise ValueError(f"cannot import {name}") from None
+            raise ValueError(
+                f"cannot import {name}; if it lies in a folder of yours, add {KEY}=DIR"
+            ) from None
         return False
     if not (inspect.isclass(part) or inspect.isfunction(part)):
         return False

@@ -5,9 +5,14 @@ from __future__ import annotations
 import difflib
 import textwrap
 from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
 
-from engine.catalogue import comment, losses
-from engine.config import ROOT, groups
+import yaml
+
+from engine.catalogue import comment, weight
+from engine.choices import KEY, ROOT, files, groups
+from engine.user_parts import user_folder
 
 WIDTH = 100
 HEAD = """Train a student, from a teacher alone or from data.
@@ -29,6 +34,8 @@ Set a key with key=value, such as steps=2000 or distiller.losses.kd.weight=2.
   --help keys    the keys of every run
   --show         print the composed configuration and stop
 
+config_path=DIR adds your own choices to the groups: see docs/your-own-parts.md.
+
 `python -X dev train.py` shows tracebacks."""
 
 
@@ -36,36 +43,46 @@ def usage(topics: Sequence[str] = ()) -> str:
     """The text.
 
     Args:
-        topics: groups, or "keys"; none for the overview.
+        topics: groups, or "keys"; none for the overview. With ``config_path=DIR`` among them, the
+            choices in that folder are described too.
 
     Raises:
-        ValueError: for a topic that does not exist.
+        ValueError: for a topic that does not exist, or mistakes in the folder.
     """
+    mistakes: list[str] = []
+    own = user_folder(topics, mistakes)
+    if mistakes:
+        raise ValueError("\n".join(mistakes))
     known = [*groups(), "keys"]
+    topics = [topic for topic in topics if not topic.startswith(f"{KEY}=")]
     for topic in topics:
         if topic not in known:
             near = difflib.get_close_matches(topic, known, 1)
             meant = f"did you mean --help {near[0]}?" if near else f"there is: {', '.join(known)}"
             raise ValueError(f"--help {topic}: no such group; {meant}")
     if not topics:
-        return overview()
-    return "\n\n".join(common_keys() if topic == "keys" else group(topic) for topic in topics)
+        return overview(own)
+    return "\n\n".join(common_keys() if topic == "keys" else group(topic, own) for topic in topics)
 
 
-def overview() -> str:
+def overview(own: Path | None) -> str:
     lines = [HEAD]
+    beside = groups(own)
     for name, choices in groups().items():
         listed = textwrap.wrap(" ".join(choices), WIDTH - 14, max_lines=2, placeholder=" ...")
+        if yours := " ".join(c for c in beside[name] if c not in choices):
+            listed += textwrap.wrap(f"yours: {yours}", WIDTH - 14)
         lines += [f"  {name if i == 0 else '':<11} {line}" for i, line in enumerate(listed)]
     return "\n".join([*lines, TAIL.format(groups=", ".join(groups()))])
 
 
-def group(name: str) -> str:
+def group(name: str, own: Path | None) -> str:
     """A line on each choice: what its file says at the top."""
-    folder = "model" if name in ("teacher", "student") else name
-    says = {path.stem: comment(path) for path in (ROOT / folder).glob("*.yaml")}
-    if name == "loss":
-        says = {loss.name: f"weight {loss.weight}; {loss.paper}" for loss in losses()}
+    says = {path.stem: comment(path) for path in files(name, own)}
+    for path in files(name, own) if name == "loss" else ():
+        with suppress(AttributeError, KeyError, TypeError, ValueError):  # in a file of the user's
+            weights = [weight(entry) for entry in yaml.safe_load(path.read_text()).values()]
+            says[path.stem] = f"weight {' and '.join(weights)}; {comment(path)}"
     width = max(map(len, says))
     lines = [f"{name}=NAME" + (f" or {name}=[NAME,NAME]" if name == "loss" else "")]
     for choice, text in sorted(says.items()):

@@ -14,7 +14,8 @@ from benchmarks.cost import cost_page
 from benchmarks.records import Kept, read_lines
 from benchmarks.reproduce import commands, read_tables, written_out
 from core.build import build
-from engine.config import compose, groups, plain
+from engine.choices import groups
+from engine.config import compose, plain
 from engine.overrides import ALIASES, Setting, sort_overrides
 
 TABLES = read_tables(reproduce.TABLES)

@@ -18,7 +18,8 @@ from PIL import Image
 
 from benchmarks.reproduce import read_tables
 from core.runtime import Runtime
-from engine.config import ROOT, compose, plain
+from engine.choices import ROOT
+from engine.config import compose, plain
 from engine.parts import blank_teacher, build_dataset, build_parts
 from models.pretrained import freeze
 

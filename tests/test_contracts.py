@@ -17,7 +17,8 @@ from core.runtime import Runtime
 from data.dataset import DataFreeError
 from data.spec import InputSpec
 from engine.catalogue import methods
-from engine.config import ROOT, compose, plain
+from engine.choices import ROOT
+from engine.config import compose, plain
 from engine.networks import build_network
 from engine.parts import Parts, build_dataset, build_parts
 from engine.teacher import networks_of

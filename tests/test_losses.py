@@ -16,7 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from core.runtime import Runtime
 from data.spec import Batch, InputSpec
-from engine.config import ROOT, compose, plain
+from engine.choices import ROOT
+from engine.config import compose, plain
 from engine.networks import build_network
 from engine.parts import Parts, build_dataset, build_parts
 from models.classifier import Classifier

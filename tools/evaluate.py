@@ -7,7 +7,8 @@ python -m tools.evaluate FILE student=timm student.model.name=vit_tiny_patch16_2
 
 RUN is a run directory, or the student.safetensors in one. For any other FILE (ours, torchvision's,
 timm's), student= names its architecture, and student.KEY says about it what teacher.KEY of train.py
-says about a teacher's file. The test split is measured.
+says about a teacher's file. The test split is measured. config_path=DIR adds your own choices,
+and the modules in DIR may build a run's network; trust=[MODULE] allows others.
 """
 
 from __future__ import annotations
@@ -28,10 +29,14 @@ from omegaconf import DictConfig
 from core.files import write_whole
 from core.runtime import Runtime
 from data.dataset import Dataset
-from engine.config import compose, groups, plain
+from engine.choices import KEY, groups, own_folder
+from engine.config import ConfigError, compose, plain
 from engine.evaluate import Evaluator, Measured
+from engine.ownership import CONFIG, mapping
 from engine.parts import build_dataset, load_teacher
 from engine.student import FILE, student_of
+from engine.trust import sort_trust
+from engine.user_parts import user_folder
 from models.classifier import Classifier
 from models.pretrained import freeze
 from tools.figures import in_lines
@@ -42,8 +47,8 @@ def evaluate(subject: Path, overrides: Sequence[str]) -> dict[str, Any]:
 
     Args:
         subject: a run directory or a file of weights.
-        overrides: of ``train.py``, and ``trust=[PACKAGE]`` if code of another package builds the
-            run's student.
+        overrides: of ``train.py``, and what :func:`engine.trust.sort_trust` reads if code of
+            another package builds the run's student.
 
     Returns:
         The content of :class:`engine.evaluate.Measured`, with class names, and what was measured
@@ -52,21 +57,20 @@ def evaluate(subject: Path, overrides: Sequence[str]) -> dict[str, Any]:
     Raises:
         ValueError: for whatever a user can mend.
     """
-    mine, teachers, common, trust = _sort(overrides)
-    if not any(word.startswith("data=") for word in common):
-        raise ValueError(f"on which data? data=NAME, one of {', '.join(groups()['data'])}")
+    trust, words = sort_trust(overrides)
+    mine, teachers, common = _sort(words)
     if not subject.exists():
         raise ValueError(f"{subject} does not exist: give a run directory or a file of weights")
-    config = compose([*common, *teachers])
+    config = _composed([*common, *teachers], subject)
     if teachers and not config.teacher.checkpoint:
         raise ValueError("which teacher? teacher.checkpoint=FILE, and teacher=NAME says what it is")
     runtime = Runtime(config.device, config.precision, seed=config.seed)
     if runtime.world_size > 1:
         raise ValueError("an evaluation is one process: start it without torchrun")
     with _as_student(subject):
-        own = _said_of(subject, mine, common)
-        dataset = build_dataset(own, runtime)
-        student = _student(subject, mine, own, trust, dataset, runtime)
+        said = _said_of(subject, mine, common)
+        dataset = build_dataset(said, runtime)
+        student = _student(subject, mine, said, trust, dataset, runtime)
     _compare_names(student, dataset, subject)
     teacher = None
     if teachers:
@@ -76,6 +80,18 @@ def evaluate(subject: Path, overrides: Sequence[str]) -> dict[str, Any]:
     evaluator = Evaluator(student, teacher, split, runtime, config.batch_size)
     dataset.adapt(student.takes, len(dataset.classes))
     return _described(evaluator.measure(), subject, student, teacher, dataset, config)
+
+
+def _composed(words: list[str], subject: Path) -> DictConfig:
+    """The configuration that says what the network is measured on, and beside which teacher."""
+    try:
+        return compose(words)
+    except ConfigError as error:
+        run = subject if subject.is_dir() else subject.parent
+        known = any(word.startswith(f"{KEY}=") for word in words)
+        if known or not mapping(run / CONFIG).get(KEY):
+            raise
+        raise ValueError(f"{error}. This run has parts of a folder: add {KEY}=DIR") from error
 
 
 def main(arguments: list[str]) -> int:
@@ -112,22 +128,25 @@ def _check_free(out: Path | None) -> None:
         raise ValueError(f"{out.parent} is not a folder: make it, or give another name")
 
 
-def _sort(overrides: Sequence[str]) -> tuple[list[str], list[str], list[str], list[str]]:
-    """The overrides of the network, of the teacher and of both, and the trusted packages."""
+def _sort(overrides: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
+    """The overrides of the network, of the teacher and of both.
+
+    Raises:
+        ValueError: if none names data.
+    """
     mine: list[str] = []
     teachers: list[str] = []
     common: list[str] = []
-    trust: list[str] = []
+    if not any(word.startswith("data=") for word in overrides):
+        known = groups(user_folder(overrides, []))["data"]
+        raise ValueError(f"on which data? data=NAME, one of {', '.join(known)}")
     for word in overrides:
-        key, _, value = word.partition("=")
-        role = key.lstrip("+~").partition(".")[0]
-        if key == "trust":
-            trust += [name.partition(".")[0] for name in re.findall(r"[\w.]+", value)]
-        elif role == "student":
+        role = word.partition("=")[0].lstrip("+~").partition(".")[0]
+        if role == "student":
             mine.append(word)
         else:
             (teachers if role == "teacher" else common).append(word)
-    return mine, teachers, common, trust
+    return mine, teachers, common
 
 
 def _said_of(subject: Path, mine: list[str], common: list[str]) -> dict[str, Any]:
@@ -146,7 +165,7 @@ def _said_of(subject: Path, mine: list[str], common: list[str]) -> dict[str, Any
 def _student(
     subject: Path,
     mine: list[str],
-    own: dict[str, Any],
+    said: dict[str, Any],
     trust: list[str],
     dataset: Dataset,
     runtime: Runtime,
@@ -158,9 +177,9 @@ def _student(
         if not any(word.startswith("student=") for word in mine):
             raise ValueError(
                 f"{subject} is not in a run directory: say what it is with student=NAME, one of "
-                f"{', '.join(groups()['student'])}"
+                f"{', '.join(groups(own_folder(said))['student'])}"
             )
-        return load_teacher(own, str(subject), dataset, runtime)
+        return load_teacher(said, str(subject), dataset, runtime)
     if mine:
         raise ValueError(f"{subject} itself says what its student is: leave out {mine[0]}")
     student = student_of(run, trust)

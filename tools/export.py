@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,9 +25,11 @@ from torch import Tensor
 
 from core.files import write_whole
 from data.spec import InputSpec
+from engine.choices import KEY
 from engine.config import compose, plain
 from engine.ownership import CONFIG, mapping
 from engine.student import FILE, load_student, student_of
+from engine.trust import sort_trust
 from models.checkpoint import load_weights
 from models.classifier import Classifier
 from tools.formats import FORMATS, Format, capture, first_line
@@ -44,7 +47,7 @@ def export(source: Path, out: Path, overrides: Sequence[str] = ()) -> str:
             which network it is.
         out: a file NAME.onnx or NAME.pt2 that does not exist.
         overrides: ``student=...`` and its keys, as for train.py, which say which network it is;
-            ``trust=[...]``, see :func:`engine.student.architecture`.
+            ``trust=[...]`` and ``config_path=DIR``, see :func:`engine.trust.sort_trust`.
 
     Raises:
         ValueError: if anything is missing, the network cannot be exported, or the export does not
@@ -73,9 +76,9 @@ def export(source: Path, out: Path, overrides: Sequence[str] = ()) -> str:
 
 def _student(run: Path | None, file: Path, overrides: Sequence[str]) -> Classifier:
     """The network that the command line describes, or else the run directory."""
-    trust, chosen = _sort(overrides)
-    if chosen:
-        return load_student(file, plain(compose(chosen))["student"]["model"])
+    trust, words = sort_trust(overrides)
+    if _chosen(words):
+        return load_student(file, plain(compose(words))["student"]["model"])
     if run:
         return student_of(run, trust)
     says = load_weights(file)[1].get("architecture")
@@ -96,19 +99,15 @@ def _format(out: Path) -> Format:
     return kind
 
 
-def _sort(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The modules to trust, and what describes the student."""
-    trust: list[str] = []
-    chosen = []
-    for override in overrides:
-        key, _, value = override.partition("=")
-        if key == "trust":
-            trust += [name.strip() for name in value.strip("[]").split(",") if name.strip()]
-        elif key.split(".")[0].lstrip("~+") == "student":
-            chosen.append(override)
-        else:
-            raise ValueError(f"{override}: only student=NAME, its keys and trust=[...] go here")
-    return trust, chosen
+def _chosen(words: Sequence[str]) -> list[str]:
+    """What describes the student."""
+    chosen = [word for word in words if re.match(r"[~+]*student\b", word)]
+    for word in words:
+        if word not in chosen and not word.startswith(f"{KEY}="):
+            raise ValueError(
+                f"{word}: only student=NAME, its keys, trust=[...] and {KEY}=DIR go here"
+            )
+    return chosen
 
 
 def _locate(source: Path) -> tuple[Path | None, Path]:
@@ -221,8 +220,8 @@ def main(arguments: list[str]) -> int:
     parser.add_argument(
         "overrides",
         nargs="*",
-        help="student=NAME and its keys for a file outside of its run; trust=[MODULE,...] for a "
-        "run directory that names networks of your own",
+        help="student=NAME and its keys for a file outside of its run; config_path=DIR or "
+        "trust=[MODULE,...] for a run directory that names networks of your own",
     )
     given = parser.parse_args(arguments)
     try:

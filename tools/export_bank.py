@@ -2,6 +2,7 @@
 
 python -m tools.export_bank RUN OUT.npz      arrays, for data=npz
 python -m tools.export_bank RUN OUT          a folder of PNG files, for data=image_folder
+python -m tools.export_bank RUN OUT config_path=DIR   of a run with parts of yours, from DIR
 python -m tools.export_bank RUN OUT trust=[audio]     may run the module audio, if RUN names it
 
 Training data are the bank's images with the classes that were aimed at. Test data are those that
@@ -14,7 +15,6 @@ from __future__ import annotations
 import argparse
 import io
 import os
-import re
 import shutil
 import sys
 from collections.abc import Sequence
@@ -32,7 +32,7 @@ from core.runtime import Runtime
 from data.dataset import Dataset
 from engine.checkpoints import Checkpoints, files, read_checkpoint
 from engine.parts import build_dataset
-from engine.trust import read_found
+from engine.trust import read_found, trusted_alone
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -87,11 +87,14 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("run", type=Path, help="the run's directory")
     parser.add_argument("out", type=Path, help="a file NAME.npz, or else a folder of PNG files")
     parser.add_argument(
-        "trust", nargs="?", default="", help="trust=[MODULE,...]: code of yours that RUN may name"
+        "own",
+        nargs="*",
+        help="config_path=DIR, or trust=[MODULE,...]: code of yours that RUN may name",
     )
     given = parser.parse_args(arguments)
     try:
-        print(export_bank(given.run.expanduser(), given.out.expanduser(), _modules(given.trust)))
+        trusted = trusted_alone(given.own)
+        print(export_bank(given.run.expanduser(), given.out.expanduser(), trusted))
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -102,14 +105,6 @@ def _place(config: dict[str, Any], dataset: Dataset) -> str:
     """The data set's name, and the file that the run's configuration read it from."""
     path = config["data"].get("path")
     return f"{dataset.name} in {path}" if path else dataset.name
-
-
-def _modules(text: str) -> list[str]:
-    """The names in ``trust=[a,b]`` or ``trust=a``."""
-    match = re.fullmatch(r"(?:trust=(?:\[([\w, ]*)\]|(\w+)))?", text)
-    if not match:
-        raise ValueError(f"cannot read {text!r}: write trust=[MODULE], with names of modules")
-    return [name.strip() for name in (match[1] or match[2] or "").split(",") if name.strip()]
 
 
 def _read(run: Path, trusted: Sequence[str]) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -2,6 +2,7 @@
 
 python -m tools.quality RUN              the stages of the network that a run has trained
 python -m tools.quality RUN PATH...      other modules of it
+python -m tools.quality RUN config_path=DIR          of a run with parts of yours, from DIR
 
 This is the measure by which feature-only distillation chooses the teacher's layers (Cooper et al.,
 Logit-Based Losses Limit the Effectiveness of Feature Knowledge Distillation, 2025,
@@ -18,14 +19,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from omegaconf import OmegaConf
 from torch import Tensor
 
 from core.runtime import Runtime
 from data.dataset import Dataset
-from engine.config import plain
 from engine.networks import build_network
 from engine.parts import build_dataset
+from engine.trust import read_found, trusted_alone
 from models.classifier import Classifier
 from models.pretrained import freeze, load_classifier
 from models.taps import stage_taps
@@ -82,20 +82,23 @@ def quality(features: Tensor, labels: Tensor, population: int) -> Quality:
     )
 
 
-def quality_of_run(run: Path, paths: Sequence[str] = (), inputs: int = 5000) -> dict[str, Quality]:
+def quality_of_run(
+    run: Path, paths: Sequence[str] = (), inputs: int = 5000, trusted: Sequence[str] = ()
+) -> dict[str, Quality]:
     """The quality of layers of a finished run's network, on its training data.
 
     Args:
         run: a run directory.
         paths: taps; by default the stages that the network names.
         inputs: how many at most, the same number of each class.
+        trusted: modules that the run's configuration may name beside this project's.
 
     Raises:
         ValueError: for a run that is not finished, or taps that the network does not have.
     """
     if not (run / "student.safetensors").is_file():
         raise ValueError(f"{run} is not a finished run: it has no student.safetensors")
-    config, runtime = plain(OmegaConf.load(run / "config.yaml")), Runtime()  # type: ignore[arg-type]
+    config, runtime = read_found(run / "config.yaml", trusted), Runtime()
     dataset = build_dataset({**config, "data_free": False}, runtime)
     module = build_network(config["student"]["model"], dataset.shape, dataset.classes)
     file = run / "student.safetensors"
@@ -115,11 +118,18 @@ def main(arguments: list[str]) -> int:
         description="Measure which layers of a trained network are worth distilling.",
     )
     parser.add_argument("run", type=Path, help="directory of the run that trained the network")
-    parser.add_argument("paths", nargs="*", help="modules; by default the network's stages")
+    parser.add_argument(
+        "paths",
+        nargs="*",
+        help="modules; by default the network's stages; and config_path=DIR or trust=[MODULE,...] "
+        "for code of yours that RUN may name",
+    )
     parser.add_argument("--inputs", type=int, default=5000, help="of the training data, at most")
     given = parser.parse_args(arguments)
     try:
-        found = quality_of_run(given.run, given.paths, given.inputs)
+        paths = [word for word in given.paths if "=" not in word]
+        trusted = trusted_alone([word for word in given.paths if "=" in word])
+        found = quality_of_run(given.run, paths, given.inputs, trusted)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -17,7 +17,8 @@ from distillers.base import STAGES, TransferLoss
 from distillers.channel import CWD
 from distillers.cross_attention import CanKD, CrossAttention
 from distillers.semantic import AFD, SemCKD
-from engine.config import ROOT, compose, plain
+from engine.choices import ROOT
+from engine.config import compose, plain
 from models.classifier import Outputs
 from tests.distillers.features import TAPS, apply, leaves, outputs, prepared, random
 

@@ -19,7 +19,8 @@ from distillers.boundary import OFD, ActivationBoundary
 from distillers.connector import places
 from distillers.factor import FactorTransfer
 from distillers.feature import FSP, NST, VID, FitNet
-from engine.config import ROOT, compose, plain
+from engine.choices import ROOT
+from engine.config import compose, plain
 from models.classifier import Outputs
 from tests.distillers.features import (
     TAPS,

@@ -12,7 +12,8 @@ from safetensors.torch import save_file
 
 import train
 from core.runtime import Runtime
-from engine.config import compose, groups
+from engine.choices import groups
+from engine.config import compose
 from engine.run import RunDirectory
 from generators.observer import WITHOUT_BATCHNORM
 from models.checkpoint import load_weights

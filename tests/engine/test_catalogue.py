@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from engine.catalogue import comment, losses, methods, methods_page
-from engine.config import ROOT
+from engine.choices import ROOT
 
 DOCS = ROOT.parent / "docs"
 

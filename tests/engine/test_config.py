@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-import engine.config
+import engine.choices
 import train
-from engine.config import ROOT, ConfigError, compose, groups
+from engine.choices import ROOT, groups
+from engine.config import ConfigError, compose
 from engine.keys import set_key
 from engine.overrides import sort_overrides
 
@@ -157,7 +158,7 @@ def test_an_experiment_file_is_held_against_the_schema_too(
     root = tmp_path / "configs"
     shutil.copytree(ROOT, root)
     (root / "experiment").mkdir(exist_ok=True)
-    monkeypatch.setattr(engine.config, "ROOT", root)
+    monkeypatch.setattr(engine.choices, "ROOT", root)
     file = root / "experiment" / "mine.yaml"
     good = "# @package _global_\ndefaults:\n  - override /method: dafl\nsteps: 5\nema: 0.5\n"
     file.write_text(good)

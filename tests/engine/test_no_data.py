@@ -105,7 +105,7 @@ def test_students_that_fit_are_proposed_with_their_sizes(
 ) -> None:
     names = ["lenet5", "digits_cnn_small", "wrn_16_1", "resnet8x4", "resnet20", "wrn"]
     nodes = {name: plain(written("model", name)) for name in names}
-    monkeypatch.setattr("engine.config._networks", lambda: nodes)  # all of them take seconds
+    monkeypatch.setattr("engine.config._networks", lambda own: nodes)  # all of them take seconds
     said = refused("data=none", f"teacher.checkpoint={weights}", "teacher=resnet18", *SAID)
     [line] = [line for line in said.splitlines() if "one that fits" in line]
     sizes = [float(n) * {"k": 1e3, "M": 1e6}[u] for n, u in re.findall(r"\(([\d.]+) ([kM])", line)]

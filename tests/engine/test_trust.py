@@ -8,7 +8,7 @@ import yaml
 
 from core.build import build
 from core.check import MISSING
-from engine.config import ROOT
+from engine.choices import ROOT
 from engine.trust import read_found
 
 PARTS = [

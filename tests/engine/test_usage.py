@@ -6,7 +6,7 @@ import pytest
 
 import train
 from engine.catalogue import losses
-from engine.config import groups
+from engine.choices import groups
 from engine.usage import WIDTH, usage
 
 

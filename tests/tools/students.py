@@ -9,7 +9,7 @@ import torch
 from omegaconf import OmegaConf
 
 from data.spec import InputSpec
-from engine.config import ROOT
+from engine.choices import ROOT
 from engine.networks import build_network
 from models.checkpoint import save_network
 from models.classifier import Classifier
