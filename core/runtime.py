@@ -115,7 +115,12 @@ class Runtime:
         return torch.Generator(self.device).manual_seed(seed)
 
     def prepare(self, module: nn.Module) -> nn.Module:
-        """Move to the device, in the memory layout that convolutions are fastest in."""
+        """Move to the device, in the memory layout that convolutions are fastest in.
+
+        A network of three-dimensional convolutions keeps its own.
+        """
+        if any(p.dim() == 5 for p in (*module.parameters(), *module.buffers())):
+            return module.to(self.device)
         return module.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def compile(self, module: nn.Module) -> nn.Module:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torchvision.io import decode_image
 
+from core.runtime import Runtime
 from data.modality import MODALITIES
 from engine.config import compose
 from engine.train import run
@@ -29,7 +30,7 @@ def test_the_page_makes_a_modality(folder: Path, tmp_path: Path, method: str) ->
     words = [f"config_path={folder}", "data=voxels", f"method={method}", *SHORT]
     with forgotten(folder):
         try:
-            run(compose([*words, f"run_root={tmp_path / 'runs'}"]))
+            run(compose([*words, f"run_root={tmp_path / 'runs'}"]), Runtime("cpu"))
         finally:
             MODALITIES.pop("voxels", None)
     [path] = (tmp_path / "runs").glob(f"voxels-{method}-*/")
