@@ -47,7 +47,7 @@ class EMAGenerator(Stream):
         if not isinstance(synthesizer, Drawing):
             raise ValueError(
                 f"{type(synthesizer).__name__} has no generator that draws inputs, of which an "
-                "average could: use synthesizer=generators.trained.TrainedGenerator, or a bank"
+                "average could: use generators.trained.TrainedGenerator, or a bank in its place"
             )
         self.ema = EMA(synthesizer.generator, self.decay, rising=False)
         self.runtime.compile(self.ema.module.train())

@@ -59,8 +59,8 @@ class FeatureExchange(Stream):
         if not isinstance(generator, StandardGenerator):
             raise ValueError(
                 "it exchanges features of a StandardGenerator that lasts from update to update: "
-                "use generator=standard with synthesizer=generators.trained.TrainedGenerator, or "
-                "rounds of generators.variables.Generated with lifetime: 0"
+                "use generator=standard with generators.trained.TrainedGenerator, or rounds of "
+                "generators.variables.Generated with lifetime: 0"
             )
         self.generator = generator
         synthesizer.watch([generator.stages[depth] for depth in generator.depths])

@@ -111,9 +111,7 @@ def test_a_run_of_an_earlier_version_is_refused(tmp_path: Path, last: str) -> No
         config.source = {**config.pop("synthesizer"), **config.source}
     OmegaConf.save(config, tmp_path / "run" / "config.yaml")
     before = contents(tmp_path)
-    with pytest.raises(
-        ValueError, match=f"earlier version; the last commit to continue it is {last}"
-    ):
+    with pytest.raises(ValueError, match=f"earlier version; the last commit .* is {last}"):
         begun(tmp_path / "run")
     assert contents(tmp_path) == before
 

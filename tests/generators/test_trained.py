@@ -205,21 +205,6 @@ def test_reuse_hands_on_the_images_of_the_update() -> None:
     assert source.counts()["images_synthesized"] == 3 * 6
 
 
-def test_reused_images_bring_the_teachers_answers() -> None:
-    """To the bit, and only where the teacher saw exactly what the student gets."""
-    options = {"student_steps": 1, "size": 6, "reuse": True}
-    source = generative(**options)
-    for _ in range(2):
-        batch = source.next()
-        assert batch.teacher_logits is not None
-        assert torch.equal(batch.teacher_logits, teacher()(batch.input).logits)
-        assert not batch.teacher_logits.requires_grad
-    turned = [RandomAffine(SPEC, 20.0)]
-    for changed in ({"views": turned}, {"augment": turned}):
-        assert generative(**options, **changed).next().teacher_logits is None
-    assert generative(student_steps=1).next().teacher_logits is None
-
-
 class Memory(SynthesisLoss):
     """Holds on to what it was shown, and to what it was told to remember."""
 

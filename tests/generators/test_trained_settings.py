@@ -5,9 +5,10 @@ import torch
 from torch import nn
 
 from core.runtime import Runtime
+from data.augment import RandomAffine
 from generators.losses import Adversarial, OneHot
 from generators.observer import check_statistics
-from tests.generators.small import generative, objective, teacher
+from tests.generators.small import SPEC, generative, objective, teacher
 
 
 class EagerRuntime(Runtime):
@@ -79,3 +80,18 @@ def test_hooks_fire_in_compiled_networks() -> None:
         torch.testing.assert_close(a.input, b.input)
     torch.testing.assert_close(plain.synthesizer.losses, compiled.synthesizer.losses)
     assert compiled.synthesizer.observe.teacher.module._compiled_call_impl is not None
+
+
+def test_reused_images_bring_the_teachers_answers() -> None:
+    """To the bit, and only where the teacher saw exactly what the student gets."""
+    options = {"student_steps": 1, "size": 6, "reuse": True}
+    source = generative(**options)
+    for _ in range(2):
+        batch = source.next()
+        assert batch.teacher_logits is not None
+        assert torch.equal(batch.teacher_logits, teacher()(batch.input).logits)
+        assert not batch.teacher_logits.requires_grad
+    turned = [RandomAffine(SPEC, 20.0)]
+    for changed in ({"views": turned}, {"augment": turned}):
+        assert generative(**options, **changed).next().teacher_logits is None
+    assert generative(student_steps=1).next().teacher_logits is None
