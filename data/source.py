@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from core.objective import Losses
 from core.runtime import Runtime
 from data.augment import Augmentation, through
 from data.dataset import Dataset
+from data.pairs import Alike, Pair, checked
 from data.spec import Batch
 
 CHOICE_SEED = 0  # of the rows that a limit leaves
@@ -49,7 +50,7 @@ class RealSource:
         batch_size: int,
         augment: Sequence[Augmentation] = (),
         limit: int | None = None,
-        pairs: Mapping[str, Literal["same_class", "same_input"]] | None = None,
+        pairs: Mapping[str, Pair] | None = None,
     ) -> None:
         self.data = data
         self.runtime = runtime
@@ -66,14 +67,10 @@ class RealSource:
                 f"{len(self.rows)} training inputs cannot fill batches of {batch_size} on "
                 f"{runtime.world_size} process(es): use more data or fewer processes"
             )
-        self.pairs = dict(pairs or {})
-        if unknown := set(self.pairs.values()) - {"same_class", "same_input"}:
-            raise ValueError(
-                f"source.pairs: no {', '.join(sorted(unknown))}; there is: same_class, same_input"
-            )
+        self.pairs = checked(pairs)
         if "same_class" in self.pairs.values():
             rows = torch.from_numpy(self.rows).to(self.split.storage)
-            self.alike = Alike(rows, self.split.labels[rows])
+            self.alike = Alike(rows, self.split.labels[rows], data.num_classes)
         self.batches_per_epoch = len(self.rows) // (self.batch_size * runtime.world_size)
         self._step = 0
         self._order: tuple[int, Tensor] | None = None
@@ -126,26 +123,6 @@ class RealSource:
             order = torch.from_numpy(generator.permutation(self.rows))
             self._order = epoch, order.to(self.split.storage)
         return self._order[1]
-
-
-class Alike:
-    """Rows of the same class.
-
-    Args:
-        rows: [N] int64.
-        labels: [N] int64 of these rows.
-    """
-
-    def __init__(self, rows: Tensor, labels: Tensor) -> None:
-        self.order = rows[labels.argsort(stable=True)]
-        self.counts = torch.bincount(labels)
-        self.starts = self.counts.cumsum(0) - self.counts
-
-    def draw(self, labels: Tensor, noise: torch.Generator) -> Tensor:
-        """For each label [B] a row of that class, each as likely as any other."""
-        here = torch.Generator(labels.device).manual_seed(noise.initial_seed())
-        u = torch.rand(labels.shape, generator=here, device=labels.device, dtype=torch.float64)
-        return self.order[self.starts[labels] + (u * self.counts[labels]).long()]
 
 
 def balanced(labels: NDArray[np.integer]) -> NDArray[np.int64]:

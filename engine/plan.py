@@ -105,7 +105,7 @@ def _check_synthesis(
     losses = [_seen(entry["loss"], available) for entry in entries]
     if any(loss.needs_statistics for loss in losses) and not teacher.batchnorms():
         raise ValueError("it inverts BatchNorm statistics, and the teacher has none")
-    teacher.frozen([tap for loss in losses for tap in loss.taps])
+    teacher.frozen([tap for loss in losses for tap in loss.teacher_taps])
 
 
 def _check_transfer(

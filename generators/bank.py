@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from core.runtime import Runtime
+from data.pairs import Alike
 from data.spec import Batch, InputSpec
 from generators.base import Made
 from generators.store import Store
@@ -21,6 +23,7 @@ class Bank(Stream):
     Args:
         spec: of the inputs.
         runtime: the device.
+        num_classes: that inputs are aimed at.
         capacity: inputs kept; the oldest leave first.
         fraction: of each batch; None for all that the other streams leave.
 
@@ -28,14 +31,19 @@ class Bank(Stream):
         ValueError: for a capacity below 1, or a fraction outside of (0, 1).
     """
 
+    remembers_classes = True
+    classes: Alike | None
+
     def __init__(
         self,
         spec: InputSpec,
         runtime: Runtime,
+        num_classes: int,
         capacity: int = 50_000,
         fraction: float | None = None,
     ) -> None:
         super().__init__(fraction)
+        self.num_classes, self.classes = num_classes, None
         self.store = Store(spec, capacity, runtime.device)
         self.unknown = torch.full((), -1, device=runtime.device)
         self.labelled, self.updates = True, 0
@@ -45,10 +53,19 @@ class Bank(Stream):
         label = self.unknown.expand(len(made.input)) if made.label is None else made.label
         self.store.add(made.input, label, self.updates)
         self.updates += 1
+        self.classes = None
 
     def draw(self, size: int, noise: torch.Generator) -> Batch:
         images, label, index = self.store.sample(size, noise)
         return Batch(images, label if self.labelled else None, index)
+
+    def alike(self, label: Tensor, noise: torch.Generator) -> Tensor:
+        if not self.labelled:
+            raise ValueError("its inputs are aimed at no class: use pairs of the same_input")
+        if self.classes is None:
+            rows = torch.arange(len(self.store), device=label.device)
+            self.classes = Alike(rows, self.store.labels[: len(self.store)], self.num_classes)
+        return self.store.at(self.classes.draw(label, noise))
 
     def state_dict(self) -> dict[str, Any]:
         return {"bank": self.store.state_dict(), "updates": self.updates, "labelled": self.labelled}
@@ -56,3 +73,4 @@ class Bank(Stream):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.store.load_state_dict(state["bank"])
         self.updates, self.labelled = state["updates"], state["labelled"]
+        self.classes = None

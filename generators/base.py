@@ -47,7 +47,7 @@ class SynthesisLoss(nn.Module):
     """A scalar that synthesis minimises: ``forward(synthesis) -> Tensor`` of shape [].
 
     Attributes:
-        taps: the teacher's taps that the loss reads.
+        teacher_taps: the teacher's taps that the loss reads.
         student_taps: the student's.
         needs_statistics: whether it reads the teacher's BatchNorm statistics.
         needs_student: whether it reads the student's outputs.
@@ -62,7 +62,7 @@ class SynthesisLoss(nn.Module):
     alone.
     """
 
-    taps: tuple[str, ...] = ()
+    teacher_taps: tuple[str, ...] = ()
     student_taps: tuple[str, ...] = ()
     needs_statistics = False
     needs_student = False

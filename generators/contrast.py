@@ -60,10 +60,10 @@ class InstanceContrast(SynthesisLoss):
         super().__init__()
         if temperature <= 0 or memory < 1 or negatives < 1:
             raise ValueError("temperature, memory and negatives must be above 0")
-        self.taps = tuple(taps) or stage_taps(teacher.module) or ("pooled",)
+        self.teacher_taps = tuple(taps) or stage_taps(teacher.module) or ("pooled",)
         self.runtime = runtime
         self.negatives, self.temperature = negatives, temperature
-        size = sum(to_vector(x).shape[1] for x in example(teacher, self.taps).values())
+        size = sum(to_vector(x).shape[1] for x in example(teacher, self.teacher_taps).values())
         self.head = projection_head(size, width, hidden=size)
         self.register_buffer("memory", torch.zeros(memory, 2, size))  # local and global
         self.added = self.calls = 0
@@ -98,7 +98,7 @@ class InstanceContrast(SynthesisLoss):
         """[B, 2, F], the features of the local and of the global view."""
         assert synthesis.local is not None
         views = [
-            torch.cat([to_vector(outputs.features[tap]) for tap in self.taps], dim=1)
+            torch.cat([to_vector(outputs.features[tap]) for tap in self.teacher_taps], dim=1)
             for outputs in (synthesis.local, synthesis.teacher)
         ]
         return torch.stack(views, dim=1).to(self.memory.dtype)
@@ -151,7 +151,7 @@ class ClassContrast(SynthesisLoss):
         if temperature <= 0 or width < 1:
             raise ValueError("supervised contrast needs temperature and width above 0")
         self.tap, self.temperature = tap, temperature
-        self.taps = self.student_taps = (tap,)
+        self.teacher_taps = self.student_taps = (tap,)
         sizes = [example(network, (tap,))[tap].numel() for network in (teacher, student)]
         self.teacher_head, self.student_head = (projection_head(size, width) for size in sizes)
 

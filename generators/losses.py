@@ -124,7 +124,7 @@ class Activation(SynthesisLoss):
     def __init__(self, tap: str = "pooled") -> None:
         super().__init__()
         self.tap = tap
-        self.taps = (tap,)
+        self.teacher_taps = (tap,)
 
     def forward(self, synthesis: Synthesis) -> Tensor:
         return -synthesis.teacher.features[self.tap].abs().mean()

@@ -13,6 +13,7 @@ from torch import Tensor
 from core.objective import Losses
 from core.runtime import Runtime
 from data.augment import Augmentation, through
+from data.pairs import Pair, checked
 from data.spec import Batch
 from generators.base import Synthesizer, Workload
 from generators.streams import Place, Stream
@@ -38,6 +39,8 @@ class Mixture:
             their schedules.
         student_steps: batches between two updates.
         augment: augmentations, in order, of what the student gets.
+        pairs: further views of each batch, by name: for each input another one of the same class
+            from a stream that remembers some, or the same input; augmented anew.
         warmup: updates before the first one that a batch follows; losses that read the student,
             which knows nothing yet, are left out.
 
@@ -56,6 +59,7 @@ class Mixture:
         student_steps: int = 1,
         augment: Sequence[Augmentation] = (),
         warmup: int = 0,
+        pairs: Mapping[str, Pair] | None = None,
     ) -> None:
         if min(batch_size, student_steps) < 1 or warmup < 0:
             raise ValueError("batch_size and student_steps must be at least 1, and warmup 0")
@@ -64,6 +68,14 @@ class Mixture:
         self.augment, self.warmup = tuple(augment), warmup
         self.sizes = _sizes(self.streams, batch_size)
         self.whole = [stream for stream in self.streams.values() if stream.whole]
+        self.pairs = checked(pairs)
+        remembering = [s for s in self.streams.values() if s.remembers_classes]
+        if "same_class" in self.pairs.values() and not remembering:
+            raise ValueError(
+                "source.pairs: inputs of the same class come from a bank, and source.streams has "
+                "none: add {_target_: generators.bank.Bank}, with a fraction beside other streams"
+            )
+        self.remembering = next(iter(remembering), None)
         self._start()
         self.in_rounds = synthesizer.plan().updates > 0
         self.period = 1 if self.in_rounds else student_steps  # ``plan`` counts rounds
@@ -79,10 +91,11 @@ class Mixture:
         else:
             batch = whole.draw(self.batch_size, noise)
             self.drawn += self.batch_size if whole.synthesizes else 0
+        views = {name: self._partner(name, batch) for name in self.pairs}
         if whole is None or not whole.known:
             batch = self._changed(batch)
         self.batches += 1
-        return batch
+        return dataclasses.replace(batch, views=views) if views else batch
 
     def learned(self, batch: Batch, losses: Losses) -> None:
         for stream in self.streams.values():
@@ -189,6 +202,19 @@ class Mixture:
             batch = drawn if batch is None else _joined(batch, drawn)
         assert batch is not None
         return batch
+
+    def _partner(self, name: str, batch: Batch) -> Tensor:
+        """The inputs of a view, for those of a batch that nothing has changed yet."""
+        noise, images = self.runtime.noise(f"pair {name}", self.batches), batch.input
+        if self.pairs[name] == "same_class":
+            assert self.remembering is not None
+            if batch.label is None:
+                raise ValueError(
+                    "source.pairs: an input is aimed at no class here, so that none is of the same "
+                    "class: use a conditional generator, or pairs of the same_input"
+                )
+            images = self.remembering.alike(batch.label, noise)
+        return through(self.augment, images, noise)
 
     def _changed(self, batch: Batch) -> Batch:
         """The batch as the student gets it; answers to inputs that were changed are dropped."""

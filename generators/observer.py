@@ -83,7 +83,7 @@ class Observer:
         student_by_batch: bool = False,
     ) -> None:
         check_statistics(teacher, objective)
-        taps = [tap for taps in objective.ask("taps") for tap in taps]
+        taps = [tap for taps in objective.ask("teacher_taps") for tap in taps]
         self.teacher = teacher.frozen(taps, any(objective.ask("needs_statistics")))
         seen = [tap for taps in objective.ask("student_taps") for tap in taps]
         needed = any(objective.ask("needs_student"))
@@ -190,7 +190,7 @@ def _read_by(losses: Sequence[SynthesisLoss], synthesis: Synthesis) -> Synthesis
 
     To select among all of a deep teacher's statistics would take hundreds of launches.
     """
-    taps = {tap for loss in losses for tap in loss.taps}
+    taps = {tap for loss in losses for tap in loss.teacher_taps}
     statistics = any(loss.needs_statistics for loss in losses)
 
     def part(outputs: Outputs) -> Outputs:

@@ -46,17 +46,17 @@ class PatchSimilarity(SynthesisLoss):
         super().__init__()
         if not 0 < bandwidth <= 1:
             raise ValueError(f"the bandwidth must lie in (0, 1], but is {bandwidth}")
-        self.taps = tuple(taps) or stage_taps(teacher.module)
-        if not self.taps:
+        self.teacher_taps = tuple(taps) or stage_taps(teacher.module)
+        if not self.teacher_taps:
             raise ValueError("the teacher names no stages: name the loss's taps=[PATH, ...]")
         self.bandwidth = bandwidth
 
     def forward(self, synthesis: Synthesis) -> Tensor:
-        maps = [to_map(synthesis.teacher.features[tap]) for tap in self.taps]
+        maps = [to_map(synthesis.teacher.features[tap]) for tap in self.teacher_taps]
         maps = [x for x in maps if x.shape[2] * x.shape[3] > 1]
         if not maps:
             raise ValueError(
-                f"none of {', '.join(self.taps)} has two places to compare: name other taps"
+                f"none of {', '.join(self.teacher_taps)} has two places to compare: name other taps"
             )
         return -torch.stack([self._entropy(similarities(x)).mean() for x in maps]).sum()
 

@@ -99,11 +99,14 @@ class Store:
         """
         assert len(self), "nothing was added yet"
         index = torch.randint(len(self), (size,), generator=generator, device=self.device)
+        return self.at(index), self.labels[index], index
+
+    def at(self, index: Tensor) -> Tensor:
+        """The inputs [B, *shape] in these slots [B]."""
         drawn = self.images[index.to(self.images.device)]
         if drawn.device.type != self.device.type:  # page-locked, so that the copy holds up nothing
             drawn = drawn.pin_memory()
-        images = self._restore(drawn.to(self.device, non_blocking=True))
-        return images, self.labels[index], index
+        return self._restore(drawn.to(self.device, non_blocking=True))
 
     def rounded(self, images: Tensor) -> Tensor:
         """These inputs as :meth:`sample` would return them, rounded to what is stored."""

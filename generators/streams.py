@@ -42,6 +42,7 @@ class Stream:
         known: whether its inputs come with the teacher's answers, so that nothing may change them.
         answered: whether its inputs come with the teacher's answers, which are dropped if something
             changes the inputs.
+        remembers_classes: whether it can give inputs of a class.
         synthesizes: whether it makes new inputs, which are counted as synthesized.
         losses: losses of its own latest training, detached device scalars.
 
@@ -52,6 +53,7 @@ class Stream:
     whole = False
     known = False
     answered = False
+    remembers_classes = False
     synthesizes = False
 
     def __init__(self, fraction: float | None = None) -> None:
@@ -79,6 +81,10 @@ class Stream:
 
     def draw(self, size: int, noise: torch.Generator) -> Batch:
         """Inputs [size, *shape] without gradient, with what is known of them."""
+        raise NotImplementedError
+
+    def alike(self, label: Tensor, noise: torch.Generator) -> Tensor:
+        """For each class [B] an input of it that it remembers, where it ``remembers_classes``."""
         raise NotImplementedError
 
     def shown(self, images: Tensor) -> Tensor:

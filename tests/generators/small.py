@@ -76,7 +76,7 @@ def objective(**losses: SynthesisLoss) -> Objective:
 
 
 OBSERVER = ("teacher", "student", "objective", "views", "local_views", "student_by_batch")
-MIXTURE = ("steps", "batch_size", "student_steps", "augment", "warmup")
+MIXTURE = ("pairs", "steps", "batch_size", "student_steps", "augment", "warmup")
 
 
 def generative(
@@ -107,7 +107,7 @@ def inversion(
     settings = {"variable": Pixels(SPEC), "optimizer": adam, "size": 8, "iterations": 5}
     settings |= {"views": [Jitter(1)], **kwargs}
     spec = settings["teacher"].takes if "teacher" in settings else SPEC
-    streams = {"bank": Bank(spec, runtime, capacity), **(streams or {})}
+    streams = {"bank": Bank(spec, runtime, CLASSES, capacity), **(streams or {})}
     return _mixture(Rounds, streams, runtime, settings)
 
 

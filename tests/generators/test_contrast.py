@@ -93,7 +93,7 @@ def test_maps_and_tokens_are_averaged_over_places() -> None:
 def test_by_default_the_stages_are_compared() -> None:
     network = Classifier(DigitsCNN(1, CLASSES, width=3), SPEC)
     contrast = InstanceContrast(network, Runtime(device="cpu"), memory=5)
-    assert contrast.taps == ("stage1", "stage2")
+    assert contrast.teacher_taps == ("stage1", "stage2")
     assert contrast.memory.shape == (5, 2, 3 + 6)
     assert contrast.head[-1].out_features == 256
 

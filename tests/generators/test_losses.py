@@ -67,7 +67,7 @@ def test_information_entropy() -> None:
 
 def test_activation() -> None:
     loss = Activation(tap="last")
-    assert loss.taps == ("last",)
+    assert loss.teacher_taps == ("last",)
     f = torch.tensor([[1.0, -3.0], [0.0, 2.0]])
     assert loss(synthesis(features={"last": f})).item() == -1.5
 

@@ -30,7 +30,7 @@ from tests.test_contracts import learn, make
 
 RUNTIME = Runtime(device="cpu")
 STREAMS: dict[str, Callable[[], Stream]] = {
-    "bank": lambda: Bank(SPEC, RUNTIME, 20, fraction=0.3),
+    "bank": lambda: Bank(SPEC, RUNTIME, CLASSES, 20, fraction=0.3),
     "vae": lambda: vae(fraction=0.3),
     "out_of_domain": lambda: OutOfDomainInputs(domain(), 0.3),
     "experience": lambda: Experience(SPEC, CLASSES, RUNTIME, batches=1, capacity=30),
@@ -182,11 +182,14 @@ def test_whole_batches_are_no_mixture() -> None:
             lambda: inversion(streams={"exchange": STREAMS["exchange"]()}),
             r"streams\.exchange: it exchanges features of a StandardGenerator that lasts",
         ),
-        (lambda: generative(streams={"bank": Bank(SPEC, RUNTIME)}), "fresh and bank would"),
+        (
+            lambda: generative(streams={"bank": Bank(SPEC, RUNTIME, CLASSES)}),
+            "fresh and bank would",
+        ),
         (lambda: Mixture(generative().synthesizer, {}, RUNTIME, 6, 20), "none would"),
         (lambda: mixed("bank", False, batch_size=1), "batch_size of at least 2"),
         (lambda: mixed("bank", False, warmup=-1), "warmup 0"),
-        (lambda: Bank(SPEC, RUNTIME, fraction=1.0), r"lies in \(0, 1\)"),
+        (lambda: Bank(SPEC, RUNTIME, CLASSES, fraction=1.0), r"lies in \(0, 1\)"),
         (lambda: mixed("reuse", False, student_steps=2), r"needs source\.student_steps=1"),
     ],
 )
@@ -239,3 +242,42 @@ def test_the_plan_counts_what_is_asked(method: str, overrides: list[str]) -> Non
         learn(parts, 1)
         plan = planned_queries(parts.teacher, parts.source, parts.distiller, 8, done)  # type: ignore
         assert parts.counts()["teacher_queries"] == plan
+
+
+def test_pairs_from_a_bank() -> None:
+    """A partner is an input of the bank and of the same class; what repeats the input is it."""
+    pairs: Any = {"partner": "same_class", "again": "same_input"}
+    source = inversion(pairs=pairs, batch_size=24)
+    for _ in range(3):
+        batch = source.next()
+        store = source.streams["bank"].store  # type: ignore[attr-defined]
+        assert batch.label is not None
+        kept = store.at(torch.arange(len(store)))
+        for partner, label in zip(batch.views["partner"], batch.label, strict=True):
+            found = [i for i, x in enumerate(kept) if torch.equal(x, partner)]
+            assert label in store.labels[found]
+        assert torch.equal(batch.views["again"], batch.input)
+    assert not torch.equal(batch.views["partner"], batch.input)
+    augmented = inversion(pairs=pairs, augment=[RandomAffine(SPEC, 20.0)])
+    batch = augmented.next()
+    assert not torch.equal(batch.views["again"], batch.input)
+
+
+def test_pairs_of_a_class_need_a_bank_and_classes() -> None:
+    pairs: Any = {"partner": "same_class"}
+    with pytest.raises(ValueError, match=r"source\.streams has none: add .*Bank"):
+        generative(pairs=pairs)
+    unlabelled = generative(pairs=pairs, streams={"bank": Bank(SPEC, RUNTIME, CLASSES, 20, 0.3)})
+    with pytest.raises(ValueError, match="aimed at no class"):
+        unlabelled.next()
+    with pytest.raises(ValueError, match="no alike; there is: same_class, same_input"):
+        generative(pairs={"partner": "alike"})
+
+
+def test_self_distillation_without_data() -> None:
+    """CS-KD's loss on the inputs of a bank, in a run's own words."""
+    loss = "{teacher: student@partner, loss: {_target_: distillers.response.KD}}"
+    pairs = "source.pairs={partner: same_class}"
+    parts, _ = make("fast_dfkd", pairs, f"+distiller.losses.cskd={loss}")
+    losses = parts.distiller(parts.source.next())
+    assert losses.values["cskd"] > 0

@@ -105,7 +105,7 @@ def test_stages_are_read_where_no_taps_are_named() -> None:
     with pytest.raises(ValueError, match=r"the teacher names no stages: name the loss's taps"):
         PatchSimilarity(Classifier(network, SPEC))
     network.taps = {"stage1": "conv1", "stage2": "conv2", "pooled": "pool"}
-    assert PatchSimilarity(Classifier(network, SPEC)).taps == ("stage1", "stage2")
+    assert PatchSimilarity(Classifier(network, SPEC)).teacher_taps == ("stage1", "stage2")
 
 
 def test_mistakes() -> None:

@@ -69,7 +69,7 @@ def torchvision_vit() -> Classifier:
 def test_a_vit_of_torchvision_is_inverted_by_its_patches() -> None:
     vit = torchvision_vit()
     loss = PatchSimilarity(vit)
-    assert len(loss.taps) == 4
+    assert len(loss.teacher_taps) == 4
     source = inversion(
         teacher=vit,
         student=torchvision_vit(),
