@@ -1,0 +1,170 @@
+"""Spoken digits: the Free Spoken Digit Dataset as signals."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from core.runtime import Runtime
+from data import archive
+from data.dataset import Dataset
+
+Arrays = tuple[NDArray[np.int16], NDArray[np.int64]]
+
+RATE = 8000
+OWN_TEST = 5  # recordings of each digit and speaker below this index are the set's own test split
+NAME = re.compile(r"(\d)_(\w+)_(\d+)\.wav")
+KEYS = ("waveforms", "offsets", "labels", "speakers", "speaker_names", "index")
+WHERE = "the folder recordings/ of github.com/Jakobovski/free-spoken-digit-dataset, or its npz form"
+
+
+@dataclass
+class Recordings:
+    """All recordings: each its samples, digit, speaker and index."""
+
+    waveforms: list[NDArray[np.int16]]
+    digits: NDArray[np.int64]
+    speakers: NDArray[np.int64]
+    names: tuple[str, ...]
+    index: NDArray[np.int64]
+
+
+def fsdd(
+    path: str | Path | None,
+    runtime: Runtime,
+    length: int = 4096,
+    classes: Literal["digit", "digit_and_speaker"] = "digit",
+    test: Literal["index", "speaker"] = "index",
+    test_speakers: Sequence[str] = ("theo",),
+    val_fraction: float = 0.0,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> Dataset:
+    """Spoken digits, [1, length] at 8 kHz: 3,000 recordings of six speakers.
+
+    Recordings that are shorter are padded with silence on both sides, and of longer ones the middle
+    is kept: at 4,096 samples, about half a second, that concerns one in four.
+
+    Args:
+        path: a folder of files DIGIT_SPEAKER_INDEX.wav, as the data set is published, or an npz
+            file with ``waveforms`` int16 [sum of lengths], ``offsets`` [N + 1], ``labels``, ``speakers``
+            and ``index`` [N], and ``speaker_names``.
+        length: samples of a signal.
+        classes: what is told apart: the 10 digits, or the 60 pairs of digit and speaker.
+        test: which recordings are for testing: the data set's own split, those whose index is below
+            5, or all of ``test_speakers``, whom training does not hear.
+
+    Raises:
+        ValueError: for settings out of range, and a path that is not as above; when a split is
+            opened, for a recording of another kind, which is named.
+    """
+    if length < 16:
+        raise ValueError(f"length is a number of samples, at least 16, but is {length}")
+    if classes == "digit_and_speaker" and test == "speaker":
+        raise ValueError("speakers whom training does not hear cannot be classes: use test: index")
+    if path is None or not Path(path).exists():
+        raise ValueError(f"spoken digits need data.path=..., {WHERE}; {path} does not exist")
+    found = functools.cache(functools.partial(_read, Path(path)))
+    names = [str(digit) for digit in range(10)]
+    if classes == "digit_and_speaker":
+        names = [f"{digit} {name}" for digit in names for name in found().names]
+
+    def read(which: str) -> Arrays:
+        return _split(found(), which == "test", length, classes, test, test_speakers)
+
+    readers = {which: functools.partial(read, which) for which in ("train", "test")}
+    given: dict[str, Any] = {"val_fraction": val_fraction, "mean": mean, "std": std}
+    return Dataset("fsdd", readers, names, runtime, kind="signal", rate=RATE, **given)
+
+
+def _split(
+    all_of: Recordings, tested: bool, length: int, classes: str, test: str, speakers: Sequence[str]
+) -> Arrays:
+    speakers = speakers if test == "speaker" else ()
+    if unknown := set(speakers) - set(all_of.names):
+        raise ValueError(
+            f"data.dataset.test_speakers names {', '.join(sorted(unknown))}; there is: "
+            f"{', '.join(all_of.names)}"
+        )
+    own = all_of.index < OWN_TEST
+    away = np.isin(all_of.speakers, [all_of.names.index(name) for name in speakers])
+    rows = np.flatnonzero((own if test == "index" else away) == tested)
+    labels = all_of.digits
+    if classes == "digit_and_speaker":
+        labels = labels * len(all_of.names) + all_of.speakers
+    return np.stack([_fitted(all_of.waveforms[i], length) for i in rows]), labels[rows]
+
+
+def _fitted(wave: NDArray[np.int16], length: int) -> NDArray[np.int16]:
+    """The middle of a recording, or it in the middle of silence."""
+    if len(wave) >= length:
+        start = (len(wave) - length) // 2
+        return wave[start : start + length]
+    before = (length - len(wave)) // 2
+    return np.pad(wave, (before, length - len(wave) - before))
+
+
+def _read(path: Path) -> Recordings:
+    return _folder(path) if path.is_dir() else _archive(path)
+
+
+def _archive(path: Path) -> Recordings:
+    if missing := set(KEYS) - set(archive.keys(path)):
+        raise ValueError(f"{path} lacks {', '.join(sorted(missing))}: data.path=... is {WHERE}")
+    wave, offsets, digits, speakers, names, index = (archive.read_arrays(path, k) for k in KEYS)
+    count = len(digits)
+    if wave.dtype != np.int16 or len(offsets) != count + 1 or offsets[-1] > len(wave):
+        raise ValueError(f"{path}: waveforms are not int16, or offsets do not fit: {WHERE}")
+    waves = [wave[a:b] for a, b in itertools.pairwise(offsets)]
+    for i, one in enumerate(waves):
+        _check(f"recording {i} of {path}", one, RATE)
+    columns = (x.astype(np.int64) for x in (digits, speakers, index))
+    digits, speakers, index = columns
+    return Recordings(waves, digits, speakers, tuple(map(str, names)), index)
+
+
+def _folder(path: Path) -> Recordings:
+    from scipy.io import wavfile  # slow to import
+
+    files = {file: NAME.fullmatch(file.name) for file in sorted(path.glob("*.wav"))}
+    if not files:
+        raise ValueError(f"{path} has no .wav files: data.path=... is {WHERE}")
+    waves, rows = [], []
+    for file, match in files.items():
+        if match is None:
+            raise ValueError(f"{file} is not called DIGIT_SPEAKER_INDEX.wav: rename or remove it")
+        try:
+            rate, wave = wavfile.read(file)
+        except Exception as error:  # a damaged file shows as almost any exception
+            raise ValueError(
+                f"{file} is not a readable wave file ({error}): copy it again"
+            ) from error
+        _check(str(file), wave, rate)
+        waves.append(wave)
+        rows.append((int(match[1]), match[2], int(match[3])))
+    names = tuple(sorted({name for _, name, _ in rows}))
+    digits, speakers, index = (
+        np.array(column)
+        for column in zip(*((d, names.index(n), i) for d, n, i in rows), strict=True)
+    )
+    return Recordings(waves, digits, speakers, names, index)
+
+
+def _check(where: str, wave: NDArray[Any], rate: int) -> None:
+    """Raise a ValueError for a recording of another kind."""
+    if rate != RATE:
+        raise ValueError(f"{where} has {rate} samples in a second, not {RATE}: resample it")
+    if wave.dtype != np.int16 or wave.ndim != 1:
+        raise ValueError(
+            f"{where} is {wave.dtype} {list(wave.shape)}: one channel of int16 is expected"
+        )
+    if not len(wave) or not wave.any():
+        raise ValueError(f"{where} is empty or silent: remove it")
