@@ -55,8 +55,8 @@ def fsdd(
 
     Args:
         path: a folder of files DIGIT_SPEAKER_INDEX.wav, as the data set is published, or an npz
-            file with ``waveforms`` int16 [sum of lengths], ``offsets`` [N + 1], ``labels``, ``speakers``
-            and ``index`` [N], and ``speaker_names``.
+            file with ``waveforms`` int16 [sum of lengths], ``offsets`` [N + 1], ``labels``,
+            ``speakers`` and ``index`` [N], and ``speaker_names``.
         length: samples of a signal.
         classes: what is told apart: the 10 digits, or the 60 pairs of digit and speaker.
         test: which recordings are for testing: the data set's own split, those whose index is below
