@@ -113,6 +113,10 @@ def blank(*arguments: str) -> bool:
             ["method=scratch", f"student.model._target_={HERE}.Complex"],
             "^the optimizer fails at the first step: .*complex64",
         ),
+        (
+            ["method=dfad", "source.warmup=1"],
+            "^every loss of synthesis reads the student.*warmup=0",
+        ),
     ],
 )
 def test_a_mistake_is_one_line_that_names_the_loss(arguments: list[str], message: str) -> None:

@@ -95,7 +95,7 @@ def test_another_configuration_is_refused_by_its_keys(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"changed: seed, optimizer\.lr\. .*overwrite=true"):
         begun(tmp_path / "run", "seed=1", "optimizer.lr=0.7")
     with pytest.raises(
-        ValueError, match=r"teacher\.model\.width, .*source\._target_, .*choices\.method, "
+        ValueError, match=r"teacher\.model\.width, .*synthesizer\._target_, .*choices\.method, "
     ):
         begun(tmp_path / "run", "method=deep_inversion", "teacher.model.width=9")
     assert contents(tmp_path) == before

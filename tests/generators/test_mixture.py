@@ -129,6 +129,8 @@ def test_parts_stand_in_order_and_come_from_their_streams() -> None:
         assert batch.index is None
         assert batch.label is None
     assert not torch.equal(drawn["bank"], drawn["other"])
+    noise = torch.Generator().manual_seed(0)
+    assert source.streams["bank"].draw(4, noise).label is None, "a generator without classes"
 
 
 def test_a_bank_beside_a_generator_stores_what_updates_were_made_on() -> None:

@@ -19,6 +19,7 @@ from generators.networks import GeneratorEnsemble, StandardGenerator
 from generators.spaceship import FeatureExchange, exchange_channels
 from generators.variables import Generated, MetaGenerated, Pixels
 from tests.generators.small import CLASSES, SPEC, generative, inversion, same, snapshot
+from tests.generators.test_trained_settings import EagerRuntime
 
 RUNTIME = Runtime(device="cpu")
 
@@ -215,3 +216,14 @@ def test_it_exchanges_what_a_trained_generator_makes() -> None:
     assert set(whole) == {False, True}
     assert source.counts()["images_synthesized"] == 3 * 8 + 7 * 6
     assert all(batch.input.isfinite().all() for batch in batches)
+    assert not source.synthesizer.watched.latest, "what the student gets leaves nothing behind"
+
+
+def test_features_of_a_compiled_generator_are_pooled_too() -> None:
+    sources = [exchanging(runtime) for runtime in (RUNTIME, EagerRuntime(device="cpu"))]
+    for _ in range(3):
+        a, b = (source.next().input for source in sources)
+        torch.testing.assert_close(a, b)
+    pools = [source.streams["exchange"].pools for source in sources]
+    for one, other in zip(*pools, strict=True):
+        torch.testing.assert_close(one, other)
