@@ -119,7 +119,9 @@ def _check_target(node: Mapping[str, Any], path: str) -> list[str]:
         if key not in parameters:
             if not open_ended:
                 known = [n for n in parameters if n not in AVAILABLE]
-                mistakes.append(f"{path}.{key}: {describe_unknown(key, known)}")
+                unknown = describe_unknown(key, known)
+                now = MOVED.get(f"{path}.{key}")
+                mistakes.append(f"{path}.{key}: {f'it is called {now} now' if now else unknown}")
         elif not is_target(value):
             mistakes += check_type(value, hints.get(key, Any), f"{path}.{key}")
     if not node.get("_partial_"):

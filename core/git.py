@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
+from subprocess import SubprocessError, run
 
 
 def commit_of(folder: Path, paths: Sequence[str] = (".",), new: Sequence[str] = ()) -> str | None:
@@ -23,13 +23,11 @@ def commit_of(folder: Path, paths: Sequence[str] = (".",), new: Sequence[str] = 
         if new and not changed:
             changed = _git(folder, "ls-files", "--others", "--exclude-standard", "--", *new)
         return head + "-dirty" * bool(changed)
-    except (OSError, subprocess.SubprocessError):
+    except (OSError, SubprocessError):
         return None
 
 
 def _git(folder: Path, *words: str) -> str:
     command = ["git", "--no-optional-locks", *words]
-    done = subprocess.run(
-        command, cwd=folder, capture_output=True, text=True, check=True, timeout=30
-    )
+    done = run(command, cwd=folder, capture_output=True, text=True, check=True, timeout=30)
     return done.stdout.strip()

@@ -63,17 +63,7 @@ def npz(
     file = _existing(path)
     keys = archive.keys(file)
     many = modality(kind).plural
-    if f"test_{many}" not in keys:
-        others = [known for known in MODALITIES.values() if f"test_{known.plural}" in keys]
-        if others:
-            raise ValueError(
-                f"{file} has test_{others[0].plural}, but data.dataset.kind={kind}: choose "
-                f"data={GROUPS.get(others[0].name, 'one of that modality')}"
-            )
-        raise ValueError(
-            f"{file} lacks test_{many}: an npz data set has test_{many}, test_labels, and, to "
-            f"train on, train_{many} and train_labels"
-        )
+    _check_kind(file, keys, kind)
     labels = None
     if "test_labels" in keys:
         labels = check_labels(f"{file}: test_labels", archive.read_arrays(file, "test_labels"))
@@ -89,6 +79,23 @@ def npz(
     readers = {which: functools.partial(_npz_split, file, which, many, keys) for which in splits}
     given = (size, val_fraction, mean, std)
     return Dataset(str(file), readers, classes, runtime, *given, kind=kind, rate=rate)
+
+
+def _check_kind(file: Path, keys: Sequence[str], kind: str) -> None:
+    """Raise a ValueError for a file without test inputs of this modality."""
+    many = modality(kind).plural
+    if f"test_{many}" in keys:
+        return
+    others = [known for known in MODALITIES.values() if f"test_{known.plural}" in keys]
+    if others:
+        raise ValueError(
+            f"{file} has test_{others[0].plural}, but data.dataset.kind={kind}: choose "
+            f"data={GROUPS.get(others[0].name, 'one of that modality')}"
+        )
+    raise ValueError(
+        f"{file} lacks test_{many}: an npz data set has test_{many}, test_labels, and, to train "
+        f"on, train_{many} and train_labels"
+    )
 
 
 def _npz_split(file: Path, which: str, many: str, keys: Sequence[str]) -> Arrays:

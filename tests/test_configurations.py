@@ -15,6 +15,7 @@ import torch
 import torchvision
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
+from scipy.io import wavfile
 
 from benchmarks.reproduce import read_tables
 from core.runtime import Runtime
@@ -55,8 +56,9 @@ class Downloaded:
 @pytest.fixture(autouse=True)
 def downloaded(monkeypatch: pytest.MonkeyPatch) -> None:
     for path in (ROOT / "data").glob("*.yaml"):
-        name = OmegaConf.load(path).dataset.get("name")
-        if name:
+        node = OmegaConf.load(path).dataset
+        name = node.get("name")
+        if node._target_ == "data.builtin.torchvision_dataset":
             monkeypatch.setattr(torchvision.datasets, name, type(name, (Downloaded,), {}))
 
 
@@ -77,7 +79,38 @@ def write_folder(folder: Path) -> Path:
     return folder
 
 
-OWN: dict[str, Callable[[Path], Path]] = {"npz": write_npz, "image_folder": write_folder}
+def write_signals(folder: Path) -> Path:
+    return write_arrays(folder, "signals", np.random.default_rng(0).uniform(-1, 1, (COUNT, 512)))
+
+
+def write_vectors(folder: Path) -> Path:
+    return write_arrays(folder, "vectors", np.random.default_rng(0).random((COUNT, 7)))
+
+
+def write_arrays(folder: Path, many: str, inputs: np.ndarray) -> Path:
+    arrays = {f"{which}_{many}": inputs for which in ("train", "test")}
+    np.savez(folder / "own.npz", **arrays, train_labels=LABELS, test_labels=LABELS)
+    return folder / "own.npz"
+
+
+def write_speech(folder: Path) -> Path:
+    place = folder / "recordings"
+    place.mkdir()
+    for digit in range(10):
+        for index in (0, 9):
+            noise = np.random.default_rng(digit).integers(-999, 999, 512, dtype=np.int16)
+            wavfile.write(place / f"{digit}_theo_{index}.wav", 8000, noise)
+    return place
+
+
+OWN: dict[str, Callable[[Path], Path]] = {
+    "npz": write_npz,
+    "image_folder": write_folder,
+    "npz_signals": write_signals,
+    "npz_vectors": write_vectors,
+    "fsdd": write_speech,
+}
+FEWER = {"fsdd": ["data.dataset.length=512"]}
 
 
 def small(*overrides: str) -> DictConfig:
@@ -123,6 +156,7 @@ def two_steps(config: DictConfig) -> None:
 def test_data(name: str, method: str, tmp_path: Path) -> None:
     """By its own recipe, and without its training split; with its own pair of networks."""
     path = [f"data.path={OWN[name](tmp_path)}"] if name in OWN else []
+    path += FEWER.get(name, [])
     two_steps(narrow(small(f"data={name}", f"method={method}", *path)))
 
 

@@ -14,7 +14,7 @@ from tests.modalities import DATA, RECORD, recorded, refusal
 
 METHODS = [name for name, _, _ in methods()]
 LOSSES = [loss.name for loss in losses()]
-HELP = "choose|leave|name|pass|set|pad|needs|give|use|make"  # what to do
+HELP = "it has|choose|leave|name|pass|set|pad|needs|give|use|make"  # what to do
 
 
 @pytest.mark.parametrize("kind", DATA)

@@ -26,7 +26,7 @@ CLASSES = 3
 def make(**options: Any) -> tuple[Distiller, HSAKD]:
     torch.manual_seed(0)
     runtime = Runtime("cpu")
-    loss = HSAKD(CLASSES, (8, 8), runtime, **options)
+    loss = HSAKD(CLASSES, SPEC, runtime, **options)
     objective = Objective({"hsakd": Weighted(loss)})
     teacher = Classifier(DigitsCNN(1, CLASSES, width=6), SPEC).eval()
     network = DigitsCNN(1, CLASSES, width=4)
@@ -155,8 +155,8 @@ def test_classifiers_are_shorter_on_later_stages() -> None:
 def test_errors() -> None:
     runtime = Runtime("cpu")
     with pytest.raises(ValueError, match="must be square"):
-        HSAKD(CLASSES, (8, 6), runtime)
+        HSAKD(CLASSES, InputSpec((1, 8, 6)), runtime)
     with pytest.raises(ValueError, match="pretraining"):
-        HSAKD(CLASSES, (8, 8), runtime, pretraining=1.0)
+        HSAKD(CLASSES, SPEC, runtime, pretraining=1.0)
     with pytest.raises(ValueError, match="temperature"):
-        HSAKD(CLASSES, (8, 8), runtime, temperature=0.0)
+        HSAKD(CLASSES, SPEC, runtime, temperature=0.0)

@@ -1,0 +1,98 @@
+"""Networks for signals and vectors: they build, learn in every parameter, and their taps are true."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra.utils import get_object
+from omegaconf import OmegaConf
+from torch import Tensor, nn
+
+from core.check import SPECIAL
+from data.spec import InputSpec
+from models.classifier import Classifier
+from models.signals import M5
+from models.vectors import MLP
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "model"
+SHAPES = {"models.signals.M5": (2, 512), "models.vectors.MLP": (9,)}
+NAMES = [p.stem for p in sorted(CONFIGS.glob("*.yaml")) if any(t in p.read_text() for t in SHAPES)]
+
+
+def built(name: str) -> tuple[nn.Module, InputSpec]:
+    node: dict[str, Any] = OmegaConf.to_container(OmegaConf.load(CONFIGS / f"{name}.yaml"))  # type: ignore[assignment]
+    shape = SHAPES[node["_target_"]]
+    options = {k: v for k, v in node.items() if k not in SPECIAL}
+    module = get_object(node["_target_"])(shape[0], 7, **options)
+    return module, InputSpec(shape, (-1.0, 1.0), (0.0,) * shape[0], (0.5,) * shape[0])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_parameter_learns(name: str) -> None:
+    module, spec = built(name)
+    logits = module.train()(spec.noise(6, torch.device("cpu")))
+    assert logits.shape == (6, 7)
+    logits.square().sum().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in module.parameters())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_taps_are_what_they_say(name: str) -> None:
+    module, spec = built(name)
+    network = Classifier(module, spec, taps=module.taps).eval()  # type: ignore[arg-type]
+    found = network(spec.noise(3, torch.device("cpu")))
+    assert torch.equal(found.features["logits"], found.logits)
+    maps = [x for tap, x in found.features.items() if tap.startswith("stage")]
+    assert len(maps) >= 2
+    assert all(x.dim() == (4 if len(spec.shape) == 2 else 2) for x in maps)
+    last = maps[-1] if maps[-1].dim() == 2 else maps[-1].mean((2, 3))
+    torch.testing.assert_close(found.features["pooled"], last)
+
+
+def test_m5_is_the_papers() -> None:
+    """Dai et al., table 1: 0.56 million parameters, for 32,000 samples."""
+    network = M5(1, 10)
+    assert sum(p.numel() for p in network.parameters()) == pytest.approx(0.56e6, rel=0.02)
+    assert network(torch.randn(2, 1, 32_000)).shape == (2, 10)
+
+
+@pytest.mark.parametrize("length", [16, 100, 4096])
+def test_m5_takes_any_length(length: int) -> None:
+    assert M5(1, 3, 8)(torch.randn(2, 1, length)).shape == (2, 3)
+
+
+def test_features_over_a_line_carry_the_gradient() -> None:
+    """What a loss sees of [B, C, L] is [B, C, 1, L], and on the way to the logits."""
+    network = Classifier(M5(1, 3, 8), InputSpec((1, 512), (-1.0, 1.0)), taps=["stage2"]).eval()
+    outputs = network(network.spec.noise(2, torch.device("cpu")))
+    feature = outputs.features["stage2"]
+    assert feature.shape == (2, 8, 1, 8)
+    [gradient] = torch.autograd.grad(outputs.logits.sum(), feature)
+    assert gradient.abs().sum() > 0
+
+
+def test_tokens_are_declared() -> None:
+    class Tokens(nn.Module):
+        tokens = ("inside",)
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.inside, self.other = nn.Linear(4, 5), nn.Conv1d(1, 5, 4, 4)
+            self.linear = nn.Linear(5, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            tokens = self.inside(x.unflatten(2, (-1, 4)).squeeze(1))
+            return self.linear(tokens.mean(1) + self.other(x).mean(2))
+
+    network = Classifier(Tokens(), InputSpec((1, 16), (-1.0, 1.0)), taps=["inside", "other"])
+    features = network(torch.randn(2, 1, 16)).features
+    assert features["inside"].shape == (2, 4, 5)
+    assert features["other"].shape == (2, 5, 1, 4)
+
+
+def test_an_mlp_has_a_hidden_layer() -> None:
+    with pytest.raises(ValueError, match="at least one hidden layer"):
+        MLP(3, 2, [])
