@@ -43,9 +43,8 @@ def test_a_users_methods_are_named_and_measure(
     arguments += ["teacher.shape=[1,8,8]", "teacher.classes=10", "teacher.mean=[0]"]
     arguments += ["teacher.std=[1]", f"teacher.checkpoint={tmp_path / 'net.pth'}", "device=cpu"]
     arguments += ["method=dafl", "generator=small", "batch_size=8", "steps=2", "probe.size=12"]
-    arguments += [
-        "probe.methods={calm: ['steps=2'], zskd: ['synthesizer.iterations=2', 'steps=1']}"
-    ]
+    few = "['synthesizer.iterations=2', 'steps=1']"
+    arguments += [f"probe.methods={{calm: ['steps=2'], zskd: {few}}}"]
     with forgotten(written_parts(tmp_path / "parts")) as folder:
         wrong = "data_free: true\ndistiller: {losses: {x: {loss: {_target_: gone.X}}}}\n"
         (folder / "method" / "wrong.yaml").write_text(f"# @package _global_\n{wrong}")

@@ -24,13 +24,8 @@ from models.wrn import WideResNet
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "model"
 NAMES = sorted(p.stem for p in CONFIGS.glob("*.yaml"))
-OTHERS = (
-    "models.external",
-    "models.simkd",
-    "models.signals",
-    "models.vectors",
-    "???",
-)  # which have tests of their own
+# which have tests of their own
+OTHERS = ("models.external", "models.simkd", "models.signals", "models.vectors", "???")
 OURS = [n for n in NAMES if not any(o in (CONFIGS / f"{n}.yaml").read_text() for o in OTHERS)]
 # one of each family is enough where a test takes a forward pass in training at full size
 LIGHT = [*(n for n in OURS if n.startswith(("lenet", "digits"))), "resnet20", "resnet8x4"]

@@ -1,4 +1,4 @@
-"""Networks for signals and vectors: they build, learn in every parameter, and their taps are true."""
+"""Networks for signals and vectors: they learn in every parameter, and their taps are true."""
 
 from __future__ import annotations
 
