@@ -14,7 +14,7 @@ from torch import Tensor
 from core.memory import check_memory
 from core.runtime import Runtime
 from data.checks import check_classes, check_split
-from data.modality import labels_of, modality
+from data.modality import labels_of, modality_named
 from data.notes import note
 from data.spec import InputSpec
 from data.split import DataFreeError, Split, data_free
@@ -53,7 +53,7 @@ class Dataset:
         mean: one value per channel of the final images in 0..1; None computes it from "train".
         std: likewise; both are given or none.
         spec: of the inputs, if there is no data to tell.
-        kind: the name of their modality.
+        modality: the name of theirs.
         rate: samples in a second, of signals where it is known.
 
     Raises:
@@ -72,7 +72,7 @@ class Dataset:
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         spec: InputSpec | None = None,
-        kind: str = "image",
+        modality: str = "image",
         rate: float | None = None,
     ) -> None:
         if not 0 <= val_fraction < 1:
@@ -87,7 +87,7 @@ class Dataset:
         self.classes = check_classes(name, classes)
         self.size = size
         self.val_fraction = val_fraction
-        self.kind, self.rate = spec.kind if spec else modality(kind), rate
+        self.kind, self.rate = spec.kind if spec else modality_named(modality), rate
         self.range = self.kind.natural
         if spec is not None:
             self.range, self.spec = spec.range, spec

@@ -18,7 +18,7 @@ from data.checks import check_labels
 from data.dataset import Dataset
 from data.folders import class_folders, image_files, pictures_in, unlabelled
 from data.images import fit
-from data.modality import MODALITIES, modality
+from data.modality import MODALITIES, modality_named
 from data.notes import note
 from data.pictures import read_picture
 from data.spec import Expected
@@ -37,7 +37,7 @@ def npz(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     expected: Callable[[], Expected] | None = None,
-    kind: str = "image",
+    modality: str = "image",
     rate: float | None = None,
 ) -> Dataset:
     """A file with ``train_images, train_labels, test_images, test_labels`` (and ``val_*``).
@@ -53,7 +53,7 @@ def npz(
             the largest label of the test split, which then has to have every label below it, or
             else the teacher's.
         expected: by a teacher; gives the classes where neither file nor user names them.
-        kind: the name of the inputs' modality.
+        modality: the name of the inputs'.
         rate: samples in a second, of signals; None takes the file's ``rate``, if it has one.
 
     Raises:
@@ -62,8 +62,8 @@ def npz(
     """
     file = _existing(path)
     keys = archive.keys(file)
-    many = modality(kind).plural
-    _check_kind(file, keys, kind)
+    many = modality_named(modality).plural
+    _check_modality(file, keys, modality)
     labels = None
     if "test_labels" in keys:
         labels = check_labels(f"{file}: test_labels", archive.read_arrays(file, "test_labels"))
@@ -78,18 +78,18 @@ def npz(
     splits = [which for which in ("train", "val", "test") if f"{which}_{many}" in keys]
     readers = {which: functools.partial(_npz_split, file, which, many, keys) for which in splits}
     given = (size, val_fraction, mean, std)
-    return Dataset(str(file), readers, classes, runtime, *given, kind=kind, rate=rate)
+    return Dataset(str(file), readers, classes, runtime, *given, modality=modality, rate=rate)
 
 
-def _check_kind(file: Path, keys: Sequence[str], kind: str) -> None:
+def _check_modality(file: Path, keys: Sequence[str], modality: str) -> None:
     """Raise a ValueError for a file without test inputs of this modality."""
-    many = modality(kind).plural
+    many = modality_named(modality).plural
     if f"test_{many}" in keys:
         return
     others = [known for known in MODALITIES.values() if f"test_{known.plural}" in keys]
     if others:
         raise ValueError(
-            f"{file} has test_{others[0].plural}, but data.dataset.kind={kind}: choose "
+            f"{file} has test_{others[0].plural}, but data.dataset.modality={modality}: choose "
             f"data={GROUPS.get(others[0].name, 'one of that modality')}"
         )
     raise ValueError(

@@ -92,7 +92,7 @@ class Modality:
         return None
 
 
-def modality(name: str) -> Modality:
+def modality_named(name: str) -> Modality:
     """The modality of a name.
 
     Raises:
@@ -130,8 +130,8 @@ def require(spec: InputSpec, names: Iterable[str], part: str, instead: str) -> N
         ValueError: if the modality of ``spec`` is another.
     """
     if spec.modality not in names:
-        known = " and ".join(modality(name).plural for name in names)
-        kind = modality(spec.modality)
+        known = " and ".join(modality_named(name).plural for name in names)
+        kind = modality_named(spec.modality)
         raise ValueError(
             f"{part} is for {known}, but the inputs are {kind.plural} {list(spec.shape)}: {instead}"
         )

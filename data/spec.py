@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from data import images, signals, vectors  # noqa: F401 (they are known once they are defined)
-from data.modality import BUILT_IN, Modality, decode, encode, modality, usual
+from data.modality import BUILT_IN, Modality, decode, encode, modality_named, usual
 
 # Of the largest value. No inputs spread wider than half their range, but networks that take values
 # as they are have a std of 1; values in 0..255 have one of 50 or more.
@@ -118,7 +118,7 @@ class InputSpec:
     @property
     def kind(self) -> Modality:
         """The modality itself."""
-        return modality(self.modality)
+        return modality_named(self.modality)
 
     def to_dict(self) -> dict[str, Any]:
         """Its values, without a modality that the number of axes tells, or an unknown rate."""

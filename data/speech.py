@@ -82,7 +82,7 @@ def fsdd(
 
     readers = {which: functools.partial(read, which) for which in ("train", "test")}
     given: dict[str, Any] = {"val_fraction": val_fraction, "mean": mean, "std": std}
-    return Dataset("fsdd", readers, names, runtime, kind="signal", rate=RATE, **given)
+    return Dataset("fsdd", readers, names, runtime, modality="signal", rate=RATE, **given)
 
 
 def _split(

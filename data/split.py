@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from data.modality import decode, modality
+from data.modality import decode, modality_named
 
 DEVICE_SHARE = 0.5  # of free device memory that one split may take; networks need the rest
 
@@ -25,7 +25,7 @@ class Split:
         labels: [N] int64, or None if they are unknown.
         device: where batches are needed. The split is held there if it takes at most half of
             the free memory, and in host memory otherwise.
-        kind: the name of the modality.
+        modality: the name of theirs.
         range: that stored values are mapped to; None is the modality's natural one.
     """
 
@@ -34,10 +34,10 @@ class Split:
         images: Tensor,
         labels: Tensor | None,
         device: torch.device,
-        kind: str = "image",
+        modality: str = "image",
         range: tuple[float, float] | None = None,
     ) -> None:
-        self.device, self.kind = device, modality(kind)
+        self.device, self.kind = device, modality_named(modality)
         self.range = range or self.kind.natural
         self.shape = tuple(images.shape[1:])
         self.rows_read = 0

@@ -46,7 +46,7 @@ def table(
     classes = [str(c) for c in getattr(datasets, TABLES[name])().target_names]
     readers = {which: functools.partial(_rows, name, split, which) for which in ("train", "test")}
     given: dict[str, Any] = {"val_fraction": val_fraction, "mean": mean, "std": std}
-    return Dataset(name, readers, classes, runtime, kind="vector", **given)
+    return Dataset(name, readers, classes, runtime, modality="vector", **given)
 
 
 def _rows(name: str, split: int, which: str) -> Arrays:

@@ -50,7 +50,13 @@ def two_tones(
         for which in counts
     }
     return Dataset(
-        "two_tones", readers, NAMES, runtime, val_fraction=val_fraction, kind="signal", rate=rate
+        "two_tones",
+        readers,
+        NAMES,
+        runtime,
+        val_fraction=val_fraction,
+        modality="signal",
+        rate=rate,
     )
 
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from data.modality import modality
+from data.modality import modality_named
 from data.spec import InputSpec
 
 BATCHNORMS = (nn.BatchNorm1d, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)  # by axes of places
@@ -124,10 +124,10 @@ def body_for(spec: InputSpec) -> Body:
         ValueError: if it has none.
     """
     if spec.modality not in BODIES:
-        known = ", ".join(modality(name).plural for name in BODIES)
+        known = ", ".join(modality_named(name).plural for name in BODIES)
         raise ValueError(
             f"the standard generators make {known}, but the teacher takes "
-            f"{modality(spec.modality).plural}: use a generator of your own"
+            f"{modality_named(spec.modality).plural}: use a generator of your own"
         )
     return BODIES[spec.modality]
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from core.runtime import Runtime
 from data.augment import Kornia, RandomAffine, RandomCrop, RandomFlip
 from data.dataset import Dataset
-from data.modality import MODALITIES, Modality, modality, usual
+from data.modality import MODALITIES, Modality, modality_named, usual
 from data.spec import InputSpec
 
 SIGNAL = InputSpec((1, 800), (-1.0, 1.0), (0.0,), (0.3,), rate=8000)
@@ -25,7 +25,7 @@ SPECS = {"image": IMAGE, "signal": SIGNAL, "vector": VECTOR}
 def test_the_number_of_axes_tells_the_modality(kind: str) -> None:
     spec = SPECS[kind]
     assert spec.modality == kind
-    assert spec.kind is modality(kind)
+    assert spec.kind is modality_named(kind)
     assert InputSpec(**spec.to_dict()) == spec
     assert "modality" not in spec.to_dict()  # so that files of images stay as they are
     with pytest.raises(ValueError, match="belong to no modality"):
@@ -71,29 +71,31 @@ def test_silence_is_exactly_zero() -> None:
 )
 def test_arrays_of_another_kind_are_refused(kind: str, array: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        modality(kind).check("where", array)
+        modality_named(kind).check("where", array)
 
 
 def test_layouts() -> None:
     signals = np.arange(12, dtype=np.int16).reshape(2, 6)
-    x = modality("signal").tensor(signals)
+    x = modality_named("signal").tensor(signals)
     assert x.shape == (2, 1, 6)
     assert x[1, 0, 5] == 11
-    assert np.array_equal(modality("signal").array(x)[:, 0], signals)
-    assert modality("signal").tensor(np.zeros((2, 3, 6))).dtype == torch.float32
-    assert modality("vector").tensor(np.zeros((2, 3), np.int64)).dtype == torch.float32
+    assert np.array_equal(modality_named("signal").array(x)[:, 0], signals)
+    assert modality_named("signal").tensor(np.zeros((2, 3, 6))).dtype == torch.float32
+    assert modality_named("vector").tensor(np.zeros((2, 3), np.int64)).dtype == torch.float32
     images = np.arange(2 * 4 * 5 * 3, dtype=np.uint8).reshape(2, 4, 5, 3)
-    assert np.array_equal(modality("image").array(modality("image").tensor(images)), images)
+    assert np.array_equal(
+        modality_named("image").array(modality_named("image").tensor(images)), images
+    )
 
 
 def test_signals_are_padded_and_never_cut() -> None:
     x = torch.ones(2, 1, 5, dtype=torch.int16)
-    padded = modality("signal").fit(x, 8)
+    padded = modality_named("signal").fit(x, 8)
     assert padded.tolist() == [[[0, 1, 1, 1, 1, 1, 0, 0]]] * 2
     with pytest.raises(ValueError, match=r"data\.size=4 would cut signals of 5 samples"):
-        modality("signal").fit(x, 4)
+        modality_named("signal").fit(x, 4)
     with pytest.raises(ValueError, match="does not apply to vectors"):
-        modality("vector").fit(torch.zeros(2, 3), 4)
+        modality_named("vector").fit(torch.zeros(2, 3), 4)
 
 
 def test_a_signals_picture_shows_its_course() -> None:
@@ -175,7 +177,9 @@ def test_a_data_set_of_signals() -> None:
     x = (np.random.default_rng(0).normal(size=(40, 64)) * 5000).astype(np.int16)
     labels = np.arange(40) % 2
     readers = {which: lambda: (x, labels) for which in ("train", "test")}
-    data = Dataset("mine", readers, ["a", "b"], Runtime("cpu"), size=80, kind="signal", rate=8000)
+    data = Dataset(
+        "mine", readers, ["a", "b"], Runtime("cpu"), size=80, modality="signal", rate=8000
+    )
     spec = data.spec
     assert (spec.shape, spec.range, spec.modality, spec.rate) == (
         (1, 80),
