@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from data.modality import modality_named, usual
 from data.spec import EXPECTED, Expected
 from models.checkpoint import read_description
 from models.external import library_defaults
+
+ASSUMED = "assumed"  # the origin of what nothing says
 
 
 def expected(teacher: Mapping[str, Any]) -> Expected:
@@ -28,11 +31,20 @@ def expected(teacher: Mapping[str, Any]) -> Expected:
             if name not in found.values:
                 found.values[name] = value
                 found.origins[name] = origin.format(name)
-    found.values.setdefault("range", (0.0, 1.0))
-    found.origins.setdefault("range", "assumed")
+    if "range" not in found.values:
+        found.values["range"], found.origins["range"] = _natural(found.values), ASSUMED
     if "classes" in found.values:
         found.values["classes"] = _names(found.values["classes"])
     return found
+
+
+def _natural(values: Mapping[str, Any]) -> tuple[float, float]:
+    """The range of inputs of which nothing says it: that of their modality, if its rank tells."""
+    try:
+        name = values.get("modality") or usual(len(values["shape"]))
+        return modality_named(name).natural
+    except (KeyError, TypeError, ValueError):  # the data says it, or what is wrong
+        return modality_named("image").natural
 
 
 def _names(classes: int | Sequence[Any]) -> tuple[str, ...]:

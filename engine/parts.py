@@ -20,7 +20,7 @@ from data.spec import InputSpec
 from data.transforms import Transform
 from distillers.distiller import Distiller
 from distillers.teachers import Average
-from engine.expected import expected
+from engine.expected import ASSUMED, expected
 from engine.networks import build_network, build_objective, build_observer
 from engine.queries import check_budget
 from engine.roles import build_distiller
@@ -128,6 +128,7 @@ def load_teacher(
     node = config["teacher"]
     known = expected(node)
     _check_keys(node, dataset)
+    assumed = known.origins["range"] == ASSUMED
     try:
         blank = blank_teacher(config, dataset)
         teacher = load_classifier(
@@ -137,7 +138,7 @@ def load_teacher(
             known.values.get("mean"),
             known.values.get("std"),
             dataset.classes,
-            range=known.values["range"],
+            range=dataset.range if assumed else known.values["range"],
             weights=node["weights"],
             say=print if runtime.main else str,  # str says nothing
         )

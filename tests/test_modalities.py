@@ -6,10 +6,17 @@ writes it anew.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
+import torch
 import yaml
 
+from core.runtime import Runtime
 from engine.catalogue import losses, methods
+from engine.config import compose, plain
+from engine.networks import build_network
+from engine.parts import build_dataset, load_teacher
 from tests.modalities import DATA, RECORD, recorded, refusal
 
 METHODS = [name for name, _, _ in methods()]
@@ -33,6 +40,22 @@ def test_a_loss_works_or_refuses(loss: str, kind: str) -> None:
 def test_the_record_is_complete() -> None:
     assert list(recorded()["methods"]) == METHODS
     assert list(recorded()["losses"]) == LOSSES
+
+
+def test_a_plain_checkpoint_of_a_teacher_of_signals(tmp_path: Path) -> None:
+    """Nothing says its range: it is that of signals, and not 0..1."""
+    arguments = [*DATA["signal"], "device=cpu", "teacher.mean=[0]", "teacher.std=[0.3]"]
+    config = plain(compose(arguments))
+    dataset = build_dataset(config, Runtime("cpu"))
+    path = str(tmp_path / "teacher.pth")
+    network = build_network(config["teacher"]["model"], dataset.shape, dataset.classes)
+    torch.save(network.state_dict(), path)
+    config["teacher"]["checkpoint"] = path
+    teacher = load_teacher(config, path, dataset, Runtime("cpu"))
+    assert (teacher.spec.range, teacher.spec.rate) == ((-1.0, 1.0), 8000)
+    assert dataset.range == (-1.0, 1.0)
+    config["teacher"] |= {"range": [0.0, 1.0], "mean": [0.5]}
+    assert load_teacher(config, path, dataset, Runtime("cpu")).spec.range == (0.0, 1.0)
 
 
 def _check(reason: str, known: bool) -> None:
