@@ -30,6 +30,7 @@ from torch import Tensor
 from core.files import PARTIAL, write_whole
 from core.runtime import Runtime
 from data.dataset import Dataset
+from data.files import GROUPS
 from engine.checkpoints import Checkpoints, files, read_checkpoint
 from engine.parts import build_dataset
 from engine.trust import read_found, trusted_alone
@@ -68,13 +69,14 @@ def export_bank(run: Path, out: Path, trusted: Sequence[str] = ()) -> str:
         file = io.BytesIO()
         np.savez(file, **arrays)  # type: ignore[arg-type]
         write_whole(out, file.getvalue())
-        kind = "npz"
+        kind = GROUPS.get(dataset.kind.name, "npz")
     else:
         _write_folder(arrays, out)
         kind = f"image_folder data.dataset.channels={dataset.shape[0]}"
+    many = dataset.kind.plural
     return (
-        f"{len(bank['images'])} synthesized images of {dataset.num_classes} classes, and the test "
-        f"images of {_place(config, dataset)}: {out}\n"
+        f"{len(bank['images'])} synthesized {many} of {dataset.num_classes} classes, and the test "
+        f"{many} of {_place(config, dataset)}: {out}\n"
         f"To use them: data={kind} data.path={out} data.size=null"
     )
 
@@ -148,6 +150,8 @@ def _arrays(bank: dict[str, Tensor], dataset: Dataset) -> Arrays:
         "train_rounds": bank["rounds"].numpy(),
         "classes": np.array(dataset.classes),
     }
+    if dataset.rate is not None:
+        arrays["rate"] = np.array(dataset.rate)
     if dataset.has("test"):
         test = dataset.open("test")
         stored, labels = test.stored(slice(0, len(test)))
