@@ -128,7 +128,6 @@ def load_teacher(
     node = config["teacher"]
     known = expected(node)
     _check_keys(node, dataset)
-    assumed = known.origins["range"] == ASSUMED
     try:
         blank = blank_teacher(config, dataset)
         teacher = load_classifier(
@@ -138,7 +137,7 @@ def load_teacher(
             known.values.get("mean"),
             known.values.get("std"),
             dataset.classes,
-            range=dataset.range if assumed else known.values["range"],
+            range=None if known.origins["range"] == ASSUMED else known.values["range"],
             weights=node["weights"],
             say=print if runtime.main else str,  # str says nothing
         )

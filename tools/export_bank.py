@@ -44,8 +44,8 @@ def export_bank(run: Path, out: Path, trusted: Sequence[str] = ()) -> str:
     An .npz file holds ``train_images`` uint8 [N, H, W] or [N, H, W, C] (0 and 255 are the ends of
     the value range), ``train_labels`` int64 [N], ``train_rounds`` int32 [N] (the round of synthesis
     that made each image), ``test_images``, ``test_labels`` and ``classes``; signals and vectors are
-    called so, and are as data.files.npz reads them. A folder holds
-    train/CLASS/INDEX.png and test/CLASS/INDEX.png; "/" in a class name becomes "_".
+    called so. A folder holds train/CLASS/INDEX.png and test/CLASS/INDEX.png; "/" in a class name
+    becomes "_".
 
     Args:
         trusted: modules that the run's configuration may name beside this project's.
@@ -57,10 +57,7 @@ def export_bank(run: Path, out: Path, trusted: Sequence[str] = ()) -> str:
     if out.exists():
         raise ValueError(f"{out} exists: remove it, or give another name")
     config, bank = _read(run, trusted)
-    try:
-        dataset = build_dataset(config, Runtime("cpu"))
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{run / 'config.yaml'} names no data set ({error})") from error
+    dataset = _data(config, run)
     arrays = _arrays(bank, dataset)
     labels = arrays["train_labels"]
     if len(labels) and not 0 <= labels.min() <= labels.max() < dataset.num_classes:
@@ -101,6 +98,13 @@ def main(arguments: list[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def _data(config: dict[str, Any], run: Path) -> Dataset:
+    try:
+        return build_dataset(config, Runtime("cpu"))
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{run / 'config.yaml'} names no data set ({error})") from error
 
 
 def _place(config: dict[str, Any], dataset: Dataset) -> str:
