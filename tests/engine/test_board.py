@@ -1,9 +1,12 @@
 """What TensorBoard shows of a run: what one looks at first stands first, and can be seen."""
 
+from io import BytesIO
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from scipy.io import wavfile
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import metadata
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
@@ -11,6 +14,7 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 import train
 from data.spec import InputSpec
 from engine.config import compose, plain
+from engine.monitor import Board
 from engine.result import swept
 
 
@@ -87,3 +91,20 @@ def test_a_small_image_keeps_its_pixels() -> None:
     given = spec((3, 4, 4))
     grid = given.kind.picture(images, given)
     assert torch.equal(grid[:, 2:66, 2:66][:, 8::16, 8::16], images[0])
+
+
+def test_signals_can_be_seen_and_heard(tmp_path: Path) -> None:
+    """TensorBoard gets their picture, and the samples themselves at their rate."""
+    signals = InputSpec((1, 400), (-1.0, 1.0), (0.0,), (0.3,), rate=8000)
+    x = torch.linspace(-0.9, 0.9, 400).repeat(2, 1, 1)
+    board = Board(tmp_path)
+    board.inputs("synthesized/inputs", x, signals, 3)
+    board.close()
+    accumulator = EventAccumulator(str(tmp_path), size_guidance={"images": 0, "audio": 0})
+    accumulator.Reload()
+    assert accumulator.Images("synthesized/inputs")[0].width >= 500
+    [sound] = accumulator.Audio("synthesized/inputs")
+    assert (sound.sample_rate, sound.content_type) == (8000, "audio/wav")
+    _, samples = wavfile.read(BytesIO(sound.encoded_audio_string))
+    assert np.abs(samples[:400] / 32767 - x[0, 0].numpy()).max() < 1e-3
+    assert len(samples) == 2 * (400 + 1200)
