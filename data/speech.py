@@ -41,7 +41,7 @@ def fsdd(
     path: str | Path | None,
     runtime: Runtime,
     length: int = 4096,
-    classes: Literal["digit", "digit_and_speaker"] = "digit",
+    task: Literal["digit", "digit_and_speaker"] = "digit",
     test: Literal["index", "speaker"] = "index",
     test_speakers: Sequence[str] = ("theo",),
     val_fraction: float = 0.0,
@@ -58,7 +58,7 @@ def fsdd(
             file with ``waveforms`` int16 [sum of lengths], ``offsets`` [N + 1], ``labels``,
             ``speakers`` and ``index`` [N], and ``speaker_names``.
         length: samples of a signal.
-        classes: what is told apart: the 10 digits, or the 60 pairs of digit and speaker.
+        task: what is told apart: the 10 digits, or the 60 pairs of digit and speaker.
         test: which recordings are for testing: the data set's own split, those whose index is below
             5, or all of ``test_speakers``, whom training does not hear.
 
@@ -68,17 +68,17 @@ def fsdd(
     """
     if length < 16:
         raise ValueError(f"length is a number of samples, at least 16, but is {length}")
-    if classes == "digit_and_speaker" and test == "speaker":
+    if task == "digit_and_speaker" and test == "speaker":
         raise ValueError("speakers whom training does not hear cannot be classes: use test: index")
     if path is None or not Path(path).exists():
         raise ValueError(f"spoken digits need data.path=..., {WHERE}; {path} does not exist")
     found = functools.cache(functools.partial(_read, Path(path)))
     names = [str(digit) for digit in range(10)]
-    if classes == "digit_and_speaker":
+    if task == "digit_and_speaker":
         names = [f"{digit} {name}" for digit in names for name in found().names]
 
     def read(which: str) -> Arrays:
-        return _split(found(), which == "test", length, classes, test, test_speakers)
+        return _split(found(), which == "test", length, task, test, test_speakers)
 
     readers = {which: functools.partial(read, which) for which in ("train", "test")}
     given: dict[str, Any] = {"val_fraction": val_fraction, "mean": mean, "std": std}
@@ -86,7 +86,7 @@ def fsdd(
 
 
 def _split(
-    all_of: Recordings, tested: bool, length: int, classes: str, test: str, speakers: Sequence[str]
+    all_of: Recordings, tested: bool, length: int, task: str, test: str, speakers: Sequence[str]
 ) -> Arrays:
     speakers = speakers if test == "speaker" else ()
     if unknown := set(speakers) - set(all_of.names):
@@ -98,7 +98,7 @@ def _split(
     away = np.isin(all_of.speakers, [all_of.names.index(name) for name in speakers])
     rows = np.flatnonzero((own if test == "index" else away) == tested)
     labels = all_of.digits
-    if classes == "digit_and_speaker":
+    if task == "digit_and_speaker":
         labels = labels * len(all_of.names) + all_of.speakers
     return np.stack([_fitted(all_of.waveforms[i], length) for i in rows]), labels[rows]
 

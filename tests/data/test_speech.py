@@ -82,13 +82,13 @@ def test_a_speaker_whom_training_does_not_hear(file: Path) -> None:
 
 
 def test_digit_and_speaker(file: Path) -> None:
-    data = fsdd(file, RUNTIME, length=40, classes="digit_and_speaker")
+    data = fsdd(file, RUNTIME, length=40, task="digit_and_speaker")
     assert data.classes[:3] == ("0 ann", "0 bob", "1 ann")
     _, labels = data.open("test").stored(slice(0, 99))
     assert labels is not None
     assert sorted(labels.tolist()) == sorted(list(range(20)) * 2)
     with pytest.raises(ValueError, match="cannot be classes"):
-        fsdd(file, RUNTIME, classes="digit_and_speaker", test="speaker")
+        fsdd(file, RUNTIME, task="digit_and_speaker", test="speaker")
 
 
 @pytest.mark.parametrize(
