@@ -44,6 +44,7 @@ def fsdd(
     task: Literal["digit", "digit_and_speaker"] = "digit",
     test: Literal["index", "speaker"] = "index",
     test_speakers: Sequence[str] = ("theo",),
+    size: int | None = None,
     val_fraction: float = 0.0,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
@@ -61,6 +62,7 @@ def fsdd(
         task: what is told apart: the 10 digits, or the 60 pairs of digit and speaker.
         test: which recordings are for testing: the data set's own split, those whose index is below
             5, or all of ``test_speakers``, whom training does not hear.
+        size: samples to which signals are padded.
 
     Raises:
         ValueError: for settings out of range, and a path that is not as above; when a split is
@@ -71,7 +73,8 @@ def fsdd(
     if task == "digit_and_speaker" and test == "speaker":
         raise ValueError("speakers whom training does not hear cannot be classes: use test: index")
     if path is None or not Path(path).exists():
-        raise ValueError(f"spoken digits need data.path=..., {WHERE}; {path} does not exist")
+        lost = "" if path is None else f"; {path} does not exist"
+        raise ValueError(f"spoken digits need data.path=..., {WHERE}{lost}")
     found = functools.cache(functools.partial(_read, Path(path)))
     names = [str(digit) for digit in range(10)]
     if task == "digit_and_speaker":
@@ -81,7 +84,7 @@ def fsdd(
         return _split(found(), which == "test", length, task, test, test_speakers)
 
     readers = {which: functools.partial(read, which) for which in ("train", "test")}
-    given: dict[str, Any] = {"val_fraction": val_fraction, "mean": mean, "std": std}
+    given: dict[str, Any] = {"size": size, "val_fraction": val_fraction, "mean": mean, "std": std}
     return Dataset("fsdd", readers, names, runtime, modality="signal", rate=RATE, **given)
 
 

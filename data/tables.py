@@ -22,6 +22,7 @@ def table(
     name: str,
     runtime: Runtime,
     split: int = 0,
+    size: int | None = None,
     val_fraction: float = 0.0,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
@@ -35,6 +36,7 @@ def table(
 
     Args:
         split: the number of the random split, for results over several.
+        size: vectors have none; anything but None is refused.
 
     Raises:
         ValueError: for another name.
@@ -45,7 +47,7 @@ def table(
 
     classes = [str(c) for c in getattr(datasets, TABLES[name])().target_names]
     readers = {which: functools.partial(_rows, name, split, which) for which in ("train", "test")}
-    given: dict[str, Any] = {"val_fraction": val_fraction, "mean": mean, "std": std}
+    given: dict[str, Any] = {"size": size, "val_fraction": val_fraction, "mean": mean, "std": std}
     return Dataset(name, readers, classes, runtime, modality="vector", **given)
 
 

@@ -23,6 +23,7 @@ def two_tones(
     rate: int = 8000,
     noise: float = 0.3,
     count: int = 2000,
+    size: int | None = None,
     val_fraction: float = 0.0,
 ) -> Dataset:
     """Two tones of a telephone's keys with noise, 10 classes: [1, length] at ``rate``.
@@ -35,6 +36,7 @@ def two_tones(
         rate: samples in a second, at least 3,000, or the tones could not be told apart.
         noise: standard deviation of white noise, where the tones have an amplitude up to 0.5 each.
         count: training signals; there is a quarter as many for testing.
+        size: samples to which they are padded.
 
     Raises:
         ValueError: for settings out of range.
@@ -54,6 +56,7 @@ def two_tones(
         readers,
         NAMES,
         runtime,
+        size=size,
         val_fraction=val_fraction,
         modality="signal",
         rate=rate,

@@ -14,6 +14,8 @@ from data.augment import Kornia, RandomAffine, RandomCrop, RandomFlip
 from data.dataset import Dataset
 from data.modality import MODALITIES, Modality, modality_named, usual
 from data.spec import InputSpec
+from engine.config import compose, plain
+from engine.parts import build_dataset
 
 SIGNAL = InputSpec((1, 800), (-1.0, 1.0), (0.0,), (0.3,), rate=8000)
 VECTOR = InputSpec((3,), (0.0, 1.0), (0.5,) * 3, (0.2,) * 3)
@@ -215,3 +217,14 @@ def test_one_of_your_own_is_known_by_its_name() -> None:
         InputSpec((1, 2, 3, 4), modality="volume")
     with pytest.raises(TypeError, match="there is a modality called 'image'"):
         type("Image", (Modality,), {"name": "image"})
+
+
+@pytest.mark.parametrize("name", ["breast_cancer", "two_tones"])
+def test_a_size_is_not_overlooked(name: str) -> None:
+    config = plain(compose([f"data={name}", "data.size=600"]))
+    dataset = build_dataset(config, Runtime("cpu"))
+    if name == "two_tones":
+        assert dataset.shape == (1, 600)
+    else:
+        with pytest.raises(ValueError, match="does not apply to vectors"):
+            dataset.open("test")
