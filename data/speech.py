@@ -5,21 +5,31 @@ from __future__ import annotations
 import functools
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from core.runtime import Runtime
 from data import archive
 from data.dataset import Dataset
+from data.modality import decode
+from data.signals import Signal
+from data.spec import InputSpec
+from data.spectrograms import LogMel
 
-Arrays = tuple[NDArray[np.int16], NDArray[np.int64]]
+Arrays = tuple[NDArray[Any], NDArray[np.int64]]
+Reader = Callable[[], Arrays]
+Task = Literal["digit", "digit_and_speaker"]
+Test = Literal["index", "speaker"]
 
 RATE = 8000
+CHUNK = 512  # signals whose spectrograms are computed at a time
 OWN_TEST = 5  # recordings of each digit and speaker below this index are the set's own test split
 NAME = re.compile(r"(\d)_(\w+)_(\d+)\.wav")
 KEYS = ("waveforms", "offsets", "labels", "speakers", "speaker_names", "index")
@@ -41,8 +51,8 @@ def fsdd(
     path: str | Path | None,
     runtime: Runtime,
     length: int = 4096,
-    task: Literal["digit", "digit_and_speaker"] = "digit",
-    test: Literal["index", "speaker"] = "index",
+    task: Task = "digit",
+    test: Test = "index",
     test_speakers: Sequence[str] = ("theo",),
     size: int | None = None,
     val_fraction: float = 0.0,
@@ -68,6 +78,63 @@ def fsdd(
         ValueError: for settings out of range, and a path that is not as above; when a split is
             opened, for a recording of another kind, which is named.
     """
+    readers, names = _readers(path, length, task, test, test_speakers)
+    given: dict[str, Any] = {"size": size, "val_fraction": val_fraction, "mean": mean, "std": std}
+    return Dataset("fsdd", readers, names, runtime, modality="signal", rate=RATE, **given)
+
+
+def fsdd_logmel(
+    path: str | Path | None,
+    runtime: Runtime,
+    length: int = 4096,
+    mels: int = 16,
+    window: int = 512,
+    hop: int = 256,
+    task: Task = "digit",
+    test: Test = "index",
+    test_speakers: Sequence[str] = ("theo",),
+    size: int | None = None,
+    val_fraction: float = 0.0,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> Dataset:
+    """Spoken digits as log-mel spectrograms: images [1, mels, length / hop] in 8 bits.
+
+    They are computed once, on the run's device, when a split is opened; see
+    :class:`data.spectrograms.LogMel` for the values and for ``mels``, ``window`` and ``hop``, and
+    :func:`fsdd` for the others.
+
+    Raises:
+        ValueError: as these two.
+    """
+    readers, names = _readers(path, length, task, test, test_speakers)
+    logmel = LogMel(InputSpec((1, length), (-1.0, 1.0), rate=RATE), mels, window, hop)
+
+    def pictures(read: Reader) -> Arrays:
+        waves, labels = read()
+        return _pictures(logmel.to(runtime.device), waves, runtime), labels
+
+    given: dict[str, Any] = {"size": size, "val_fraction": val_fraction, "mean": mean, "std": std}
+    seen = {which: functools.partial(pictures, read) for which, read in readers.items()}
+    return Dataset("fsdd_logmel", seen, names, runtime, **given)
+
+
+def _pictures(logmel: LogMel, waves: NDArray[np.int16], runtime: Runtime) -> NDArray[np.uint8]:
+    """The spectrograms [N, mels, frames] of signals [N, length]."""
+    signals = torch.from_numpy(waves)[:, None].split(CHUNK)
+    with torch.no_grad():
+        parts = [logmel(_decoded(part.to(runtime.device)))[:, 0] for part in signals]
+    return (torch.cat(parts) * 255).round().to(torch.uint8).cpu().numpy()
+
+
+def _decoded(stored: Tensor) -> Tensor:
+    return decode(stored, Signal.natural, Signal.natural)
+
+
+def _readers(
+    path: str | Path | None, length: int, task: Task, test: Test, test_speakers: Sequence[str]
+) -> tuple[dict[str, Reader], list[str]]:
+    """What reads the signals [N, length] and labels of each split, and the names of the classes."""
     if length < 16:
         raise ValueError(f"length is a number of samples, at least 16, but is {length}")
     if task == "digit_and_speaker" and test == "speaker":
@@ -83,9 +150,7 @@ def fsdd(
     def read(which: str) -> Arrays:
         return _split(found(), which == "test", length, task, test, test_speakers)
 
-    readers = {which: functools.partial(read, which) for which in ("train", "test")}
-    given: dict[str, Any] = {"size": size, "val_fraction": val_fraction, "mean": mean, "std": std}
-    return Dataset("fsdd", readers, names, runtime, modality="signal", rate=RATE, **given)
+    return {which: functools.partial(read, which) for which in ("train", "test")}, names
 
 
 def _split(

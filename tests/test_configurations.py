@@ -109,6 +109,7 @@ OWN: dict[str, Callable[[Path], Path]] = {
     "npz_signals": write_signals,
     "npz_vectors": write_vectors,
     "fsdd": write_speech,
+    "fsdd_logmel": write_speech,
 }
 FEWER = {"fsdd": ["data.dataset.length=512"]}
 

@@ -7,10 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from scipy.io import wavfile
 
 from core.runtime import Runtime
-from data.speech import fsdd
+from data.spec import InputSpec
+from data.spectrograms import LogMel
+from data.speech import fsdd, fsdd_logmel
 
 RUNTIME = Runtime("cpu")
 NAMES = ("ann", "bob")
@@ -70,6 +73,21 @@ def test_both_forms_hold_the_same(form: str, request: pytest.FixtureRequest) -> 
             row.numpy().tobytes(): int(label) for row, label in zip(x[:, 0], labels, strict=True)
         }
         assert found == expected
+
+
+def test_spectrograms_are_those_of_the_signals(file: Path) -> None:
+    data = fsdd_logmel(file, RUNTIME, length=32, mels=4, window=32, hop=8)
+    assert (data.shape, data.kind.name) == ((1, 4, 4), "image")
+    logmel = LogMel(InputSpec((1, 32), (-1.0, 1.0), rate=8000), 4, 32, 8)
+    signals = fsdd(file, RUNTIME, length=32)
+    for which in ("train", "test"):
+        seen, heard = data.open(which), signals.open(which)
+        (x, label), (wave, of_wave) = seen.stored(slice(0, 99)), heard.stored(slice(0, 99))
+        expected = logmel(wave / 32768)
+        torch.testing.assert_close(x / 255, expected, rtol=0, atol=0.51 / 255)
+        assert label.tolist() == of_wave.tolist()  # type: ignore[union-attr]
+    with pytest.raises(ValueError, match="20 bands"):
+        fsdd_logmel(file, RUNTIME, mels=20, window=32, hop=8)
 
 
 def test_a_speaker_whom_training_does_not_hear(file: Path) -> None:
