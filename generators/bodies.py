@@ -61,13 +61,13 @@ class ImageBody:
 class SignalBody:
     """Steps of nearest upsampling by 4 and a convolution over 25 samples, as WaveGAN has them.
 
-    WaveGAN (Donahue et al., ICLR 2019) upsamples by 4 with kernels of 25. Here steps of 4, and at
-    the end one of 2, lead from at least 4 samples to the whole signal. BatchNorm is what data-free
-    generators have, and WaveGAN has not. Channels are c, and c/2 after the last step.
+    WaveGAN (Donahue et al., ICLR 2019) upsamples by 4 with kernels of 25, and so does its last
+    layer, so that nothing but the signal has its full length. Here steps of 4, and at the end one of
+    2, lead from at least 4 samples to the whole signal. BatchNorm is what data-free generators
+    have, and WaveGAN has not. Channels are c, and c/2 before the last layer.
     """
 
     kernel = 25
-    last = 9  # of the last layer, whose few channels cost most of the time at 25
 
     def stem(self, spec: InputSpec) -> tuple[int, ...]:
         return (spec.shape[1] // math.prod(self.factors(spec)),)
@@ -90,12 +90,13 @@ class SignalBody:
         return found
 
     def stages(self, spec: InputSpec, channels: int, norm: Norm) -> list[nn.Module]:
-        layers, factors = [norm(channels)], self.factors(spec)
-        for i, factor in enumerate(factors, 1):
+        layers, width, factors = [norm(channels)], channels, self.factors(spec)
+        for i, factor in enumerate(factors[:-1], 2):
             out = channels if i < len(factors) else channels // 2
-            conv = UpsampledConv1d(channels, out, self.kernel, factor)
-            layers += _upsampling(conv, out, norm)
-        return [*layers, nn.Conv1d(channels // 2, spec.shape[0], self.last, padding=self.last // 2)]
+            layers += _upsampling(UpsampledConv1d(width, out, self.kernel, factor), out, norm)
+            width = out
+        last = UpsampledConv1d(width, spec.shape[0], self.kernel, factors[-1], bias=True)
+        return [*layers, last]
 
 
 class VectorBody:
@@ -202,10 +203,13 @@ class UpsampledConv1d(nn.Module):
 
     merge: Tensor
 
-    def __init__(self, in_channels: int, out_channels: int, kernel: int, factor: int) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel: int, factor: int, bias: bool = False
+    ) -> None:
         super().__init__()
-        # No bias: the BatchNorm that follows would take it out again.
+        # A bias only at the end: the BatchNorm that follows elsewhere would take it out again.
         self.weight = nn.Parameter(torch.empty(out_channels, in_channels, kernel))
+        self.bias = nn.Parameter(torch.empty(out_channels)) if bias else None
         self.factor = factor
         reach = kernel // 2
         first, last = -reach // factor, (factor - 1 + reach) // factor
@@ -218,10 +222,14 @@ class UpsampledConv1d(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """As PyTorch draws a convolution's weights."""
+        """As PyTorch draws those of a convolution."""
         nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))
+        if self.bias is not None:
+            reach = 1 / math.sqrt(math.prod(self.weight.shape[1:]))
+            nn.init.uniform_(self.bias, -reach, reach)
 
     def forward(self, x: Tensor) -> Tensor:
         kernel = torch.einsum("oik,fkt->ofit", self.weight, self.merge).flatten(0, 1)
-        phases = F.conv1d(F.pad(x, self.padding), kernel)
+        bias = None if self.bias is None else self.bias.repeat_interleave(self.factor)
+        phases = F.conv1d(F.pad(x, self.padding), kernel, bias)
         return phases.unflatten(1, (-1, self.factor)).transpose(2, 3).flatten(2)

@@ -43,7 +43,7 @@ class Stream:
         answered: whether its inputs come with the teacher's answers, which are dropped if something
             changes the inputs.
         remembers_classes: whether it can give inputs of a class.
-        synthesizes: whether it makes new inputs, which are counted as synthesized.
+        synthesizes: whether what it drew last is new, and so counted as synthesized.
         losses: losses of its own latest training, detached device scalars.
 
     Raises:
@@ -114,47 +114,44 @@ class Fresh(Stream):
 
     Args:
         fraction: of each batch; None for all that the other streams leave.
-        reuse: hand on those of the latest update instead of drawing others, as in DAFL's joint
-            training. They are as many as the student needs, and there is an update for each batch.
-            The teacher's answers come with them, so that it is not asked again.
+        reuse: in the first batch after an update, hand on the update's own inputs instead of
+            drawing others, as in DAFL's joint training. The teacher's answers come with them, so
+            that it is not asked again.
     """
 
     def __init__(self, fraction: float | None = None, reuse: bool = False) -> None:
         super().__init__(fraction)
         self.reuse = reuse
+        self.made: Made | None = None
 
     @property
     def answered(self) -> bool:  # type: ignore[override]
-        return self.reuse and self.synthesizer.answers
-
-    @property
-    def synthesizes(self) -> bool:  # type: ignore[override]
-        return not self.reuse  # what an update has made is counted already
+        return self.reuse and self.period == 1 and self.synthesizer.answers
 
     def start(self, synthesizer: Synthesizer, place: Place) -> None:
-        self.synthesizer = synthesizer
-        if not self.reuse and not isinstance(synthesizer, Drawing):
+        self.synthesizer, self.period = synthesizer, place.period
+        if not isinstance(synthesizer, Drawing) and not (self.reuse and place.period == 1):
             raise ValueError(
                 f"{type(synthesizer).__name__} draws nothing between its updates: use a bank, "
                 "generators.bank.Bank, or reuse: true with source.student_steps=1"
             )
-        if self.reuse and (place.period != 1 or synthesizer.size < place.size):
+        if self.reuse and synthesizer.size < place.size:
             raise ValueError(
-                "reuse: true hands the inputs of each update to the student: it needs "
-                f"source.student_steps=1 and a synthesizer.size of at least {place.size}"
+                "reuse: true hands the inputs of each update to the student: it needs a "
+                f"synthesizer.size of at least {place.size}"
             )
 
     def learn(self, made: Made) -> None:
         self.made = made if self.reuse else None
 
     def draw(self, size: int, noise: torch.Generator) -> Batch:
-        if not self.reuse:
+        made, self.made = self.made, None
+        self.synthesizes = made is None  # what an update has made is counted already
+        if made is None:
             assert isinstance(self.synthesizer, Drawing)
             return self.synthesizer.draw(size, noise)
-        assert self.made is not None
         input, label, answers = (
-            None if x is None else x[:size]
-            for x in (self.made.input, self.made.label, self.made.teacher_logits)
+            None if x is None else x[:size] for x in (made.input, made.label, made.teacher_logits)
         )
         assert input is not None
         return Batch(input, label, teacher_logits=answers)

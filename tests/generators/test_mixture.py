@@ -192,7 +192,12 @@ def test_whole_batches_are_no_mixture() -> None:
         (lambda: mixed("bank", False, batch_size=1), "batch_size of at least 2"),
         (lambda: mixed("bank", False, warmup=-1), "warmup 0"),
         (lambda: Bank(SPEC, RUNTIME, CLASSES, fraction=1.0), r"lies in \(0, 1\)"),
-        (lambda: mixed("reuse", False, student_steps=2), r"needs source\.student_steps=1"),
+        (
+            lambda: Mixture(
+                inversion().synthesizer, {"fresh": Fresh(reuse=True)}, RUNTIME, 6, 20, 2
+            ),
+            r"draws nothing between .* with source\.student_steps=1",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused(make_it: Callable[[], Any], message: str) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from core.check import SPECIAL
 from data.spec import InputSpec
 from models.classifier import Classifier
-from models.signals import M5
+from models.signals import M5, StridedConv1d
 from models.vectors import MLP
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "model"
@@ -96,3 +96,18 @@ def test_tokens_are_declared() -> None:
 def test_an_mlp_has_a_hidden_layer() -> None:
     with pytest.raises(ValueError, match="at least one hidden layer"):
         MLP(3, 2, [])
+
+
+@pytest.mark.parametrize(("channels", "kernel", "stride"), [(1, 80, 4), (3, 6, 2), (2, 5, 5)])
+def test_a_strided_convolution_is_that_of_pytorch(channels: int, kernel: int, stride: int) -> None:
+    torch.manual_seed(0)
+    conv = StridedConv1d(channels, 4, kernel, stride, kernel // 2).double()
+    for length in (kernel, 97, 100):
+        x = torch.randn(2, channels, length, dtype=torch.float64, requires_grad=True)
+        expected = torch.nn.functional.conv1d(x, conv.weight, conv.bias, stride, kernel // 2)
+        found = conv(x)
+        torch.testing.assert_close(found, expected)
+        seed = torch.randn_like(expected)
+        for p in (x, conv.weight, conv.bias):
+            pair = (torch.autograd.grad(y, p, seed, retain_graph=True) for y in (found, expected))
+            torch.testing.assert_close(*pair)
