@@ -72,7 +72,7 @@ class Experience(Stream):
     def draw(self, size: int, noise: torch.Generator) -> Batch:
         """Stored inputs with their answers."""
         images, label, index = self.store.sample(size, noise)
-        return Batch(images, label, None, self.store.answers[index])
+        return Batch(images, label, None, self.store.answers_to(index))
 
     def shown(self, images: Tensor) -> Tensor:
         """The images as they will be stored."""

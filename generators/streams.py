@@ -10,7 +10,7 @@ from torch import Tensor
 
 from core.objective import Losses
 from data.spec import Batch
-from generators.base import Drawing, Made, Synthesizer, Workload
+from generators.base import Ask, Drawing, Made, Synthesizer, Workload
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,8 @@ class Stream:
         known: whether its inputs come with the teacher's answers, so that nothing may change them.
         answered: whether its inputs come with the teacher's answers, which are dropped if something
             changes the inputs.
+        can_keep_answers: whether it stores the inputs of updates, and can store the teacher's
+            answers with them.
         remembers_classes: whether it can give inputs of a class.
         synthesizes: whether what it drew last is new, and so counted as synthesized.
         losses: losses of its own latest training, detached device scalars.
@@ -53,6 +55,7 @@ class Stream:
     whole = False
     known = False
     answered = False
+    can_keep_answers = False
     remembers_classes = False
     synthesizes = False
 
@@ -68,6 +71,10 @@ class Stream:
         Raises:
             ValueError: if it cannot work with this synthesizer, or in this place.
         """
+
+    def keep_answers(self, ask: Ask) -> None:
+        """From now on, ask the teacher once about every input of an update that is stored."""
+        raise NotImplementedError
 
     def learn(self, made: Made) -> None:
         """Take in what an update of the synthesizer has made."""
