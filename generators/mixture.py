@@ -161,8 +161,8 @@ class Mixture:
     def _answered(self, keeping: Collection[Stream] = ()) -> bool:
         """Whether every batch brings the teacher's answers if these streams keep theirs too."""
         streams = self.streams.values()
-        changed = self.augment or any(type(stream).shown is not Stream.shown for stream in streams)
-        return not changed and all(stream.answered or stream in keeping for stream in streams)
+        known = (s.known or s.answered or s in keeping for s in streams)
+        return not self.augment and all(known)
 
     def _keep_answers(self, ask: Ask) -> list[Stream]:
         """Let streams keep answers where that is cheaper; returns those that do.
@@ -181,8 +181,9 @@ class Mixture:
     def _start(self) -> None:
         """Tell every stream its place, and the synthesizer it works with."""
         places, ahead = {}, 0
+        mixed = len(self.sizes) > 1 or self.augment or any(not s.known for s in self.whole)
         for name, size in self.sizes.items():
-            places[name] = Place(size, ahead, self.student_steps)
+            places[name] = Place(size, ahead, self.student_steps, not mixed)
             ahead += size
         for name, stream in self.streams.items():
             place = places.get(name, Place(self.batch_size, 0, self.student_steps))
@@ -241,8 +242,6 @@ class Mixture:
     def _changed(self, batch: Batch) -> Batch:
         """The batch as the student gets it; answers to inputs that were changed are dropped."""
         images = through(self.augment, batch.input, self.runtime.noise("augment", self.batches))
-        for stream in self.streams.values():
-            images = stream.shown(images)
         if images is batch.input:
             return batch
         return dataclasses.replace(batch, input=images, teacher_logits=None)

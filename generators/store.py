@@ -19,7 +19,8 @@ class Store:
     ``fifo`` keeps the latest inputs. ``reservoir`` keeps a uniform sample of all that were ever
     added (Algorithm R, Vitter 1985). Both draw uniformly.
 
-    A value of an image is off by at most 1/510 of the range. Inputs are on the device if they take
+    A value of an image is off by at most 1/510 of the range, unless inputs are kept as they are.
+    Inputs are on the device if they take
     no more than half of its free memory, and otherwise on the host, where each draw has to wait for
     the device; so are the answers. Nothing else here waits for it, and every random choice comes
     from the given generator.
@@ -30,6 +31,7 @@ class Store:
         device: of the drawn inputs, and of the given generators.
         policy: which inputs are kept.
         answers: how many values of a teacher's answer are kept with each input.
+        exact: keep inputs in float32, as they are.
 
     Attributes:
         images, labels, rounds, answers: by slot; the last slot receives what is not kept.
@@ -45,6 +47,7 @@ class Store:
         device: torch.device,
         policy: Policy = "fifo",
         answers: int = 0,
+        exact: bool = False,
     ) -> None:
         if capacity < 1:
             raise ValueError(f"a store's capacity must be at least 1, not {capacity}")
@@ -57,7 +60,9 @@ class Store:
         self.device = device
         self.policy = policy
         self.added = 0
-        self.images = self._slots_for(torch.Size(spec.shape), spec.kind.storage)
+        self.exact = exact
+        storage = torch.float32 if exact else spec.kind.storage
+        self.images = self._slots_for(torch.Size(spec.shape), storage)
         self.labels = torch.empty(capacity + 1, dtype=torch.int64, device=device)
         self.rounds = torch.empty(capacity + 1, dtype=torch.int32, device=device)
         self.make_room(answers)
@@ -87,7 +92,7 @@ class Store:
         """
         slot = self._slots(len(images), generator)
         place = self.images.device
-        self.images[slot.to(place)] = self.spec.encode(images).to(place)
+        self.images[slot.to(place)] = self._stored(images).to(place)
         if answers is not None:
             self.answers[slot.to(self.answers.device)] = answers.detach().to(self.answers)
         self.labels[slot] = labels.to(self.device)
@@ -113,7 +118,7 @@ class Store:
 
     def rounded(self, images: Tensor) -> Tensor:
         """These inputs as :meth:`sample` would return them, rounded to what is stored."""
-        return self._restore(self.spec.encode(images))
+        return self._restore(self._stored(images))
 
     def state_dict(self) -> dict[str, Any]:
         """Its tensors share its own memory if that is on the host, and hold only the filled
@@ -157,8 +162,11 @@ class Store:
             drawn = drawn.pin_memory()
         return drawn.to(self.device, non_blocking=True)
 
+    def _stored(self, images: Tensor) -> Tensor:
+        return images.detach().float() if self.exact else self.spec.encode(images)
+
     def _restore(self, stored: Tensor) -> Tensor:
-        return self.spec.decode(stored).contiguous()
+        return stored if self.exact else self.spec.decode(stored).contiguous()
 
     def _slots(self, size: int, generator: torch.Generator | None) -> Tensor:
         """The slot of each new input [size]: none twice, except the slot for what is not kept."""

@@ -21,11 +21,14 @@ class Place:
         size: inputs of each batch that it supplies.
         ahead: inputs of a batch that stand before those.
         period: batches between two updates of the synthesizer.
+        alone: whether all batches but those that come with answers consist of what it supplies, and
+            nothing changes them.
     """
 
     size: int
     ahead: int
     period: int
+    alone: bool = False
 
 
 class Stream:
@@ -94,10 +97,6 @@ class Stream:
         """For each class [B] an input of it that it remembers, where it ``remembers_classes``."""
         raise NotImplementedError
 
-    def shown(self, images: Tensor) -> Tensor:
-        """A batch's inputs, as networks may see them: unchanged by default."""
-        return images
-
     def learned(self, batch: Batch, losses: Losses) -> None:
         """The student has taken its step on a batch."""
 
@@ -136,7 +135,7 @@ class Fresh(Stream):
         return self.reuse and self.period == 1 and self.synthesizer.answers
 
     def start(self, synthesizer: Synthesizer, place: Place) -> None:
-        self.synthesizer, self.period = synthesizer, place.period
+        self.synthesizer, self.period, self.alone = synthesizer, place.period, place.alone
         if not isinstance(synthesizer, Drawing) and not (self.reuse and place.period == 1):
             raise ValueError(
                 f"{type(synthesizer).__name__} draws nothing between its updates: use a bank, "
@@ -147,6 +146,11 @@ class Fresh(Stream):
                 "reuse: true hands the inputs of each update to the student: it needs a "
                 f"synthesizer.size of at least {place.size}"
             )
+
+    def plan(self, batches: int) -> Workload:
+        first = -(-batches // self.period)  # of the batches after an update
+        known = self.reuse and self.alone and self.synthesizer.answers and self.period > 1
+        return Workload(known_batches=first if known else 0)
 
     def learn(self, made: Made) -> None:
         self.made = made if self.reuse else None
@@ -162,3 +166,17 @@ class Fresh(Stream):
         )
         assert input is not None
         return Batch(input, label, teacher_logits=answers)
+
+    def state_dict(self) -> dict[str, Any]:
+        made = self.made  # still here if another stream supplied the first batch after the update
+        if made is None or self.period == 1:
+            return {}
+        return {"made": [made.input, made.label, made.teacher_logits]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.made = None
+        if "made" in state:
+            assert self.synthesizer.generator is not None  # it draws
+            device = next(self.synthesizer.generator.parameters()).device
+            input, label, answers = (None if x is None else x.to(device) for x in state["made"])
+            self.made = Made(input, label, teacher_logits=answers)
