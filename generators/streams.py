@@ -178,5 +178,6 @@ class Fresh(Stream):
         if "made" in state:
             assert self.synthesizer.generator is not None  # it draws
             device = next(self.synthesizer.generator.parameters()).device
-            input, label, answers = (None if x is None else x.to(device) for x in state["made"])
-            self.made = Made(input, label, teacher_logits=answers)
+            input, *known = state["made"]
+            label, answers = (None if x is None else x.to(device) for x in known)
+            self.made = Made(input.to(device), label, teacher_logits=answers)
