@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data import images, signals, vectors  # noqa: F401 (they are known once they are defined)
+from data import images, pair, signals, vectors  # noqa: F401 (they are known once defined)
 from data.modality import BUILT_IN, Modality, decode, encode, modality_named, usual
 
 # Of the largest value. No inputs spread wider than half their range, but networks that take values

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import builtins
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from core.check import parameters_of
 from data.modality import require
+from data.pair import Pair
 from data.spec import InputSpec
 
 INSTEAD = "choose another transform, or data of images"
@@ -36,16 +39,19 @@ class Transform(nn.Module):
     def measured(self, takes: InputSpec, inputs: Tensor) -> InputSpec:
         """What it gives for inputs of ``takes``: with the mean and std of these [N, *shape]."""
         with torch.no_grad():
-            seen = self(inputs).double()
-        axes = [axis for axis in builtins.range(seen.dim()) if axis != 1]
-        std = seen.std(axes, correction=0)
-        std = torch.where(std < LEAST_STD, 1.0, std)
-        mean = seen.mean(axes)
+            seen = self(inputs)
         shape = tuple(seen.shape[1:])
         kind = takes.modality if len(shape) == len(takes.shape) else ""
         rate = takes.rate if shape[-1] == takes.shape[-1] else None
-        limits = self.range(takes)
-        return InputSpec(shape, limits, tuple(mean.tolist()), tuple(std.tolist()), kind, rate)
+        return InputSpec(shape, self.range(takes), *moments(seen), kind, rate)
+
+
+def moments(x: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel of inputs [N, *shape]; 1 where it is constant."""
+    x = x.double()
+    axes = [axis for axis in range(x.dim()) if axis != 1]
+    std = x.std(axes, correction=0)
+    return tuple(x.mean(axes).tolist()), tuple(torch.where(std < LEAST_STD, 1.0, std).tolist())
 
 
 class OfImages(Transform):
@@ -169,3 +175,49 @@ class Resize(Transform):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.interpolate(x, self.size, mode="bilinear", antialias=True)
+
+
+class Part(Transform):
+    """One of the two inputs of a pair, as its modality has it.
+
+    Args:
+        spec: of the pairs.
+        part: a or b.
+        then: what to make of it: another transform, written with ``_partial_: true``.
+
+    Raises:
+        ValueError: for inputs that are no pairs.
+    """
+
+    def __init__(
+        self,
+        spec: InputSpec,
+        part: Literal["a", "b"],
+        then: Callable[..., Transform] | None = None,
+    ) -> None:
+        super().__init__()
+        if not isinstance(spec.kind, Pair):
+            raise ValueError(
+                f"it takes one of the two inputs of a pair, but the inputs are {spec.kind.plural} "
+                f"{list(spec.shape)}: choose data of pairs, such as data=npz_pairs"
+            )
+        self.kind, self.part, self.limits = spec.kind, part, spec.range
+        self.spec = self.kind.parts[part]
+        self.then: Transform | None = None
+        if then is not None:
+            named = {"spec": self.spec} if "spec" in parameters_of(then)[0] else {}
+            self.then = then(**named)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.kind.part(x, self.part, self.limits)
+        return x if self.then is None else self.then(x)
+
+    def range(self, takes: InputSpec) -> tuple[float, float]:
+        return self.spec.range if self.then is None else self.then.range(self.spec)
+
+    def measured(self, takes: InputSpec, inputs: Tensor) -> InputSpec:
+        x = self.kind.part(inputs, self.part, self.limits)
+        if self.then is not None:
+            return self.then.measured(self.spec, x)
+        mean, std = moments(x)
+        return replace(self.spec, mean=mean, std=std)

@@ -102,6 +102,12 @@ def build_dataset(config: dict[str, Any], runtime: Runtime) -> Dataset:
         config["data"]["dataset"], Dataset, "data.dataset", runtime=runtime, expected=known
     )
     if config["data_free"]:
+        if not dataset.kind.synthesized:
+            raise ValueError(
+                f"data {dataset.name} are {dataset.kind.plural}, which nothing synthesizes: choose "
+                "a method with real data (see --help), or inputs of one modality that a transform "
+                "maps to the other, such as data=digits student.transform=edges"
+            )
         dataset.close_training()
     return dataset
 
