@@ -19,6 +19,7 @@ LATER: dict[str, Any] = {
     "metrics": {},
     "deploy": "student",
     "synthesizer": None,
+    "shuffled_pairs": False,
 }
 LATER |= {"student.transform": None, "student.mean": None, "student.std": None}
 LATER |= {"teacher.transform": None}

@@ -17,6 +17,7 @@ from distillers.edges import asked, resolve_taps, taps_of
 from distillers.step import INPUT, Teacher, View
 from engine.names import check_names, check_new, check_used, expand
 from engine.networks import build_network, build_objective
+from engine.pairing import check_labels, pair_up
 from models.branch import Branch, feature_shape
 from models.check import check_network
 from models.classifier import Classifier
@@ -52,9 +53,11 @@ def build_distiller(
     modules = _modules(nodes, available)
     parts = _parts("teachers", Teacher, config, available)
     views = _parts("views", View, config, available)
+    check_labels(config["source"], parts, views)
     frozen = {n: network for n, network in networks.items() if n != "teacher"}
     known = {*nodes, *parts, *networks}
     check_names(edges, parts, views, known, {INPUT, *views, *pairs}, config["deploy"])
+    edges = pair_up(config, available["data"], edges, objective, parts)
     check_used(parts, frozen, views, asked(objective, edges, parts, views) | {config["deploy"]})
     inside = modules | {name: network.module for name, network in frozen.items()}
     resolve_taps(objective, modules["student"], teacher, edges, inside)
