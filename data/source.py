@@ -72,8 +72,8 @@ class RealSource:
     that epoch; a set smaller than that is split among the ranks whole.
 
     With ``labels``, only that many inputs have a label. They fill a part of every batch, its first
-    rows (``Batch.labelled``), in epochs of their own; the rest is drawn from all inputs, as if
-    none had a label (it is -1 there).
+    rows (``Batch.labelled``), in epochs of their own; the rest are inputs without one, whose label
+    is given as -1.
 
     Args:
         data: its training split is opened here.
@@ -123,9 +123,10 @@ class RealSource:
             )
         self.pairs = checked(pairs)
         self.labelled = self._labelled(labels, labelled) if labels is not None else None
-        first = self.labelled.size if self.labelled else 0
-        storage = self.split.storage
-        self.epochs = Epochs(self.rows, self.batch_size - first, runtime, storage)
+        first, storage, rest = 0, self.split.storage, self.rows
+        if self.labelled:
+            first, rest = self.labelled.size, np.setdiff1d(self.rows, self.labelled.rows)
+        self.epochs = Epochs(rest, self.batch_size - first, runtime, storage)
         self.batches_per_epoch = self.epochs.batches
         if "same_class" in self.pairs.values():
             rows = torch.from_numpy(self.rows).to(storage)
@@ -138,10 +139,11 @@ class RealSource:
 
     def _labelled(self, labels: int, share: float) -> Epochs:
         """Epochs over the inputs that have a label."""
-        if not self.runtime.world_size <= labels <= len(self.rows):
+        least, most = self.runtime.world_size, len(self.rows) - self.batch_size
+        if not least <= labels <= most:
             raise ValueError(
-                f"source.labels={labels} should be at most the {len(self.rows)} training inputs "
-                f"and at least {self.runtime.world_size}, or null for all"
+                f"source.labels={labels} should be at least {least} and at most {most}, so that "
+                f"enough of the {len(self.rows)} training inputs are without; or null for all"
             )
         if not 0 < share < 1 or self.batch_size < 2:
             raise ValueError(
@@ -153,8 +155,8 @@ class RealSource:
                 f"source.labels={labels} leaves inputs without a label, but pairs of the same "
                 "class need all: leave it out"
             )
-        most = min(round(share * self.batch_size), self.batch_size - 1)
-        size = min(max(1, most), labels // self.runtime.world_size)
+        size = min(max(1, round(share * self.batch_size)), self.batch_size - 1)
+        size = min(size, labels // self.runtime.world_size)
         rows = balanced(self.split.labels.cpu().numpy())[:labels]
         return Epochs(rows, size, self.runtime, self.split.storage, LABELLED)
 
