@@ -98,28 +98,37 @@ def _modules(
     """The students' networks, in the order of the configuration: a branch follows its trunk."""
     modules: dict[str, nn.Module] = {}
     for name, node in nodes.items():
-        modules[name] = _module(name, node, modules, available)
+        modules[name] = _module(name, node, nodes, modules, available)
     return modules
 
 
 def _module(
     name: str,
     node: Mapping[str, Any],
+    nodes: Mapping[str, Mapping[str, Any]],
     modules: Mapping[str, nn.Module],
     available: Mapping[str, Any],
 ) -> nn.Module:
     """A student's network; a branch together with the trunk that it shares."""
     path, classes = _path(name), available["classes"]
-    spec, transform = student_spec(node, path, available)
     if node.get("of") is None:
+        spec = student_spec(node, path, available)[0]
         return build_network(node["model"], spec.shape, classes, f"{path}.model", spec)
-    if transform is not None:
+    if node.get("transform") is not None:
         raise ValueError(f"{path} is a branch, which sees what its trunk sees: no transform")
     if (trunk := modules.get(node["of"])) is None:
         raise ValueError(f"{path}.of={node['of']} is no student that comes before it")
+    spec = student_spec(*_trunk(name, nodes), available)[0]
     x = spec.normalize(spec.noise(2, torch.device("cpu")))
     shape = feature_shape(trunk, node["tap"], x)
     return Branch(trunk, node["tap"], build_network(node["model"], shape, classes, f"{path}.model"))
+
+
+def _trunk(name: str, nodes: Mapping[str, Mapping[str, Any]]) -> tuple[Mapping[str, Any], str]:
+    """The node of a student, or of the trunk that it is a branch of, and where it stands."""
+    while nodes[name].get("of"):
+        name = nodes[name]["of"]
+    return nodes[name], _path(name)
 
 
 def _students(
@@ -132,7 +141,7 @@ def _students(
     classes, takes = available["classes"], available["spec"]
     students, lines = {}, []
     for name, module in modules.items():
-        spec, transform = student_spec(nodes[name], _path(name), available)
+        spec, transform = student_spec(*_trunk(name, nodes), available)
         wanted = taps.get(name, ())
         student = Classifier(module, spec, classes, wanted, transform=transform, takes=takes)
         if line := check_network(student, len(classes), training=True):
