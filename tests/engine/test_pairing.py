@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
@@ -142,3 +144,62 @@ def test_a_view_of_ones_own_cannot_have_its_name() -> None:
     view: dict[str, Any] = {"_target_": "distillers.attacks.PGD", "epsilon": 0.1}
     with pytest.raises(ValueError, match="'paired' has a meaning of its own"):
         parts_of("kd", f"views={{paired: {view}}}".replace("'", ""))
+
+
+ATTENTION = [("at", "edges"), ("at", "fourier"), ("cankd", "fourier"), ("minilm", "edges")]
+
+
+@pytest.mark.parametrize(("loss", "transform"), ATTENTION)
+def test_attention_is_compared_across_modalities(loss: str, transform: str) -> None:
+    """With real data and without; ViTs need as many tokens on both sides."""
+    vit = ["teacher=vit_digits", "student=vit_digits", "student.model.embed_dim=32"]
+    words = [*(vit if loss == "minilm" else WIDTHS), f"loss={loss}", "batch_size=16", "device=cpu"]
+    for method in ("kd", "dfad"):
+        more = ["generator.channels=8"] if method == "dfad" else []
+        chosen = [f"method={method}", f"student.transform={transform}", *words, *more]
+        settings, runtime = plain(compose(chosen)), Runtime("cpu")
+        dataset = build_dataset(settings, runtime)
+        teacher = runtime.prepare(freeze(blank_teacher(settings, dataset)))
+        settings = provisional(settings, dataset, teacher, runtime)  # type: ignore[arg-type]
+        parts = build_parts(settings, dataset, teacher, runtime)  # type: ignore[arg-type]
+        losses = parts.distiller(parts.source.next())
+        assert losses.values[loss] > 0
+        losses.total.backward()
+        gradients = [p.grad for p in parts.student.parameters() if p.grad is not None]
+        assert all(g.isfinite().all() for g in gradients)
+        assert any(g.any() for g in gradients)
+        assert (parts.counts()["real_training_inputs_read"] == 0) == (method == "dfad")
+
+
+def test_at_joins_the_two_inputs_of_a_pair(tmp_path: Path) -> None:
+    """Maps over an image, and over the line of a signal."""
+    draw = np.random.default_rng(0)
+    found = {"a": draw.integers(0, 256, (32, 8, 8), dtype=np.uint8)}
+    found["b"] = draw.integers(-9999, 9999, (32, 512), dtype=np.int16)
+    named = {f"{w}_inputs_{p}": x for p, x in found.items() for w in ("train", "test")}
+    labels = np.arange(32) % 3
+    np.savez(tmp_path / "x.npz", **named, train_labels=labels, test_labels=labels)
+    pair = ["teacher=digits_cnn", "student=m5_tiny", f"data.path={tmp_path / 'x.npz'}"]
+    words = ["data=npz_pairs", "method=kd", "loss=at", "batch_size=8", "device=cpu", *pair]
+    settings, runtime = plain(compose(words)), Runtime("cpu")
+    dataset = build_dataset(settings, runtime)
+    teacher = runtime.prepare(freeze(blank_teacher(settings, dataset)))
+    settings = provisional(settings, dataset, teacher, runtime)  # type: ignore[arg-type]
+    parts = build_parts(settings, dataset, teacher, runtime)  # type: ignore[arg-type]
+    assert parts.student.spec.modality == "signal"
+    assert parts.distiller(parts.source.next()).values["at"] > 0
+
+
+def test_a_generator_is_reached_through_the_students_transform() -> None:
+    """So that a student of edges is trained without data, by inputs that its teacher knows."""
+    parts = parts_of("dfad", "student.transform=edges", "generator.channels=8")
+    source: Any = parts.source
+    x = torch.rand(4, 1, 8, 8, requires_grad=True)
+    student = parts.student.frozen()
+    (student(x).logits - parts.teacher(x).logits.detach()).abs().mean().backward()  # type: ignore[misc]
+    assert x.grad is not None
+    assert x.grad.any()
+    before = [p.detach().clone() for p in source.synthesizer.generator.parameters()]
+    source.next()
+    after = source.synthesizer.generator.parameters()
+    assert any(not torch.equal(p, q) for p, q in zip(before, after, strict=True))
