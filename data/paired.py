@@ -171,14 +171,10 @@ def npz_pairs(
     if rate is None and "rate" in keys:
         rate = rate_in(file)
     parts: list[Dataset] = []
-    for i, part in enumerate(PARTS):
-        first = archive.read_arrays(file, f"test_inputs_{part}")
-        kind = _kind(f"{file}: test_inputs_{part}", first, kinds[i] if kinds else None)
-        readers = {
-            which: functools.partial(_read, file, which, part, keys)
-            for which in ("train", "val", "test")
-            if f"{which}_inputs_a" in keys
-        }
+    splits = [which for which in ("train", "val", "test") if f"{which}_inputs_a" in keys]
+    for part, given in zip(PARTS, kinds or (None, None), strict=True):
+        kind = _kind(file, f"test_inputs_{part}", given)
+        readers = {w: functools.partial(_read, file, w, part, keys) for w in splits}
         of_kind: Any = {"modality": kind, "rate": rate if kind == "signal" else None}
         of_kind |= {"size": size if kind == "image" else None, "val_fraction": val_fraction}
         of_kind |= {"mean": (0.5,), "std": (0.25,)}  # never used
@@ -215,8 +211,9 @@ def _read(
     return arrays, labels
 
 
-def _kind(where: str, arrays: NDArray[Any], given: str | None) -> str:
+def _kind(file: Path, key: str, given: str | None) -> str:
     """The modality of an array; a ValueError says which there are."""
+    arrays = archive.read_arrays(file, key)
     kinds = {("u", 3): "image", ("u", 4): "image", ("i", 2): "signal", ("i", 3): "signal"}
     kinds |= {("f", 3): "signal", ("f", 2): "vector"}
     known = ("image", "signal", "vector")
@@ -225,7 +222,7 @@ def _kind(where: str, arrays: NDArray[Any], given: str | None) -> str:
     kind = given or kinds.get((arrays.dtype.kind, arrays.ndim))
     if kind is None:
         raise ValueError(
-            f"{where} is {arrays.dtype} of shape {arrays.shape}, which is neither images, signals "
+            f"{file}: {key} is {arrays.dtype} of shape {arrays.shape}, which is neither images, signals "
             f"nor vectors: {KINDS}"
         )
     return kind

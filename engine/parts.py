@@ -153,6 +153,7 @@ def load_teacher(
             "teacher.model.KEY=..."
         ) from error
     if blank.transform is not None:
+        _check_seen(teacher.spec, blank.spec, path)
         seen, takes = blank.transform, blank.takes
         teacher = Classifier(
             teacher.module, teacher.spec, teacher.classes, transform=seen, takes=takes
@@ -164,6 +165,17 @@ def load_teacher(
     freeze(teacher)
     runtime.prepare(teacher)
     return teacher
+
+
+def _check_seen(expects: InputSpec, seen: InputSpec, path: str) -> None:
+    """Raise a ValueError where a teacher's file expects other inputs than its transform gives."""
+    ours, theirs = ((s.kind.plural, list(s.shape), list(s.range)) for s in (seen, expects))
+    if ours != theirs:
+        words = ("{} {} with values in {}".format(*what) for what in (theirs, ours))
+        raise ValueError(
+            "{} is of a network for {}, but teacher.transform gives {}: choose another transform, "
+            "or another teacher".format(path, *words)
+        )
 
 
 def _check_keys(node: dict[str, Any], dataset: Dataset) -> None:

@@ -53,10 +53,10 @@ def build_distiller(
     modules = _modules(nodes, available)
     parts = _parts("teachers", Teacher, config, available)
     views = _parts("views", View, config, available)
-    check_labels(config["source"], parts, views)
     frozen = {n: network for n, network in networks.items() if n != "teacher"}
     known = {*nodes, *parts, *networks}
     check_names(edges, parts, views, known, {INPUT, *views, *pairs}, config["deploy"])
+    check_labels(config["source"], parts, views)
     edges = pair_up(config, available["data"], edges, objective, parts)
     check_used(parts, frozen, views, asked(objective, edges, parts, views) | {config["deploy"]})
     inside = modules | {name: network.module for name, network in frozen.items()}
@@ -64,9 +64,8 @@ def build_distiller(
     branches = {n: (node["of"], node["tap"]) for n, node in nodes.items() if node.get("of")}
     taps = taps_of(objective, edges, parts, branches)
     students, notes = _students(nodes, modules, taps, available)
-    first, others = students.pop("student"), {**frozen, **parts}
-    more: dict[str, Any] = {"edges": edges, "students": students, "teachers": others}
-    labels = config["distiller"]["labels"]
+    first, labels = students.pop("student"), config["distiller"]["labels"]
+    more: dict[str, Any] = {"edges": edges, "students": students, "teachers": {**frozen, **parts}}
     more |= {"views": views, "branches": branches}
     distiller = Distiller(first, objective, teacher, runtime, labels, **more)
     runtime.prepare(distiller)

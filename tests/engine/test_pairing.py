@@ -11,11 +11,15 @@ import torch
 from torch.nn import functional as F
 
 from core.runtime import Runtime
+from data.spec import InputSpec
 from distillers.response import soft_kl
 from distillers.step import Edge, Ref
 from engine.config import compose, plain
 from engine.moments import provisional
-from engine.parts import Parts, blank_teacher, build_dataset, build_parts
+from engine.parts import Parts, blank_teacher, build_dataset, build_parts, load_teacher
+from models.checkpoint import save_network
+from models.classifier import Classifier
+from models.digits import DigitsCNN
 from models.pretrained import freeze
 
 DIGITS = "{_target_: data.builtin.digits}"
@@ -203,3 +207,20 @@ def test_a_generator_is_reached_through_the_students_transform() -> None:
     source.next()
     after = source.synthesizer.generator.parameters()
     assert any(not torch.equal(p, q) for p, q in zip(before, after, strict=True))
+
+
+@pytest.mark.parametrize("limits", [(0.0, 255.0), (0.0, 1.0)])
+def test_a_teachers_file_fits_what_its_transform_gives(
+    limits: tuple[float, float], tmp_path: Path
+) -> None:
+    spec = InputSpec((1, 8, 8), limits, (limits[1] / 2,), (limits[1] / 4,))
+    names = [str(i) for i in range(10)]
+    save_network(tmp_path / "t.safetensors", Classifier(DigitsCNN(1, 10, 4), spec, names), {})
+    file = str(tmp_path / "t.safetensors")
+    config = plain(compose(["method=kd", "device=cpu", *WIDTHS, *BY_CLASS]))
+    dataset = build_dataset(config, Runtime("cpu"))
+    if limits == (0.0, 1.0):
+        assert load_teacher(config, file, dataset, Runtime("cpu")).spec == spec
+        return
+    with pytest.raises(ValueError, match=r"values in \[0\.0, 255\.0\], but teacher\.transform"):
+        load_teacher(config, file, dataset, Runtime("cpu"))
