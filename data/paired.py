@@ -222,8 +222,8 @@ def _kind(file: Path, key: str, given: str | None) -> str:
     kind = given or kinds.get((arrays.dtype.kind, arrays.ndim))
     if kind is None:
         raise ValueError(
-            f"{file}: {key} is {arrays.dtype} of shape {arrays.shape}, which is neither images, signals "
-            f"nor vectors: {KINDS}"
+            f"{file}: {key} is {arrays.dtype} of shape {arrays.shape}, which is neither images, "
+            f"signals nor vectors: {KINDS}"
         )
     return kind
 

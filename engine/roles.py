@@ -50,11 +50,10 @@ def build_distiller(
     nodes = {"student": config["student"], **config["students"]}
     entries, edges = expand(config["distiller"]["losses"], nodes)
     objective = build_objective({"losses": entries}, "distiller", **available)
-    modules = _modules(nodes, available)
-    parts = _parts("teachers", Teacher, config, available)
+    modules, parts = _modules(nodes, available), _parts("teachers", Teacher, config, available)
     views = _parts("views", View, config, available)
-    frozen = {n: network for n, network in networks.items() if n != "teacher"}
-    known = {*nodes, *parts, *networks}
+    frozen, known = {**networks}, {*nodes, *parts, *networks}
+    frozen.pop("teacher", None)
     check_names(edges, parts, views, known, {INPUT, *views, *pairs}, config["deploy"])
     check_labels(config["source"], parts, views)
     edges = pair_up(config, available["data"], edges, objective, parts)
@@ -64,10 +63,10 @@ def build_distiller(
     branches = {n: (node["of"], node["tap"]) for n, node in nodes.items() if node.get("of")}
     taps = taps_of(objective, edges, parts, branches)
     students, notes = _students(nodes, modules, taps, available)
-    first, labels = students.pop("student"), config["distiller"]["labels"]
-    more: dict[str, Any] = {"edges": edges, "students": students, "teachers": {**frozen, **parts}}
-    more |= {"views": views, "branches": branches}
-    distiller = Distiller(first, objective, teacher, runtime, labels, **more)
+    first, others = students.pop("student"), {**frozen, **parts}
+    more: dict[str, Any] = {"edges": edges, "students": students, "teachers": others}
+    more |= {"views": views, "branches": branches, "labels": config["distiller"]["labels"]}
+    distiller = Distiller(first, objective, teacher, runtime, **more)
     runtime.prepare(distiller)
     return distiller, [*notes, *(f"adapter: {line}" for line in distiller.adaptations)]
 
