@@ -57,8 +57,25 @@ def read_arrays(file: Path, key: str) -> NDArray[Any]:
             return array
 
 
+def length(file: Path, key: str) -> int:
+    """Rows of an array, which is not read.
+
+    Raises:
+        ValueError: for a file or an array that is damaged, or holds objects.
+    """
+    with _opened(file) as archive, archive.open(key + SUFFIX) as member:
+        shape = _header(member, key)[0]
+        return shape[0] if shape else 0
+
+
 def _claimed(member: IO[bytes], key: str) -> int:
     """Bytes of the array according to its header, before memory is allocated for it."""
+    shape, size = _header(member, key)
+    return math.prod(shape) * size
+
+
+def _header(member: IO[bytes], key: str) -> tuple[tuple[int, ...], int]:
+    """The shape of an array, and the bytes of one of its values."""
     try:
         shape, _, dtype = HEADERS[npy.read_magic(member)](member)
     except (zipfile.BadZipFile, EOFError):
@@ -72,7 +89,7 @@ def _claimed(member: IO[bytes], key: str) -> int:
         )
     if any(side < 0 for side in shape):
         raise _Unsuitable(f"is damaged: {key} claims the shape {shape}")
-    return math.prod(shape) * dtype.itemsize
+    return shape, dtype.itemsize
 
 
 @contextmanager

@@ -61,6 +61,8 @@ class Dataset:
             that do not tell the classes apart.
     """
 
+    class_only = False
+
     def __init__(
         self,
         name: str,

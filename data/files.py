@@ -60,25 +60,38 @@ def npz(
         ValueError: for a file that is missing, is not .npz or lacks keys, or if the number of
             classes is uncertain; when a split is opened, for arrays that are not as above.
     """
-    file = _existing(path)
+    file = existing(path)
     keys = archive.keys(file)
     many = modality_named(modality).plural
     _check_modality(file, keys, modality)
+    classes = classes_in(file, keys, classes, expected)
+    if rate is None and "rate" in keys:
+        rate = rate_in(file)
+    splits = [which for which in ("train", "val", "test") if f"{which}_{many}" in keys]
+    readers = {which: functools.partial(npz_split, file, which, many, keys) for which in splits}
+    given = (size, val_fraction, mean, std)
+    return Dataset(str(file), readers, classes, runtime, *given, modality=modality, rate=rate)
+
+
+def classes_in(
+    file: Path,
+    keys: Sequence[str],
+    classes: Sequence[str] | None,
+    expected: Callable[[], Expected] | None,
+) -> Sequence[str]:
+    """The class names that the user, the file, its test labels or the teacher give; see `npz`.
+
+    Raises:
+        ValueError: for test labels that are none, and if the number of classes is uncertain.
+    """
     labels = None
     if "test_labels" in keys:
         labels = check_labels(f"{file}: test_labels", archive.read_arrays(file, "test_labels"))
-    if classes is None and "classes" in keys:
-        classes = _names(file)
-    elif classes is None and labels is not None:
-        classes = _numbers(file, labels)
-    elif classes is None:
-        classes = _of_teacher(str(file), expected)
-    if rate is None and "rate" in keys:
-        rate = _rate(file)
-    splits = [which for which in ("train", "val", "test") if f"{which}_{many}" in keys]
-    readers = {which: functools.partial(_npz_split, file, which, many, keys) for which in splits}
-    given = (size, val_fraction, mean, std)
-    return Dataset(str(file), readers, classes, runtime, *given, modality=modality, rate=rate)
+    if classes is not None:
+        return classes
+    if "classes" in keys:
+        return _names(file)
+    return _of_teacher(str(file), expected) if labels is None else _numbers(file, labels)
 
 
 def _check_modality(file: Path, keys: Sequence[str], modality: str) -> None:
@@ -98,13 +111,14 @@ def _check_modality(file: Path, keys: Sequence[str], modality: str) -> None:
     )
 
 
-def _npz_split(file: Path, which: str, many: str, keys: Sequence[str]) -> Arrays:
+def npz_split(file: Path, which: str, many: str, keys: Sequence[str]) -> Arrays:
+    """The inputs ``{which}_{many}`` of a file, and their labels if it has any."""
     labelled = f"{which}_labels" in keys
     labels = archive.read_arrays(file, f"{which}_labels") if labelled else None
     return archive.read_arrays(file, f"{which}_{many}"), labels
 
 
-def _rate(file: Path) -> float:
+def rate_in(file: Path) -> float:
     """The sample rate that a file says."""
     rate = archive.read_arrays(file, "rate")
     if rate.size != 1 or rate.dtype.kind not in "iuf" or not rate.item() > 0:
@@ -144,7 +158,12 @@ def _names(file: Path) -> list[str]:
     return [str(name) for name in names]
 
 
-def _existing(path: str | Path | None) -> Path:
+def existing(path: str | Path | None) -> Path:
+    """A path that a user gave.
+
+    Raises:
+        ValueError: if there is none, or nothing is there.
+    """
     if not path:
         raise ValueError("this data set needs a path: set data.path=...")
     try:
@@ -184,7 +203,7 @@ def image_folder(
     """
     if channels not in (1, 3):
         raise ValueError(f"data.dataset.channels must be 1 (grey) or 3 (colour), but is {channels}")
-    root = _existing(path)
+    root = existing(path)
     folders = _splits(root)
     names = list(class_folders(folders["test"]))
     _check_layout(root, folders["test"], names)

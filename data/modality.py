@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from data.spec import InputSpec
 
 MODALITIES: dict[str, Modality] = {}
+COMPOSED: list[Callable[[str], Modality | None]] = []  # make modalities whose names describe them
 
 
 class Modality:
@@ -32,6 +33,7 @@ class Modality:
         natural: smallest and largest value of stored inputs.
         storage: in which synthesized inputs are kept. Integers of 8 or 16 bits take their whole
             range for ``natural``.
+        synthesized: whether a run without data can make such inputs.
     """
 
     name: ClassVar[str]
@@ -41,9 +43,12 @@ class Modality:
     places: ClassVar[tuple[int, ...]] = ()
     natural: ClassVar[tuple[float, float]] = (0.0, 1.0)
     storage: ClassVar[torch.dtype] = torch.float32
+    synthesized: ClassVar[bool] = True
 
     def __init_subclass__(cls, **more: Any) -> None:
         super().__init_subclass__(**more)
+        if "name" not in vars(cls):  # each of its objects has a name of its own
+            return
         known = MODALITIES.get(cls.name)
         if known is not None and type(known).__module__ != cls.__module__:
             raise TypeError(f"there is a modality called {cls.name!r}: give yours another name")
@@ -99,6 +104,9 @@ def modality_named(name: str) -> Modality:
         ValueError: if there is none, naming those that there are.
     """
     if name not in MODALITIES:
+        for make in COMPOSED:
+            if (made := make(name)) is not None:
+                return MODALITIES.setdefault(name, made)
         raise ValueError(
             f"there is no modality {name!r}, only {', '.join(MODALITIES)}: one of your own is "
             "known once the module that defines it is imported, as by data.dataset._target_"

@@ -2,27 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal, get_args
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-Pair = Literal["same_class", "same_input"]
+SHUFFLE = 1  # sets its draws apart from those of an epoch's order
+Pair = Literal["same_class", "same_input", "shuffled"]
+PAIRED = "paired"  # the view at which a loss across modalities asks its teacher, if not the input
 
 
-def checked(pairs: Mapping[str, Pair] | None) -> dict[str, Pair]:
+def checked(
+    pairs: Mapping[str, Pair] | None, known: Sequence[Pair] = get_args(Pair)
+) -> dict[str, Pair]:
     """The pairs of a source, by the names of their views.
 
+    Args:
+        known: the kinds that it can make.
+
     Raises:
-        ValueError: for a kind that does not exist.
+        ValueError: for another kind.
     """
-    found, known = dict(pairs or {}), get_args(Pair)
+    found = dict(pairs or {})
     if unknown := set(found.values()) - set(known):
         raise ValueError(
             f"source.pairs: no {', '.join(sorted(unknown))}; there is: {', '.join(known)}"
         )
     return found
+
+
+def shuffled(rows: NDArray[np.int64], count: int, seed: int) -> Tensor:
+    """For each of ``count`` rows another one of ``rows``: a permutation of these, by the seed."""
+    other = np.arange(count)
+    other[rows] = np.random.default_rng([seed % 2**32, SHUFFLE]).permutation(rows)
+    return torch.from_numpy(other)
 
 
 class Alike:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data import images, signals, vectors  # noqa: F401 (they are known once they are defined)
+from data import images, pair, signals, vectors  # noqa: F401 (they are known once defined)
 from data.modality import BUILT_IN, Modality, decode, encode, modality_named, usual
 
 # Of the largest value. No inputs spread wider than half their range, but networks that take values
@@ -191,6 +191,7 @@ class Batch:
         index: [B] int64, the position in the source's store, or None.
         teacher_logits: [B, C], the teacher's earlier answers on these inputs, or None.
         views: further inputs [B, *shape] that belong to these, by name.
+        labelled: how many inputs have a label, the first ones; None if all have, or none has.
     """
 
     input: Tensor
@@ -198,3 +199,11 @@ class Batch:
     index: Tensor | None = None
     teacher_logits: Tensor | None = None
     views: Mapping[str, Tensor] = field(default_factory=dict)
+    labelled: int | None = None
+
+    def first(self, count: int) -> Batch:
+        """The first inputs alone, with all that belongs to them; these have labels."""
+        of = {name: x[:count] for name, x in self.views.items()}
+        rest = (self.label, self.index, self.teacher_logits)
+        label, index, logits = (None if x is None else x[:count] for x in rest)
+        return Batch(self.input[:count], label, index, logits, of)

@@ -105,6 +105,16 @@ class TransferLoss(nn.Module):
         """
 
     @property
+    def needs_instance(self) -> bool:
+        """Whether it compares both networks on one and the same thing, seen by each in its way.
+
+        Losses on features do, and on relations between inputs, which they read from features.
+        Predictions tell what class an input is of, and can be learned from another of the class.
+        A loss for which this is otherwise says so by an attribute of its own.
+        """
+        return self.needs_teacher and bool(self.taps)
+
+    @property
     def wants_shapes(self) -> bool:
         own = type(self)
         return (own.prepare, own.prepare_reads) != (

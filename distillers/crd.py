@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterable
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -45,12 +47,11 @@ class CRD(TransferLoss):
         momentum: of an entry, in [0, 1).
         width: of the embeddings, which are linear.
         capacity: the most entries that a memory has for a set of real data.
+        negatives_of: the paper's other classes, or, where there are no labels, all other inputs.
 
     Raises:
         ValueError: for an argument out of range, or, when called, for real data without indices.
     """
-
-    needs_label = True
 
     def __init__(
         self,
@@ -61,6 +62,7 @@ class CRD(TransferLoss):
         momentum: float = 0.5,
         width: int = 128,
         capacity: int = 65536,
+        negatives_of: Literal["class", "input"] = "class",
     ) -> None:
         super().__init__(taps)
         if temperature <= 0 or min(negatives, width) < 1 or not 0 <= momentum < 1:
@@ -70,16 +72,26 @@ class CRD(TransferLoss):
             )
         self.temperature, self.negatives = float(temperature), negatives
         self.momentum, self.width = float(momentum), width
+        self.needs_label = negatives_of == "class"
         self.rows = lasting_rows(data, capacity)
         self.contrasts = nn.ModuleList()
 
     def prepare(self, student: Side, teacher: Side) -> None:
         for s, t in self.pairs(student.outputs, teacher.outputs):
-            memory = Memory(self.rows or self.negatives, self.width, self.momentum, not self.rows)
+            queue = not self.rows
+            memory = Memory(self.rows or self.negatives, self.width, self.momentum, queue)
             heads = (nn.Linear(channels(x), self.width) for x in (s, t))
             self.contrasts.append(Contrast(heads, memory, self.temperature, self.negatives))
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
+        which = batch.label if self.needs_label else batch.index
+        if which is None:
+            raise ValueError(
+                "CRD with negatives_of=input tells inputs apart by batch.index, which this source "
+                "does not give: use one that does, or negatives_of=class"
+            )
+        if not self.needs_label:
+            batch = dataclasses.replace(batch, label=which)
         both = zip(self.contrasts, self.pairs(student, teacher), strict=True)
         return torch.stack([one(to_vector(s), to_vector(t), batch) for one, (s, t) in both]).sum()
 

@@ -15,7 +15,7 @@ from data.spec import Batch
 from distillers.adapters import adaptations
 from distillers.base import Side, side
 from distillers.edges import asked, graded, taps_of, transfer_losses
-from distillers.step import Edge, Ref, Roles, Step, Teacher, View
+from distillers.step import Edge, Ref, Roles, Step, Teacher, View, first
 from models.classifier import Classifier
 
 
@@ -30,7 +30,8 @@ class Distiller(nn.Module):
     optimizer and the checkpoint see them all. Frozen teachers are outside it: views that no
     ``.train()``, ``.to()`` or ``state_dict()`` reaches. So prepare them first.
 
-    If a loss reads labels and the batch has none, the teacher's predictions are the labels. Losses
+    If a loss reads labels and the batch has none, the teacher's predictions are the labels; where
+    some inputs have one, it is computed on these alone. Losses
     with parameters that depend on the shapes of features get them from one dry pass, here.
 
     Args:
@@ -144,7 +145,7 @@ class Distiller(nn.Module):
                     "use a labelled source, or add a loss that reads the teacher"
                 )
             label = step.answer("teacher").logits.argmax(dim=1)
-            step.batch = dataclasses.replace(batch, label=label)
+            step.batch = dataclasses.replace(batch, label=label, labelled=None)
 
         def arguments(name: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
             return self._arguments(name, step)
@@ -177,7 +178,12 @@ class Distiller(nn.Module):
         teacher = step.target(edge.teacher) if needs else None
         student = step.answer(edge.student.name, edge.student.view)
         more = {key: step.answer(ref.name, ref.view) for key, ref in edge.reads.items()}
-        return (student, teacher, step.at(edge.student.view)), more
+        batch = step.at(edge.student.view)
+        if batch.labelled is not None and getattr(loss, "needs_label", False):
+            n, teacher = batch.labelled, teacher and first(teacher, batch.labelled)
+            more = {key: first(answer, n) for key, answer in more.items()}
+            student, batch = first(student, n), batch.first(n)
+        return (student, teacher, batch), more
 
     def _any_answer(self, step: Step, name: str) -> Any:
         """An answer of a student with a graph; at the input where no loss has asked it."""

@@ -63,6 +63,7 @@ class Teacher(nn.Module):
         detached: whether its answers are targets without gradient.
         needs_label: whether it reads ``batch.label``.
         needs_index: whether it reads ``batch.index``.
+        needs_instance: see :attr:`distillers.base.TransferLoss.needs_instance`.
     """
 
     of: Sequence[str] = ()
@@ -70,6 +71,7 @@ class Teacher(nn.Module):
     detached = True
     needs_label = False
     needs_index = False
+    needs_instance = False
 
     def __init_subclass__(cls, **more: Any) -> None:
         super().__init_subclass__(**more)
@@ -221,6 +223,12 @@ class Step:
                 return student(x)  # type: ignore[no-any-return]
             finally:
                 torch.set_autocast_cache_enabled(cached)
+
+
+def first(outputs: Outputs, count: int) -> Outputs:
+    """The answers on the first inputs."""
+    features = {name: x[:count] for name, x in outputs.features.items()}
+    return Outputs(outputs.logits[:count], features, outputs.statistics)
 
 
 def detached(outputs: Outputs) -> Outputs:

@@ -17,6 +17,7 @@ from engine.overrides import path_setting, quote
 
 ROOT = Path(__file__).resolve().parents[1] / "configs"
 ROLES = ("teacher", "student")  # one folder of models serves both
+TRANSFORM = "transform"  # the folder of what keys called transform may name
 KEY = "config_path"  # names a user's folder
 
 
@@ -43,7 +44,7 @@ def groups(own: Path | None = None) -> dict[str, list[str]]:
     Args:
         own: a user's folder, with the layout of ours, whose choices stand beside ours.
     """
-    names = [name for name in folders() if name != "model"] + [*ROLES]
+    names = [name for name in folders() if name not in ("model", TRANSFORM)] + [*ROLES]
     return {name: sorted(file.stem for file in files(name, own)) for name in names}
 
 

@@ -14,7 +14,7 @@ from yaml import YAMLError
 
 from core.annotations import check_type, shorten
 from core.check import check_node, describe_unknown, is_target
-from engine.choices import KEY, composed, files, groups, own_folder, written
+from engine.choices import KEY, TRANSFORM, composed, files, groups, own_folder, written
 from engine.keys import one_line, paths_of, section_of, set_key
 from engine.overrides import ALIASES, Setting, sort_overrides
 from engine.schema import (
@@ -110,6 +110,7 @@ def _settle(
         mistakes.append("steps and budget both set the length of a run: leave one of them out")
     _fold_taps(config)
     _name_models(config, own, mistakes)
+    _name_transforms(config, own, mistakes)
     for node in config.turns.values() if OmegaConf.is_dict(config.turns) else ():
         _fill(node, TurnConfig)
 
@@ -135,6 +136,21 @@ def _name_models(config: DictConfig, own: Path | None, mistakes: list[str]) -> N
                 else:
                     near = describe_unknown(model, known)
                     mistakes.append(f"{group}.{name}.model={model}: {near}")
+
+
+def _name_transforms(config: DictConfig, own: Path | None, mistakes: list[str]) -> None:
+    """What a network is shown may be named: ``student.transform=edges``."""
+    nodes = {role: config.get(role) for role in ALIASES}
+    for group in ("students", "teachers"):
+        more = config[group] if OmegaConf.is_dict(config[group]) else {}
+        nodes |= {f"{group}.{name}": node for name, node in more.items()}
+    known = sorted(file.stem for file in files(TRANSFORM, own))
+    for path, node in nodes.items():
+        if OmegaConf.is_dict(node) and isinstance(name := node.get(TRANSFORM), str):
+            if name in known:
+                node[TRANSFORM] = written(TRANSFORM, name, own)
+            else:
+                mistakes.append(f"{path}.{TRANSFORM}={name}: {describe_unknown(name, known)}")
 
 
 def _missing(config: DictConfig, arguments: Sequence[str]) -> str | None:

@@ -8,7 +8,8 @@ from typing import Any
 
 # Where a run and its data lie, and how it is watched, does not change what it computes.
 NOT_IDENTITY = ["run_root", "run_dir", "overwrite", "device", "log_every", "checkpoints"]
-NOT_IDENTITY += ["data.root", "data.dataset.root", "strict", "plan", "config_path"]
+NOT_IDENTITY += ["data.root", "data.dataset.root", "data.dataset.a.root"]
+NOT_IDENTITY += ["strict", "plan", "config_path"]
 # Keys that came later, with the values that change nothing.
 LATER: dict[str, Any] = {
     "students": {},
@@ -18,6 +19,7 @@ LATER: dict[str, Any] = {
     "metrics": {},
     "deploy": "student",
     "synthesizer": None,
+    "shuffled_pairs": False,
 }
 LATER |= {"student.transform": None, "student.mean": None, "student.std": None}
 LATER |= {"teacher.transform": None}

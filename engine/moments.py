@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from engine.probe import Probe
 from models.classifier import Classifier
 
 MOST = 2048  # inputs that are looked at
+SAID = 4  # channels whose values are printed
 
 
 def measure_moments(
@@ -49,7 +51,7 @@ def measure_moments(
     lines = []
     for path, node in wanting.items():
         _set(node, path, available, inputs)
-        mean, std = (", ".join(f"{x:.4g}" for x in node[key]) for key in ("mean", "std"))
+        mean, std = (_listed(node[key]) for key in ("mean", "std"))
         lines.append(
             f"{path}: sees mean {mean} and std {std} through its transform, measured on "
             f"{len(inputs):,} {whence} inputs"
@@ -58,7 +60,7 @@ def measure_moments(
 
 
 def provisional(
-    settings: dict[str, Any], dataset: Dataset, teacher: Classifier, runtime: Runtime
+    settings: dict[str, Any], dataset: Dataset, teacher: Classifier | None, runtime: Runtime
 ) -> dict[str, Any]:
     """The settings for a trial: what is still to be measured is that of noise."""
     trial = settings | {key: copy.deepcopy(settings[key]) for key in ("student", "students")}
@@ -110,3 +112,9 @@ def _inputs(
 
 def _first(split: Any) -> Tensor:
     return split.batch(slice(0, min(len(split), MOST)))[0]  # type: ignore[no-any-return]
+
+
+def _listed(values: Sequence[float]) -> str:
+    if len(values) > SAID:
+        return f"from {min(values):.4g} to {max(values):.4g}"
+    return ", ".join(f"{x:.4g}" for x in values)

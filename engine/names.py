@@ -6,11 +6,13 @@ import difflib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from data.pairs import PAIRED
 from distillers.step import INPUT, Edge, Ref, Teacher, View
+from distillers.teachers import Average
 from models.classifier import Classifier
 
 OTHERS = "others"  # as a loss's teacher: every other student
-RESERVED = {"student", "teacher", INPUT, OTHERS}
+RESERVED = {"student", "teacher", INPUT, OTHERS, PAIRED}
 OWN = {"student", "teacher", "reads"}  # keys of a loss's entry that are not its own arguments
 
 
@@ -45,6 +47,22 @@ def expand(
                     entries[key]["weight"] = entry.get("weight", 1.0) / len(named)
                 edges[key] = Edge(ref, teacher, reads)
     return entries, edges
+
+
+def averaged(config: dict[str, Any]) -> dict[str, Any]:
+    """``ema`` is short for an average of the student, which is deployed."""
+    if not config["ema"]:
+        return config
+    if config["deploy"] != "student":
+        raise ValueError(
+            f"ema={config['ema']} deploys the average of student, and deploy={config['deploy']} "
+            "another network: leave one of them out"
+        )
+    if "average" in config["teachers"]:
+        raise ValueError("ema adds a teacher called average: call yours otherwise")
+    target = f"{Average.__module__}.{Average.__qualname__}"
+    average = {"_target_": target, "of": "student", "decay": config["ema"]}
+    return {**config, "teachers": {**config["teachers"], "average": average}, "deploy": "average"}
 
 
 def check_new(*groups: Iterable[str]) -> None:

@@ -19,9 +19,10 @@ from data.dataset import Dataset
 from data.spec import InputSpec
 from data.transforms import Transform
 from distillers.distiller import Distiller
-from distillers.teachers import Average
 from engine.expected import ASSUMED, expected
+from engine.names import averaged
 from engine.networks import build_network, build_objective, build_observer
+from engine.pairing import check_synthesized, pairs_of
 from engine.queries import check_budget
 from engine.roles import build_distiller
 from engine.turns import Turns, build_optimizer
@@ -102,6 +103,7 @@ def build_dataset(config: dict[str, Any], runtime: Runtime) -> Dataset:
         config["data"]["dataset"], Dataset, "data.dataset", runtime=runtime, expected=known
     )
     if config["data_free"]:
+        check_synthesized(dataset)
         dataset.close_training()
     return dataset
 
@@ -151,6 +153,7 @@ def load_teacher(
             "teacher.model.KEY=..."
         ) from error
     if blank.transform is not None:
+        _check_seen(teacher.spec, blank.spec, path)
         seen, takes = blank.transform, blank.takes
         teacher = Classifier(
             teacher.module, teacher.spec, teacher.classes, transform=seen, takes=takes
@@ -162,6 +165,17 @@ def load_teacher(
     freeze(teacher)
     runtime.prepare(teacher)
     return teacher
+
+
+def _check_seen(expects: InputSpec, seen: InputSpec, path: str) -> None:
+    """Raise a ValueError where a teacher's file expects other inputs than its transform gives."""
+    ours, theirs = ((s.kind.plural, list(s.shape), list(s.range)) for s in (seen, expects))
+    if ours != theirs:
+        words = ("{} {} with values in {}".format(*what) for what in (theirs, ours))
+        raise ValueError(
+            "{} is of a network for {}, but teacher.transform gives {}: choose another transform, "
+            "or another teacher".format(path, *words)
+        )
 
 
 def _check_keys(node: dict[str, Any], dataset: Dataset) -> None:
@@ -212,7 +226,7 @@ def build_parts(
     Args:
         others: teachers besides ``teacher`` that are networks, by name.
     """
-    config = _averaged(config)
+    config = averaged(config)
     torch.manual_seed(runtime.seed)  # a teacher trained just now, or earlier, changes no draw
     everyone = _metered({"teacher": teacher, **(others or {})}, config, runtime)
     teacher = everyone.get("teacher")
@@ -220,6 +234,8 @@ def build_parts(
     _check_batch(config, available["spec"])
     distiller, notes = build_distiller(config, available, everyone)
     available |= {"student": distiller.student, "ask_teacher": distiller.ask_teacher}
+    if pairs := pairs_of(config, dataset, distiller.edges):
+        config = {**config, "source": {**config["source"], "pairs": pairs}}
     source = _build_source(config, available, notes)
     meters = {name: network.meter for name, network in everyone.items() if network.meter}
     distiller.add_module("meters", torch.nn.ModuleDict(meters))  # so a checkpoint holds the counts
@@ -264,22 +280,6 @@ def _check_batch(config: dict[str, Any], spec: InputSpec) -> None:
     inputs = 4 * config["batch_size"] * math.prod(spec.shape)
     what = f"one batch of batch_size={config['batch_size']} inputs"
     check_memory(inputs, what, "set a smaller batch_size")
-
-
-def _averaged(config: dict[str, Any]) -> dict[str, Any]:
-    """``ema`` is short for an average of the student, which is deployed."""
-    if not config["ema"]:
-        return config
-    if config["deploy"] != "student":
-        raise ValueError(
-            f"ema={config['ema']} deploys the average of student, and deploy={config['deploy']} "
-            "another network: leave one of them out"
-        )
-    if "average" in config["teachers"]:
-        raise ValueError("ema adds a teacher called average: call yours otherwise")
-    target = f"{Average.__module__}.{Average.__qualname__}"
-    average = {"_target_": target, "of": "student", "decay": config["ema"]}
-    return {**config, "teachers": {**config["teachers"], "average": average}, "deploy": "average"}
 
 
 def _metered(

@@ -17,6 +17,7 @@ from distillers.edges import asked, resolve_taps, taps_of
 from distillers.step import INPUT, Teacher, View
 from engine.names import check_names, check_new, check_used, expand
 from engine.networks import build_network, build_objective
+from engine.pairing import check_labels, pair_up
 from models.branch import Branch, feature_shape
 from models.check import check_network
 from models.classifier import Classifier
@@ -49,12 +50,13 @@ def build_distiller(
     nodes = {"student": config["student"], **config["students"]}
     entries, edges = expand(config["distiller"]["losses"], nodes)
     objective = build_objective({"losses": entries}, "distiller", **available)
-    modules = _modules(nodes, available)
-    parts = _parts("teachers", Teacher, config, available)
+    modules, parts = _modules(nodes, available), _parts("teachers", Teacher, config, available)
     views = _parts("views", View, config, available)
-    frozen = {n: network for n, network in networks.items() if n != "teacher"}
-    known = {*nodes, *parts, *networks}
+    frozen, known = {**networks}, {*nodes, *parts, *networks}
+    frozen.pop("teacher", None)
     check_names(edges, parts, views, known, {INPUT, *views, *pairs}, config["deploy"])
+    check_labels(config["source"], parts, views)
+    edges = pair_up(config, available["data"], edges, objective, parts)
     check_used(parts, frozen, views, asked(objective, edges, parts, views) | {config["deploy"]})
     inside = modules | {name: network.module for name, network in frozen.items()}
     resolve_taps(objective, modules["student"], teacher, edges, inside)
@@ -63,9 +65,8 @@ def build_distiller(
     students, notes = _students(nodes, modules, taps, available)
     first, others = students.pop("student"), {**frozen, **parts}
     more: dict[str, Any] = {"edges": edges, "students": students, "teachers": others}
-    labels = config["distiller"]["labels"]
-    more |= {"views": views, "branches": branches}
-    distiller = Distiller(first, objective, teacher, runtime, labels, **more)
+    more |= {"views": views, "branches": branches, "labels": config["distiller"]["labels"]}
+    distiller = Distiller(first, objective, teacher, runtime, **more)
     runtime.prepare(distiller)
     return distiller, [*notes, *(f"adapter: {line}" for line in distiller.adaptations)]
 
@@ -95,28 +96,37 @@ def _modules(
     """The students' networks, in the order of the configuration: a branch follows its trunk."""
     modules: dict[str, nn.Module] = {}
     for name, node in nodes.items():
-        modules[name] = _module(name, node, modules, available)
+        modules[name] = _module(name, node, nodes, modules, available)
     return modules
 
 
 def _module(
     name: str,
     node: Mapping[str, Any],
+    nodes: Mapping[str, Mapping[str, Any]],
     modules: Mapping[str, nn.Module],
     available: Mapping[str, Any],
 ) -> nn.Module:
     """A student's network; a branch together with the trunk that it shares."""
     path, classes = _path(name), available["classes"]
-    spec, transform = student_spec(node, path, available)
     if node.get("of") is None:
+        spec = student_spec(node, path, available)[0]
         return build_network(node["model"], spec.shape, classes, f"{path}.model", spec)
-    if transform is not None:
+    if node.get("transform") is not None:
         raise ValueError(f"{path} is a branch, which sees what its trunk sees: no transform")
     if (trunk := modules.get(node["of"])) is None:
         raise ValueError(f"{path}.of={node['of']} is no student that comes before it")
+    spec = student_spec(*_trunk(name, nodes), available)[0]
     x = spec.normalize(spec.noise(2, torch.device("cpu")))
     shape = feature_shape(trunk, node["tap"], x)
     return Branch(trunk, node["tap"], build_network(node["model"], shape, classes, f"{path}.model"))
+
+
+def _trunk(name: str, nodes: Mapping[str, Mapping[str, Any]]) -> tuple[Mapping[str, Any], str]:
+    """The node of a student, or of the trunk that it is a branch of, and where it stands."""
+    while nodes[name].get("of"):
+        name = nodes[name]["of"]
+    return nodes[name], _path(name)
 
 
 def _students(
@@ -129,7 +139,7 @@ def _students(
     classes, takes = available["classes"], available["spec"]
     students, lines = {}, []
     for name, module in modules.items():
-        spec, transform = student_spec(nodes[name], _path(name), available)
+        spec, transform = student_spec(*_trunk(name, nodes), available)
         wanted = taps.get(name, ())
         student = Classifier(module, spec, classes, wanted, transform=transform, takes=takes)
         if line := check_network(student, len(classes), training=True):

@@ -166,6 +166,7 @@ class Config:
     views: dict[str, Any] = field(default_factory=dict)
     turns: dict[str, TurnConfig] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)  # measured at the end, by name
+    shuffled_pairs: bool = False  # a control: losses across modalities see wrong pairs
     deploy: str = "student"  # the network that the run is for
     synthesizer: Node | None = None  # makes the inputs of a run without data
     synthesis: SynthesisConfig | None = None

@@ -70,7 +70,7 @@ class Mixture:
         self.augment, self.warmup = tuple(augment), warmup
         self.sizes = _sizes(self.streams, batch_size)
         self.whole = [stream for stream in self.streams.values() if stream.whole]
-        self.pairs = checked(pairs)
+        self.pairs = checked(pairs, ("same_class", "same_input"))
         remembering = [s for s in self.streams.values() if s.remembers_classes]
         if "same_class" in self.pairs.values() and not remembering:
             raise ValueError(

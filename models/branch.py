@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from models.features import to_vector
 from models.initialization import initialize
 from models.taps import named_taps
 
@@ -64,6 +65,26 @@ def feature_shape(network: nn.Module, tap: str, x: Tensor) -> tuple[int, ...]:
     shape = feature_at(network.eval(), path, x).shape[1:]
     network.train(training)
     return tuple(shape)
+
+
+class LinearBranch(nn.Module):
+    """Features to logits by one linear layer; of maps and tokens the average is taken.
+
+    Args:
+        in_channels: of the feature.
+        num_classes: C.
+        input_size: of maps [height, width]; none of a vector, and of tokens [width], which
+            ``in_channels`` counts.
+    """
+
+    def __init__(self, in_channels: int, num_classes: int, input_size: Sequence[int] = ()) -> None:
+        super().__init__()
+        width = input_size[0] if len(input_size) == 1 else in_channels
+        self.linear = nn.Linear(width, num_classes)
+        self.taps = {"logits": "linear"}
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(to_vector(x))  # type: ignore[no-any-return]
 
 
 class ConvBranch(nn.Module):

@@ -25,6 +25,30 @@ def test_no_step_waits(method: str) -> None:
     assert not waits.found
 
 
+DIGITS = "{_target_: data.builtin.digits}"
+SEEN = ["student.mean=[0.3]", "student.std=[0.3]", "source.augment=[]"]
+ACROSS = {
+    "few labels and wrong pairs": [
+        *("crd_crossmodal", "student.transform=edges", "source.labels=20", "shuffled_pairs=true"),
+        *SEEN,
+    ],
+    "pairs by class": [
+        *("mutual_crossmodal", "student.transform=part_b", *SEEN),
+        f"data.dataset={{_target_: data.paired.by_class, name: x, a: {DIGITS}, b: {DIGITS}}}",
+        "students.peer={model: digits_cnn, transform: part_a, mean: [0.3], std: [0.3]}",
+    ],
+}
+
+
+@pytest.mark.parametrize("words", ACROSS.values(), ids=ACROSS)
+def test_no_step_across_modalities_waits(words: list[str]) -> None:
+    cycles = of_method(*words)
+    cycles.run()
+    with Waits() as waits:
+        cycles.run()
+    assert not waits.found
+
+
 @pytest.mark.parametrize(
     "wait",
     [

@@ -176,3 +176,60 @@ def test_pairs_come_from_the_rows_that_a_limit_leaves() -> None:
 def test_an_unknown_kind_of_pair() -> None:
     with pytest.raises(ValueError, match="there is: same_class, same_input"):
         source(pairs={"partner": "same"})
+
+
+def test_inputs_with_a_label_come_first_and_the_rest_have_none() -> None:
+    real = source(labels=12, labelled=0.25)
+    batches = [real.next() for _ in range(30)]
+    assert all(batch.labelled == 2 and batch.label is not None for batch in batches)
+    labels = torch.stack([batch.label for batch in batches])  # type: ignore[misc]
+    rows = torch.stack([batch.index for batch in batches])  # type: ignore[misc]
+    assert torch.equal(labels[:, :2], rows[:, :2] % 4)
+    assert (labels[:, 2:] == -1).all()
+    known = balanced(np.arange(40) % 4)[:12]
+    assert sorted(rows[:6, :2].flatten().tolist()) == sorted(known)  # each once in an epoch
+    assert len(rows[:4, 2:].unique()) == 24
+    assert set(rows[:, 2:].flatten().tolist()) == set(range(40)) - set(known)
+    other = source(labels=12, labelled=0.25, seed=1)
+    assert {r for b in indices(other, 6) for r in b[:2]} == set(known)
+
+
+def test_ranks_share_the_labels_and_a_resumed_source_goes_on() -> None:
+    ranks = [source(rank, 2, labels=12, labelled=0.5) for rank in (0, 1)]
+    seen = [[r for b in indices(real, 1) for r in b[:4]] for real in ranks]
+    assert not set(seen[0]) & set(seen[1])
+    first, second = source(labels=3), source(labels=3)  # fewer than half a batch
+    assert first.next().labelled == 3
+    second.load_state_dict(first.state_dict())
+    assert indices(first, 9) == indices(second, 9)
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"labels": 33}, "at most 32, so that enough of the 40 training inputs are without"),
+        ({"labels": 0}, "at least 1"),
+        ({"labels": 8, "labelled": 1.0}, "labelled=1.0"),
+        ({"labels": 8, "batch_size": 1}, "at least 2 inputs"),
+        ({"labels": 8, "pairs": {"partner": "same_class"}}, "pairs of the same class need all"),
+    ],
+)
+def test_labels_that_cannot_be(options: dict[str, Any], named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        source(**options)
+
+
+def test_a_shuffled_pair_is_always_the_same_and_a_permutation() -> None:
+    real = source(augment=(), pairs={"other": "shuffled"}, limit=16)
+    found: dict[int, torch.Tensor] = {}
+    inputs, _ = real.split.batch(slice(0, 40))
+    for _ in range(4):
+        batch = real.next()
+        assert batch.index is not None
+        for row, x in zip(batch.index.tolist(), batch.views["other"], strict=True):
+            other = int((inputs == x).all(dim=(1, 2, 3)).nonzero())
+            assert found.setdefault(row, other) == other
+    assert sorted(found) == sorted(found.values())  # of the 16 that the limit leaves
+    assert sum(row != other for row, other in found.items()) > 8
+    again = source(augment=(), pairs={"other": "shuffled"}, limit=16, seed=5)
+    assert not torch.equal(again.others, real.others)
