@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from core.functional import kl_divergences
@@ -41,7 +40,7 @@ class NonTargetKL(TransferLoss):
         assert batch.label is not None
         s, t = student.logits, teacher.logits
         kept = (kendall(s.detach(), t.detach()) > self.least).to(s.dtype)
-        others = 1 - F.one_hot(batch.label, s.shape[1]).to(s.dtype)
+        others = torch.ones_like(s).scatter(1, batch.label[:, None], 0.0)
         return (kept * kl_divergences(s * others, t * others)).sum() / kept.sum().clamp_min(1)
 
 

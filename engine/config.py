@@ -151,6 +151,7 @@ def _name_transforms(config: DictConfig, own: Path | None, mistakes: list[str]) 
                 node[TRANSFORM] = written(TRANSFORM, name, own)
             else:
                 mistakes.append(f"{path}.{TRANSFORM}={name}: {describe_unknown(name, known)}")
+                node[TRANSFORM] = None  # so that nothing else is blamed for it
 
 
 def _missing(config: DictConfig, arguments: Sequence[str]) -> str | None:

@@ -22,7 +22,7 @@ from distillers.distiller import Distiller
 from engine.expected import ASSUMED, expected
 from engine.names import averaged
 from engine.networks import build_network, build_objective, build_observer
-from engine.pairing import check_synthesized, pairs_of
+from engine.pairing import pairs_of
 from engine.queries import check_budget
 from engine.roles import build_distiller
 from engine.turns import Turns, build_optimizer
@@ -103,7 +103,6 @@ def build_dataset(config: dict[str, Any], runtime: Runtime) -> Dataset:
         config["data"]["dataset"], Dataset, "data.dataset", runtime=runtime, expected=known
     )
     if config["data_free"]:
-        check_synthesized(dataset)
         dataset.close_training()
     return dataset
 

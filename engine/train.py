@@ -11,6 +11,7 @@ from engine.config import plain
 from engine.length import Length
 from engine.loop import Training
 from engine.moments import measure_moments
+from engine.pairing import check_synthesized
 from engine.parts import build_dataset, build_parts
 from engine.probe import inputs_for, stand_in
 from engine.rehearsal import rehearse
@@ -34,6 +35,8 @@ def run(config: DictConfig, runtime: Runtime, wait: bool = False) -> dict[str, A
         settings = plain(config)
         length = Length(settings, directory)
         dataset = build_dataset(settings, runtime)
+        if settings["data_free"]:
+            check_synthesized(dataset)
         teacher, origin = obtain_teacher(config, settings, dataset, runtime, run)
         others, origins = obtain_others(config, settings, dataset, runtime, run)
         origins += measure_moments(config, settings, dataset, teacher, runtime)

@@ -146,5 +146,6 @@ def test_mistakes() -> None:
 def test_every_transform_with_a_name_can_be_chosen_by_it(name: str) -> None:
     chosen = compose([f"student.transform={name}", f"teacher.transform={name}"])
     assert chosen.student.transform == chosen.teacher.transform == written(TRANSFORM, name)
-    with pytest.raises(ConfigError, match=f"did you mean '{name}'"):
+    with pytest.raises(ConfigError, match=f"did you mean '{name}'") as caught:
         compose([f"student.transform={name}x"])
+    assert len(caught.value.mistakes) == 1
