@@ -114,7 +114,43 @@ class VectorBody:
         ]
 
 
-BODIES: dict[str, Body] = {"image": ImageBody(), "signal": SignalBody(), "vector": VectorBody()}
+class TextBody:
+    """Twice nearest upsampling by 2, a convolution over 5 places, BatchNorm and LeakyReLU(0.2), and
+    a linear layer to the words.
+
+    Places that are made beyond the last one are left out. Channels are c, c and c/2.
+    """
+
+    kernel = 5
+
+    def stem(self, spec: InputSpec) -> tuple[int, ...]:
+        return (-(-spec.shape[1] // 4),)
+
+    def stages(self, spec: InputSpec, channels: int, norm: Norm) -> list[nn.Module]:
+        layers = [norm(channels)]
+        for out in (channels, channels // 2):
+            layers += _upsampling(UpsampledConv1d(channels, out, self.kernel, 2), out, norm)
+        return [*layers, Words(channels // 2, *spec.shape)]
+
+
+class Words(nn.Module):
+    """[B, C, at least L] to a value for each word at each of L places, [B, V, L]."""
+
+    def __init__(self, channels: int, words: int, places: int) -> None:
+        super().__init__()
+        self.places = places
+        self.linear = nn.Linear(channels, words)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x[..., : self.places].transpose(1, 2)).transpose(1, 2)  # type: ignore[no-any-return]
+
+
+BODIES: dict[str, Body] = {
+    "image": ImageBody(),
+    "signal": SignalBody(),
+    "vector": VectorBody(),
+    "text": TextBody(),
+}
 
 
 def body_for(spec: InputSpec) -> Body:

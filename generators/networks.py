@@ -128,12 +128,12 @@ class StandardGenerator(GeneratorNetwork):
             x = layer(x, y) if isinstance(layer, ClassBatchNorm) else layer(x)
         x = full_precision(x)
         if self.last_norm is None:
-            low, high = self.spec.range
-            return low + (high - low) * x.sigmoid()
+            return self.spec.kind.free(x, self.spec)
         x = x.tanh() if self.output == "tanh_bn" else x
         last = self.last_norm
         x = last(x, y) if isinstance(last, ClassBatchNorm) else last(x)
-        return self.spec.denormalize(x.tanh() if self.output == "bn_tanh" else x)
+        x = x.tanh() if self.output == "bn_tanh" else x
+        return self.spec.kind.standard(x, self.spec)
 
     def latent(self, z: Tensor, y: Tensor | None = None) -> Tensor:
         """The noise, or its sum with the class's embedding where the two are added."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal, get_args
 
 import torch
@@ -59,8 +60,8 @@ class Store:
         self.added = 0
         slots = capacity + 1
         storage = spec.kind.storage
-        place = _place(slots * torch.Size(spec.shape).numel() * storage.itemsize, device)
-        self.images = torch.empty((slots, *spec.shape), dtype=storage, device=place)
+        place = _place(slots * math.prod(spec.stored) * storage.itemsize, device)
+        self.images = torch.empty((slots, *spec.stored), dtype=storage, device=place)
         self.labels = torch.empty(slots, dtype=torch.int64, device=device)
         self.rounds = torch.empty(slots, dtype=torch.int32, device=device)
         self.answers = torch.empty(slots, answers, device=device)
@@ -129,10 +130,10 @@ class Store:
             ValueError: if the state is of a store of another capacity or shape.
         """
         filled = min(state["added"], self.capacity)
-        if state["images"].shape != (filled, *self.spec.shape):
+        if state["images"].shape != (filled, *self.spec.stored):
             raise ValueError(
                 f"the saved store holds {list(state['images'].shape)} inputs, but this one takes "
-                f"{self.capacity} of {list(self.spec.shape)}: continue with the saved settings"
+                f"{self.capacity} of {list(self.spec.stored)}: continue with the saved settings"
             )
         self.added = state["added"]
         for name in PER_ENTRY:
