@@ -5,6 +5,7 @@ Methods are held to more in test_contracts.py, and models in models/test_network
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from engine.choices import ROOT
 from engine.config import compose, plain
 from engine.parts import blank_teacher, build_dataset, build_parts
 from models.pretrained import freeze
+from tests.texts import write_texts
 
 COUNT = 12  # images of each split
 LABELS = np.arange(COUNT) % 3
@@ -103,12 +105,22 @@ def write_speech(folder: Path) -> Path:
     return place
 
 
+def write_queries(folder: Path) -> Path:
+    rows = [[f"pay my {i} bills", f"i{i % 3}", f"d{i % 3}"] for i in range(COUNT)]
+    names = {"domains": ["d0", "d1", "d2"], "intents": ["i0", "i1", "i2"]}
+    path = folder / "clinc150.json"
+    path.write_text(json.dumps(dict.fromkeys(("train", "val", "test"), rows) | names))
+    return path
+
+
 OWN: dict[str, Callable[[Path], Path]] = {
     "npz": write_npz,
     "image_folder": write_folder,
     "npz_signals": write_signals,
     "npz_vectors": write_vectors,
     "fsdd": write_speech,
+    "clinc150": write_queries,
+    "csv_text": write_texts,
 }
 FEWER = {"fsdd": ["data.dataset.length=512"]}
 
