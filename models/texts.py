@@ -14,8 +14,9 @@ from models.initialization import initialize
 class Embedding(nn.Module):
     """Distributions over words [B, words, L] to the averages of the words' vectors [B, width, L].
 
-    Of one word at a place that is its vector, as any embedding gives. At first vectors have a
-    length of about 1.
+    Of one word at a place that is its vector, as any embedding gives. Vectors are short at first,
+    with a standard deviation of 0.02: each changes only where its word occurs, and would else take
+    long to leave its random start.
     """
 
     def __init__(self, words: int, width: int) -> None:
@@ -24,7 +25,7 @@ class Embedding(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        nn.init.normal_(self.weight, std=self.weight.shape[1] ** -0.5)
+        nn.init.normal_(self.weight, std=0.02)
 
     def forward(self, x: Tensor) -> Tensor:
         return (x.transpose(1, 2) @ self.weight).transpose(1, 2)
@@ -178,7 +179,7 @@ class TextTransformer(nn.Module):
         if width % heads:
             raise ValueError(f"heads={heads} does not divide width={width}: set another one")
         self.embedding = Embedding(in_channels, width)
-        self.position = nn.Parameter(torch.randn(input_size[0], width) * width**-0.5)
+        self.position = nn.Parameter(0.02 * torch.randn(input_size[0], width))
         self.dropout = nn.Dropout(dropout)
         self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
