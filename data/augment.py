@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from data.crop import at_once
 from data.modality import require
 from data.spec import InputSpec
-from data.texts import PAD, UNKNOWN
+from data.texts import PAD, UNKNOWN, word_like
 
 LEAVE_OUT = "leave it out of the list, or put one of your own there"
 
@@ -99,23 +99,18 @@ class WordDropout(nn.Module):
         ValueError: for inputs that are no texts, and a probability out of range.
     """
 
-    blank: Tensor
-
     def __init__(self, spec: InputSpec, p: float = 0.1) -> None:
         super().__init__()
         require(spec, ("text",), "data.augment.WordDropout", LEAVE_OUT)
         if not 0 <= p < 1:
             raise ValueError(f"p={p} is no probability in [0, 1): set another one")
         self.p = p
-        self.pad, unknown = spec.words.index(PAD), spec.words.index(UNKNOWN)
-        blank = torch.zeros(spec.shape[0], 1)
-        blank[unknown] = 1
-        self.register_buffer("blank", blank, persistent=False)
+        self.pad, self.unknown = spec.words.index(PAD), spec.words.index(UNKNOWN)
 
     def forward(self, x: Tensor, generator: torch.Generator) -> Tensor:
         drawn = torch.rand(len(x), 1, x.shape[2], generator=generator, device=x.device)
         dropped = (drawn < self.p) & (x[:, self.pad, None] < 0.5)
-        return torch.where(dropped, self.blank.to(x), x)
+        return torch.where(dropped, word_like(x, self.unknown), x)
 
 
 class RandomFlip(nn.Module):

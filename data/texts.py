@@ -155,6 +155,13 @@ def check_words(words: Any) -> None:
         raise ValueError(f"the vocabulary has {twice!r} more than once")
 
 
+def word_like(x: Tensor, word: int) -> Tensor:
+    """[1, V, 1]: one word as inputs x [B, V, L] have it, made on their device."""
+    found = torch.zeros_like(x[:1, :, :1])
+    found[:, word] = 1
+    return found
+
+
 def _one_hot(ids: Tensor, words: int, dtype: torch.dtype) -> Tensor:
     """[B, L] as [B, words, L]; words are last in memory, which makes embeddings twice as fast."""
     x = torch.zeros(*ids.shape, words, dtype=dtype, device=ids.device)

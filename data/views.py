@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from data.augment import Augmentation, Kornia, RandomCrop
 from data.spec import InputSpec
-from data.texts import UNKNOWN
+from data.texts import UNKNOWN, word_like
 
 LEAST = "the part that is left is a share in (0, 1]: least=0.25"
 
@@ -97,20 +97,19 @@ class Masked(nn.Module):
     with that probability.
     """
 
-    blank: Tensor
-
     def __init__(self, spec: InputSpec, least: float) -> None:
         super().__init__()
-        self.least = least
-        if spec.words:
-            blank = torch.tensor([float(word == UNKNOWN) for word in spec.words])[:, None]
-        else:
-            blank = torch.tensor(spec.mean).view(-1, *(1,) * (len(spec.shape) - 1))
-        self.register_buffer("blank", blank, persistent=False)
+        self.spec, self.least = spec, least
 
     def forward(self, x: Tensor, generator: torch.Generator) -> Tensor:
         ones = (1,) * (x.dim() - 1)
         share = torch.rand(len(x), *ones, generator=generator, device=x.device)
         axes = (len(x), *x.shape[1:]) if x.dim() == 2 else (len(x), 1, *x.shape[2:])
         drawn = torch.rand(axes, generator=generator, device=x.device)
-        return torch.where(drawn < self.least + (1 - self.least) * share, x, self.blank.to(x))
+        kept = drawn < self.least + (1 - self.least) * share
+        return torch.where(kept, x, self._blank(x))
+
+    def _blank(self, x: Tensor) -> Tensor:
+        if self.spec.words:
+            return word_like(x, self.spec.words.index(UNKNOWN))
+        return self.spec.denormalize(torch.zeros_like(x[:1]))
