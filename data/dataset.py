@@ -206,6 +206,8 @@ class Dataset:
         where = f"data {self.name}: {which}"
         arrays, labels = self._read(which)
         numbers = check_split(where, arrays, labels, self.num_classes, self.kind)
+        if self.words and arrays.max() >= len(self.words):
+            raise ValueError(f"{where} has word {arrays.max()}, but there are {len(self.words)}")
         inputs = self.kind.tensor(arrays)
         self._check_shape(which, inputs)
         present = range(self.num_classes) if numbers is None else np.unique(numbers).tolist()

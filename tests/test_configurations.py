@@ -89,9 +89,18 @@ def write_vectors(folder: Path) -> Path:
     return write_arrays(folder, "vectors", np.random.default_rng(0).random((COUNT, 7)))
 
 
-def write_arrays(folder: Path, many: str, inputs: np.ndarray) -> Path:
+def write_numbers(folder: Path) -> Path:
+    return write_arrays(
+        folder,
+        "texts",
+        np.random.default_rng(0).integers(0, 5, (COUNT, 6)),
+        words=np.array(["<pad>", "<unk>", "a", "b", "c"]),
+    )
+
+
+def write_arrays(folder: Path, many: str, inputs: np.ndarray, **more: np.ndarray) -> Path:
     arrays = {f"{which}_{many}": inputs for which in ("train", "test")}
-    np.savez(folder / "own.npz", **arrays, train_labels=LABELS, test_labels=LABELS)
+    np.savez(folder / "own.npz", **arrays, train_labels=LABELS, test_labels=LABELS, **more)
     return folder / "own.npz"
 
 
@@ -121,6 +130,7 @@ OWN: dict[str, Callable[[Path], Path]] = {
     "fsdd": write_speech,
     "clinc150": write_queries,
     "csv_text": write_texts,
+    "npz_texts": write_numbers,
 }
 FEWER = {"fsdd": ["data.dataset.length=512"]}
 

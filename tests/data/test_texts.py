@@ -7,17 +7,24 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from core.runtime import Runtime
 from data.augment import RandomCrop, WordDropout
 from data.dataset import Dataset
+from data.files import npz
 from data.queries import clinc150, csv_text
 from data.spec import Expected, InputSpec
 from data.words import known_words, numbered, split_words, vocabulary
 from distillers.attacks import PGD
+from engine.config import compose, plain
+from engine.parts import build_dataset
 from generators.losses import TotalVariation
+from models.checkpoint import save_network
+from models.classifier import Classifier
+from models.texts import TextCNN
 from tests.texts import write_texts
 
 WORDS = ("<pad>", "<unk>", "a", "b", "c")
@@ -214,6 +221,35 @@ def test_the_teachers_vocabulary_comes_first() -> None:
     assert known_words("zoo", 3, lambda: known, read) == WORDS
     with pytest.raises(ValueError, match=r"knows 3 words, but .*vocabulary=2: set .*vocabulary=3"):
         known_words("zoo", 2, lambda: known, read)
+
+
+def test_numbers_of_words_in_a_file(tmp_path: Path) -> None:
+    arrays = {"test_texts": np.array([[2, 4], [3, 0]]), "test_labels": np.array([0, 1])}
+    path = tmp_path / "own.npz"
+    np.savez(path, words=np.array(WORDS), **arrays)
+    data = npz(path, Runtime("cpu"), modality="text")
+    assert data.shape == (5, 2)
+    assert data.spec.words == WORDS
+    np.savez(path, words=np.array(WORDS[:4]), **arrays)
+    with pytest.raises(ValueError, match="test has word 4, but there are 4"):
+        npz(path, Runtime("cpu"), modality="text").open("test")
+    np.savez(path, words=np.array(WORDS[1:]), **arrays)
+    with pytest.raises(ValueError, match="a vocabulary begins with <pad> and <unk>"):
+        npz(path, Runtime("cpu"), modality="text")
+
+
+def test_a_teachers_file_says_its_words(tmp_path: Path) -> None:
+    """Data that it is used on has them, and a run needs no data at all."""
+    spec, path = InputSpec((5, 4), modality="text", words=WORDS), tmp_path / "teacher.safetensors"
+    save_network(path, Classifier(TextCNN(5, 3, 4, 4), spec, ["bank", "food", "travel"]), {})
+    assert path.read_bytes().count(b"<unk>") == 1  # as plain text
+    given = [f"teacher.checkpoint={path}", "device=cpu", "data.dataset.length=4"]
+    none = ["data=none", "teacher=text_cnn", "student=text_cnn_small"]
+    for data in (none, ["data=csv_text", f"data.path={write_texts(tmp_path)}", given[2]]):
+        dataset = build_dataset(plain(compose([*data, *given[:2]])), Runtime("cpu"))
+        assert dataset.words == dataset.spec.words == WORDS
+        assert dataset.shape == (5, 4)
+        dataset.check(spec, 3)
 
 
 def test_another_vocabulary_is_refused() -> None:
