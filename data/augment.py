@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from data.crop import at_once
 from data.modality import require
 from data.spec import InputSpec
+from data.texts import PAD, UNKNOWN, word_like
 
 LEAVE_OUT = "leave it out of the list, or put one of your own there"
 
@@ -85,6 +86,31 @@ class RandomCrop(nn.Module):
         padded = F.pad(x, [self.padding] * 2, value=self.blank)
         places = offset + torch.arange(x.shape[-1], device=x.device)
         return padded.gather(2, places.expand(-1, x.shape[1], -1))
+
+
+class WordDropout(nn.Module):
+    """Replace each word of a text by <unk> with the probability ``p``; padding stays.
+
+    Args:
+        spec: of the inputs.
+        p: in [0, 1).
+
+    Raises:
+        ValueError: for inputs that are no texts, and a probability out of range.
+    """
+
+    def __init__(self, spec: InputSpec, p: float = 0.1) -> None:
+        super().__init__()
+        require(spec, ("text",), "data.augment.WordDropout", LEAVE_OUT)
+        if not 0 <= p < 1:
+            raise ValueError(f"p={p} is no probability in [0, 1): set another one")
+        self.p = p
+        self.pad, self.unknown = spec.words.index(PAD), spec.words.index(UNKNOWN)
+
+    def forward(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        drawn = torch.rand(len(x), 1, x.shape[2], generator=generator, device=x.device)
+        dropped = (drawn < self.p) & (x[:, self.pad, None] < 0.5)
+        return torch.where(dropped, word_like(x, self.unknown), x)
 
 
 class RandomFlip(nn.Module):

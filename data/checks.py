@@ -5,6 +5,7 @@ from __future__ import annotations
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -120,3 +121,19 @@ def check_split(
             "(0 is the first): name all of them with data.dataset.classes=[...]"
         )
     return labels
+
+
+def check_vocabulary(where: str, words: Sequence[str], others: Sequence[str]) -> None:
+    """Check that the vocabulary of a data set, ``where``, is that of a teacher, ``others``.
+
+    Raises:
+        ValueError: naming the first word that differs.
+    """
+    pairs = zip_longest(words, others)
+    for i, (ours, theirs) in enumerate(pairs):
+        if ours != theirs:
+            has, has_not = ("ends there" if w is None else f"is {w!r}" for w in (ours, theirs))
+            raise ValueError(
+                f"the vocabulary of {where} is not the teacher's: word {i} {has}, and the "
+                f"teacher's {has_not}: choose data or a teacher with the same words"
+            )

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from core.memory import check_memory
 from core.runtime import Runtime
-from data.checks import check_classes, check_split
+from data.checks import check_classes, check_split, check_vocabulary
 from data.modality import labels_of, modality_named
 from data.notes import note
 from data.spec import InputSpec
@@ -55,6 +55,7 @@ class Dataset:
         spec: of the inputs, if there is no data to tell.
         modality: the name of theirs.
         rate: samples in a second, of signals where it is known.
+        words: the vocabulary of texts.
 
     Raises:
         ValueError: for a fraction or a size out of range, a mean without std, or class names
@@ -76,6 +77,7 @@ class Dataset:
         spec: InputSpec | None = None,
         modality: str = "image",
         rate: float | None = None,
+        words: Sequence[str] = (),
     ) -> None:
         if not 0 <= val_fraction < 1:
             raise ValueError(f"data.val_fraction must be in [0, 1), but is {val_fraction}")
@@ -90,12 +92,14 @@ class Dataset:
         self.size = size
         self.val_fraction = val_fraction
         self.kind, self.rate = spec.kind if spec else modality_named(modality), rate
-        self.range = self.kind.natural
+        self.range, self.words = self.kind.natural, tuple(words)
         if spec is not None:
-            self.range, self.spec = spec.range, spec
+            self.range, self.words, self.spec = spec.range, spec.words, spec
         self._readers = readers
         self._runtime = runtime
         self._moments = None if mean is None or std is None else (tuple(mean), tuple(std))
+        if self.kind.discrete:  # which is not normalised
+            self._moments = (0.0,), (1.0,)
         self._splits: dict[str, Split] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}  # of images as they were read
         self._training_open = True
@@ -128,7 +132,8 @@ class Dataset:
                     line = f"data {self.name}: channel {i + 1} of {len(std)} is all but constant"
                     note(self._runtime, f"{line} (std {value:.1g}); its std is taken as 1")
             std = tuple(1.0 if value < least else value for value in std)
-        return InputSpec(self.shape, self.kind.natural, mean, std, self.kind.name, self.rate)
+        known = (self.kind.name, self.rate, self.words)
+        return InputSpec(self.shape, self.kind.natural, mean, std, *known)
 
     @property
     def real_training_inputs_read(self) -> int:
@@ -178,6 +183,7 @@ class Dataset:
                 f"the teacher takes {spec.kind.plural} {list(spec.shape)}, but data {self.name} "
                 f"has {self.kind.plural} {list(self.shape)}: choose other data or another teacher"
             )
+        check_vocabulary(f"data {self.name}", self.words, spec.words)
         if tuple(spec.shape) != self.shape:
             same = spec.shape[0] == self.shape[0] and len(set(spec.shape[1:])) == 1
             hint = f"set data.size={spec.shape[-1]}" if same else "choose another data set"
@@ -202,6 +208,8 @@ class Dataset:
         where = f"data {self.name}: {which}"
         arrays, labels = self._read(which)
         numbers = check_split(where, arrays, labels, self.num_classes, self.kind)
+        if self.words and arrays.max() >= len(self.words):
+            raise ValueError(f"{where} has word {arrays.max()}, but there are {len(self.words)}")
         inputs = self.kind.tensor(arrays)
         self._check_shape(which, inputs)
         present = range(self.num_classes) if numbers is None else np.unique(numbers).tolist()
@@ -213,11 +221,12 @@ class Dataset:
             note(self._runtime, f"{where} has no {one} of the class(es) {names}{more}")
         device = self._runtime.device
         fitted = self.kind.fit(inputs, self.size)
-        return Split(fitted, labels_of(numbers), device, self.kind.name, self.range)
+        shape = self.kind.shape(fitted.shape[1:], self.words)
+        return Split(fitted, labels_of(numbers), device, self.kind.name, self.range, shape)
 
     def _check_shape(self, which: str, inputs: Tensor) -> None:
         """Check that inputs of all splits have one shape and fit into memory at the given size."""
-        shape, many = tuple(inputs.shape[1:]), self.kind.plural
+        shape, many = self.kind.shape(inputs.shape[1:], self.words), self.kind.plural
         for other, known in self._shapes.items():
             if shape != known:
                 raise ValueError(
@@ -227,8 +236,8 @@ class Dataset:
                 )
         self._shapes[which] = shape
         places = [shape[axis] if self.size is None else self.size for axis in self.kind.places]
-        channels = shape[0]
-        needed = len(inputs) * channels * math.prod(places) * inputs.element_size()
+        stored = self.kind.stored((shape[0], *places))
+        needed = len(inputs) * math.prod(stored) * inputs.element_size()
         what = f"the {len(inputs)} {which} {many} of data {self.name}"
         check_memory(needed, what, SMALLER.format(many))
 

@@ -22,10 +22,11 @@ from data.modality import MODALITIES, modality_named
 from data.notes import note
 from data.pictures import read_picture
 from data.spec import Expected
+from data.texts import check_words
 
 Arrays = tuple[NDArray[Any], NDArray[Any] | None]
 
-GROUPS = {"image": "npz", "signal": "npz_signals", "vector": "npz_vectors"}
+GROUPS = {"image": "npz", "signal": "npz_signals", "vector": "npz_vectors", "text": "npz_texts"}
 
 
 def npz(
@@ -44,9 +45,10 @@ def npz(
 
     Images are uint8 [N, H, W] or [N, H, W, C], labels integers [N] or [N, 1]. Of another modality,
     the inputs have its name: ``train_signals``, int16 or floats in -1..1, [N, L] or [N, C, L];
-    ``train_vectors``, numbers in 0..1, [N, D]. A data-free run needs ``test_images`` alone; without
-    ``test_labels`` it has no accuracy. A split that is not opened is not read. Nothing is ever
-    unpickled.
+    ``train_vectors``, numbers in 0..1, [N, D]; ``train_texts``, numbers of words [N, L], with the
+    vocabulary in ``words``, which begins with <pad> and <unk>. A data-free run needs
+    ``test_images`` alone; without ``test_labels`` it has no accuracy. A split that is not opened is
+    not read. Nothing is ever unpickled.
 
     Args:
         classes: names in label order; None takes the file's ``classes``, or else numbers up to
@@ -69,8 +71,11 @@ def npz(
         rate = rate_in(file)
     splits = [which for which in ("train", "val", "test") if f"{which}_{many}" in keys]
     readers = {which: functools.partial(npz_split, file, which, many, keys) for which in splits}
-    given = (size, val_fraction, mean, std)
-    return Dataset(str(file), readers, classes, runtime, *given, modality=modality, rate=rate)
+    given: dict[str, Any] = {"size": size, "val_fraction": val_fraction, "mean": mean, "std": std}
+    if modality == "text":
+        check_words(words := _names(file, "words"))
+        given["words"] = words
+    return Dataset(str(file), readers, classes, runtime, modality=modality, rate=rate, **given)
 
 
 def classes_in(
@@ -90,7 +95,7 @@ def classes_in(
     if classes is not None:
         return classes
     if "classes" in keys:
-        return _names(file)
+        return _names(file, "classes")
     return _of_teacher(str(file), expected) if labels is None else _numbers(file, labels)
 
 
@@ -148,12 +153,14 @@ def _numbers(file: Path, labels: NDArray[np.integer]) -> list[str]:
     return [str(i) for i in range(len(present))]
 
 
-def _names(file: Path) -> list[str]:
-    names = archive.read_arrays(file, "classes")
+def _names(file: Path, key: str) -> list[str]:
+    """The class names or the words of a file."""
+    names = archive.read_arrays(file, key)
     if names.ndim != 1 or names.dtype.kind != "U":
+        order = "class names in label order" if key == "classes" else "words by their numbers"
         raise ValueError(
-            f"{file}: classes is {names.dtype} of shape {names.shape}; "
-            "a list of strings, the class names in label order, is expected"
+            f"{file}: {key} is {names.dtype} of shape {names.shape}; "
+            f"a list of strings, the {order}, is expected"
         )
     return [str(name) for name in names]
 

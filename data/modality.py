@@ -1,8 +1,8 @@
-"""Modalities: what is particular to images, signals and vectors, each in one object."""
+"""Modalities: what is particular to images, signals, vectors and texts, each in one object."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -34,6 +34,8 @@ class Modality:
         storage: in which synthesized inputs are kept. Integers of 8 or 16 bits take their whole
             range for ``natural``.
         synthesized: whether a run without data can make such inputs.
+        discrete: whether values are choices, such as words, with nothing between them. Such inputs
+            have no mean and std: networks see them as they are.
     """
 
     name: ClassVar[str]
@@ -44,6 +46,7 @@ class Modality:
     natural: ClassVar[tuple[float, float]] = (0.0, 1.0)
     storage: ClassVar[torch.dtype] = torch.float32
     synthesized: ClassVar[bool] = True
+    discrete: ClassVar[bool] = False
 
     def __init_subclass__(cls, **more: Any) -> None:
         super().__init_subclass__(**more)
@@ -69,6 +72,54 @@ class Modality:
     def array(self, x: Tensor) -> NDArray[Any]:
         """The inverse of :meth:`tensor`: stored inputs as a file holds them."""
         return x.numpy()
+
+    def shape(self, stored: Sequence[int], words: Sequence[str]) -> tuple[int, ...]:
+        """Of an input that is stored with the shape ``stored``, over the vocabulary ``words``."""
+        return tuple(stored)
+
+    def vocabulary(self, words: Sequence[str], shape: Sequence[int]) -> tuple[str, ...]:
+        """The words of a vocabulary, checked; none for inputs that are no texts.
+
+        Raises:
+            ValueError: if inputs of this shape cannot have it.
+        """
+        if words:
+            raise ValueError(f"{self.plural} have no words: leave them out")
+        return ()
+
+    def stored(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """The inverse of :meth:`shape`."""
+        return tuple(shape)
+
+    def decode(self, stored: Tensor, shape: Sequence[int], range: tuple[float, float]) -> Tensor:
+        """Stored inputs as float32 [N, *shape] in ``range``, always in memory of their own."""
+        return decode(stored, self.natural, range)
+
+    def encode(self, x: Tensor, range: tuple[float, float]) -> Tensor:
+        """The inverse: inputs as they are stored, clamped to ``range``."""
+        return encode(x, self.storage, self.natural, range)
+
+    def noise(self, size: int, spec: InputSpec, generator: torch.Generator) -> Tensor:
+        """Inputs [size, *shape] that mean nothing, on the host: uniform in the range."""
+        low, high = spec.range
+        return low + (high - low) * torch.rand(size, *spec.shape, generator=generator)
+
+    def free(self, values: Tensor, spec: InputSpec) -> Tensor:
+        """Inputs [B, *shape] of any values of that shape, differentiable: what a generator ends
+        in."""
+        low, high = spec.range
+        return low + (high - low) * values.sigmoid()
+
+    def standard(self, values: Tensor, spec: InputSpec) -> Tensor:
+        """Inputs of values that, as normalised inputs do, have about zero mean and unit variance;
+        differentiable. Some may leave the range."""
+        return spec.denormalize(values)
+
+    def limits(self, values: Tensor, spec: InputSpec) -> tuple[Tensor, Tensor] | None:
+        """The smallest and largest values [1, *shape] whose :meth:`standard` lies in the range;
+        None if that of any values does."""
+        low, high = (torch.full_like(values[:1], end) for end in spec.range)
+        return spec.normalize(low), spec.normalize(high)
 
     def fit(self, x: Tensor, size: int | None) -> Tensor:
         """Stored inputs [N, *shape] brought to ``data.size``; None leaves them alone.
@@ -96,6 +147,10 @@ class Modality:
         """Samples [1, L] in [-1, 1] of the first inputs to listen to, at ``spec.rate``; or None."""
         return None
 
+    def text(self, x: Tensor, spec: InputSpec) -> str | None:
+        """The first inputs as lines to read; or None."""
+        return None
+
 
 def modality_named(name: str) -> Modality:
     """The modality of a name.
@@ -120,7 +175,7 @@ def usual(rank: int) -> str:
     Raises:
         ValueError: for a rank that no built-in modality has.
     """
-    names = {known.rank: known.name for known in (MODALITIES[name] for name in BUILT_IN)}
+    names = {known.rank: known.name for known in (MODALITIES[name] for name in USUAL)}
     if rank not in names:
         raise ValueError(f"inputs of {rank} axes belong to no modality: name theirs")
     return names[rank]
@@ -142,6 +197,23 @@ def require(spec: InputSpec, names: Iterable[str], part: str, instead: str) -> N
         kind = modality_named(spec.modality)
         raise ValueError(
             f"{part} is for {known}, but the inputs are {kind.plural} {list(spec.shape)}: {instead}"
+        )
+
+
+def require_amounts(spec: InputSpec, part: str, instead: str) -> None:
+    """Refuse inputs whose values are choices, for a part that moves them a little.
+
+    Args:
+        part: what it is called.
+        instead: what to do.
+
+    Raises:
+        ValueError: for such inputs.
+    """
+    if spec.kind.discrete:
+        raise ValueError(
+            f"{part} moves inputs a little, but there is nothing between {spec.kind.plural}: "
+            f"{instead}"
         )
 
 
@@ -191,4 +263,4 @@ def labels_of(labels: NDArray[np.integer] | None) -> Tensor | None:
     return None if labels is None else torch.from_numpy(labels.astype(np.int64))
 
 
-BUILT_IN = ("image", "signal", "vector")
+USUAL = ("image", "signal", "vector")  # what an input is, by its axes, where nothing is said

@@ -46,7 +46,7 @@ class Pair(Modality):
         self.sizes = [math.prod(spec.shape) for spec in (a, b)]
 
     @property
-    def shape(self) -> tuple[int, int]:
+    def pair_shape(self) -> tuple[int, int]:
         """Of a pair."""
         return 1, sum(self.sizes)
 
@@ -73,7 +73,7 @@ class Pair(Modality):
 
     def check(self, where: str, arrays: NDArray[Any]) -> None:
         wanted = f"numbers in 0..1 of shape [N, 1, {sum(self.sizes)}] are expected"
-        if arrays.dtype.kind != "f" or arrays.shape[1:] != self.shape:
+        if arrays.dtype.kind != "f" or arrays.shape[1:] != self.pair_shape:
             raise ValueError(f"{where} is {arrays.dtype} of shape {arrays.shape}; {wanted}")
         if not ((arrays >= 0) & (arrays <= 1)).all():
             raise ValueError(f"{where} has values that are not in 0..1; {wanted}")

@@ -35,7 +35,7 @@ class PairSplit(Split):
 
     def __init__(self, a: Split, b: Split, rows: Tensor, labels: Tensor | None, kind: Pair) -> None:
         super().__init__(rows, labels, a.device, kind.name)
-        self.pair, self.parts, self.shape = kind, (a, b), kind.shape
+        self.pair, self.parts, self.shape = kind, (a, b), kind.pair_shape
 
     def close(self) -> None:
         super().close()

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data import images, pair, signals, vectors  # noqa: F401 (they are known once defined)
-from data.modality import BUILT_IN, Modality, decode, encode, modality_named, usual
+from data import images, pair, signals, texts, vectors  # noqa: F401 (known once they are defined)
+from data.modality import USUAL, Modality, modality_named, usual
 
 # Of the largest value. No inputs spread wider than half their range, but networks that take values
 # as they are have a std of 1; values in 0..255 have one of 50 or more.
@@ -28,11 +28,13 @@ class InputSpec:
     Args:
         shape: of one input, channels first, such as ``(3, 32, 32)``.
         range: smallest and largest value of an input before normalisation.
-        mean: one value per channel, in units of the range.
-        std: one value per channel, in units of the range.
+        mean: one value per channel, in units of the range; of texts, which are not normalised, a
+            single 0.
+        std: one value per channel, in units of the range; of texts a single 1.
         modality: what kind of input it is; by default image, signal or vector, by the number of
             axes.
         rate: samples in a second, of signals where it is known.
+        words: the vocabulary of texts, a word for each channel.
 
     Raises:
         ValueError: if the parts are not such numbers, or do not fit together.
@@ -44,6 +46,7 @@ class InputSpec:
     std: tuple[float, ...] = (1.0,)
     modality: str = ""
     rate: float | None = None
+    words: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("shape", "range", "mean", "std"):
@@ -64,7 +67,8 @@ class InputSpec:
             raise ValueError(f"rate is a number of samples in a second, but is {self.rate!r}")
         if len(self.range) != 2 or self.range[0] >= self.range[1]:
             raise ValueError(f"range must be two ascending values, but is {self.range}")
-        channels = self.shape[0]
+        object.__setattr__(self, "words", self.kind.vocabulary(self.words, self.shape))
+        channels = 1 if self.kind.discrete else self.shape[0]
         if len(self.mean) != channels or len(self.std) != channels:
             raise ValueError(
                 f"mean and std need one value for each of the {channels} channel(s), "
@@ -73,6 +77,19 @@ class InputSpec:
         if min(self.std) <= 0:
             raise ValueError(f"std must be positive, but is {self.std}")
         self._check_scale()
+
+    @classmethod
+    def unscaled(
+        cls,
+        shape: tuple[int, ...],
+        range: tuple[float, float],
+        modality: str = "",
+        rate: float | None = None,
+        words: tuple[str, ...] = (),
+    ) -> InputSpec:
+        """One with mean 0 and std 1, as where they are not known yet."""
+        channels = 1 if modality and modality_named(modality).discrete else shape[0]
+        return cls(shape, range, (0.0,) * channels, (1.0,) * channels, modality, rate, words)
 
     def _check_scale(self) -> None:
         """Refuse moments of another scale than the range's, such as 0..255 for 0..1."""
@@ -93,27 +110,34 @@ class InputSpec:
 
     def normalize(self, x: Tensor) -> Tensor:
         """Map inputs [B, *shape] in ``range`` to zero mean and unit std; nothing else does."""
+        if self.kind.discrete:
+            return x
         mean, std = _moments(self, x.device, x.dtype)
         return (x - mean) / std
 
     def denormalize(self, x: Tensor) -> Tensor:
         """The inverse of :meth:`normalize`: back to values in units of ``range``."""
+        if self.kind.discrete:
+            return x
         mean, std = _moments(self, x.device, x.dtype)
         return x * std + mean
 
     def encode(self, x: Tensor) -> Tensor:
         """Inputs [B, *shape] as their modality stores them, clamped to ``range``."""
-        return encode(x, self.kind.storage, self.kind.natural, self.range)
+        return self.kind.encode(x, self.range)
 
     def decode(self, stored: Tensor) -> Tensor:
         """The inverse: stored inputs as float32 in ``range``."""
-        return decode(stored, self.kind.natural, self.range)
+        return self.kind.decode(stored, self.shape, self.range)
 
     def noise(self, size: int, device: torch.device) -> Tensor:
-        """[size, *shape], uniform in ``range`` and always the same, for a look at a network."""
-        low, high = self.range
-        x = torch.rand(size, *self.shape, generator=torch.Generator().manual_seed(0))
-        return (low + (high - low) * x).to(device)
+        """[size, *shape], random but always the same, for a look at a network."""
+        return self.kind.noise(size, self, torch.Generator().manual_seed(0)).to(device)
+
+    @property
+    def stored(self) -> tuple[int, ...]:
+        """The shape of one input as it is stored."""
+        return self.kind.stored(self.shape)
 
     @property
     def kind(self) -> Modality:
@@ -121,13 +145,11 @@ class InputSpec:
         return modality_named(self.modality)
 
     def to_dict(self) -> dict[str, Any]:
-        """Its values, without a modality that the number of axes tells, or an unknown rate."""
+        """Its values, without a modality that the number of axes tells, and what is not known."""
         values = asdict(self)
-        if self.modality in BUILT_IN:
+        if self.modality in USUAL:
             del values["modality"]
-        if self.rate is None:
-            del values["rate"]
-        return values
+        return {k: v for k, v in values.items() if k not in ("rate", "words") or v}
 
 
 def _is(value: Any, kind: Any) -> bool:
@@ -171,7 +193,7 @@ class Expected:
         Raises:
             ValueError: if the values do not fit together.
         """
-        more = [name for name in ("modality", "rate") if name in self.values]
+        more = [name for name in ("modality", "rate", "words") if name in self.values]
         names = [name for name in EXPECTED if name != "classes"]
         return InputSpec(**{name: self.values[name] for name in [*names, *more]})
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-from data.modality import decode, modality_named
+from data.modality import modality_named
 
 DEVICE_SHARE = 0.5  # of free device memory that one split may take; networks need the rest
 
@@ -27,6 +27,7 @@ class Split:
             the free memory, and in host memory otherwise.
         modality: the name of theirs.
         range: that stored values are mapped to; None is the modality's natural one.
+        shape: of one input, where it is stored with another one.
     """
 
     def __init__(
@@ -36,10 +37,11 @@ class Split:
         device: torch.device,
         modality: str = "image",
         range: tuple[float, float] | None = None,
+        shape: Sequence[int] | None = None,
     ) -> None:
         self.device, self.kind = device, modality_named(modality)
         self.range = range or self.kind.natural
-        self.shape = tuple(images.shape[1:])
+        self.shape = tuple(images.shape[1:] if shape is None else shape)
         self.rows_read = 0
         self.closed = False
         self._length = len(images)
@@ -70,7 +72,7 @@ class Split:
             index: rows, as int64 on ``storage`` (elsewhere the device has to wait) or a slice.
         """
         images, labels = self._rows(index)
-        return decode(images, self.kind.natural, self.range), labels
+        return self.kind.decode(images, self.shape, self.range), labels
 
     def stored(self, index: Tensor | slice) -> tuple[Tensor, Tensor | None]:
         """The same rows as they are stored."""
@@ -86,7 +88,7 @@ class Split:
         total = square = torch.zeros((), dtype=torch.float64, device=self.device)
         for start in range(0, len(self), 1024):
             rows = self._rows(slice(start, start + 1024))[0]
-            x = decode(rows, self.kind.natural, self.kind.natural)
+            x = self.kind.decode(rows, self.shape, self.kind.natural)
             axes = [axis for axis in range(x.dim()) if axis != 1]
             total = total + x.sum(axes, dtype=torch.float64)
             square = square + x.square().sum(axes, dtype=torch.float64)

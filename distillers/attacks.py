@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.linalg import vector_norm
 
+from data.modality import require_amounts
 from data.spec import InputSpec
 from distillers.step import INPUT, Roles, Step, View
 from models.classifier import Classifier
@@ -91,7 +92,8 @@ class PGD(View):
             climb one function. A teacher is always in eval mode.
 
     Raises:
-        ValueError: for sizes that are not above 0, and for an ε that is no share of the range.
+        ValueError: for sizes that are not above 0, an ε that is no share of the range, and inputs
+            between whose values there is nothing, such as words.
     """
 
     def __init__(
@@ -108,6 +110,7 @@ class PGD(View):
         mode: Literal["eval", "train"] = "eval",
     ) -> None:
         super().__init__()
+        require_amounts(spec, "distillers.attacks.PGD", "leave the view out, or put another there")
         if iterations < 1 or epsilon <= 0 or (step_size is not None and step_size <= 0):
             raise ValueError("epsilon and step_size must be above 0, and iterations at least 1")
         if norm == "inf" and epsilon > 1:

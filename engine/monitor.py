@@ -197,11 +197,14 @@ class Board:
 
     @_written
     def inputs(self, tag: str, inputs: Tensor, spec: InputSpec, step: int) -> None:
-        """A picture of inputs [B, *shape], and what one can hear of them."""
+        """A picture of inputs [B, *shape], and what one can hear or read of them."""
         self.writer.add_image(tag, spec.kind.picture(inputs, spec), step)
         sound = spec.kind.sound(inputs, spec)
         if sound is not None and spec.rate is not None:
             self.writer.add_audio(tag, sound, step, round(spec.rate))
+        if (text := spec.kind.text(inputs, spec)) is not None:
+            # as a block of code, in whose words Markdown reads nothing
+            self.writer.add_text(tag, "".join(f"    {line}\n" for line in text.splitlines()), step)
 
     @_written
     def histogram(self, tag: str, fractions: list[float], step: int) -> None:

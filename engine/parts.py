@@ -111,13 +111,13 @@ def blank_teacher(config: dict[str, Any], dataset: Dataset) -> Classifier:
     """The teacher's architecture, untrained; a file or the user gives its normalisation."""
     node = config["teacher"]
     shape, transform, takes = dataset.shape, None, None
-    seen = (dataset.range, dataset.kind.name, dataset.rate)
+    seen = (dataset.range, dataset.kind.name, dataset.rate, dataset.words)
     if node["transform"] is not None:
         takes = dataset.spec
         transform = build(node["transform"], Transform, "teacher.transform", spec=takes)
         shown = transform.measured(takes, takes.noise(64, torch.device("cpu")))
-        shape, seen = shown.shape, (shown.range, shown.modality, shown.rate)
-    spec = InputSpec(shape, seen[0], (0.0,) * shape[0], (1.0,) * shape[0], *seen[1:])
+        shape, seen = shown.shape, (shown.range, shown.modality, shown.rate, shown.words)
+    spec = InputSpec.unscaled(shape, *seen)
     module = build_network(node["model"], shape, dataset.classes, "teacher.model", spec)
     return Classifier(module, spec, dataset.classes, transform=transform, takes=takes)
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from core.files import write_whole
 from core.runtime import Runtime, Stopped
 from data.dataset import Dataset, Split
+from data.spec import InputSpec
 from engine.choices import own_words
 from engine.config import compose, plain
 from engine.parts import build_parts
@@ -78,7 +79,7 @@ def stand_in(
     count = METHODS * config.probe.size
     takes = teacher.takes
     noise = takes.encode(takes.noise(count, torch.device("cpu")))
-    split = Split(noise, None, runtime.device, takes.modality, takes.range)
+    split = split_of(noise, takes, runtime)
     return Inputs(split, "noise", real=False)
 
 
@@ -126,9 +127,7 @@ class Probe:
                 "test data, or name other methods"
             )
         self.methods = tuple(names)
-        self.split = Split(
-            torch.cat(images), None, runtime.device, teacher.takes.modality, teacher.takes.range
-        )
+        self.split = split_of(torch.cat(images), teacher.takes, runtime)
 
     def _inputs(self, config: DictConfig, method: str, overrides: list[str]) -> Tensor:
         """As the modality stores them [size, *shape], made now or by an earlier run."""
@@ -177,7 +176,7 @@ class Probe:
                 raise Stopped
             parts.source.next()
         takes = self.teacher.takes
-        found = torch.empty(0, *takes.shape, dtype=takes.kind.storage)
+        found = torch.empty(0, *takes.stored, dtype=takes.kind.storage)
         for _ in range(DRAWS * max(1, size // settings["batch_size"])):
             drawn = takes.encode(parts.source.next().input).cpu()
             found = torch.cat([found, drawn]).unique(dim=0)
@@ -186,6 +185,11 @@ class Probe:
         return found[torch.randperm(len(found), generator=torch.Generator().manual_seed(SEED))][
             :size
         ].contiguous()
+
+
+def split_of(stored: Tensor, spec: InputSpec, runtime: Runtime) -> Split:
+    """Inputs without labels, as their modality stores them."""
+    return Split(stored, None, runtime.device, spec.modality, spec.range, spec.shape)
 
 
 def _kept(path: Path) -> Tensor | None:

@@ -115,7 +115,58 @@ class VectorBody:
         ]
 
 
-BODIES: dict[str, Body] = {"image": ImageBody(), "signal": SignalBody(), "vector": VectorBody()}
+class TextBody:
+    """Twice a convolution over 3 places, BatchNorm and LeakyReLU(0.2), and a linear layer to the
+    words with BatchNorm.
+
+    All places are there from the beginning: words do not change gradually from one to the next, as
+    upsampling would have them. Channels are c, c and c/2.
+    """
+
+    def stem(self, spec: InputSpec) -> tuple[int, ...]:
+        return (spec.shape[1],)
+
+    def stages(self, spec: InputSpec, channels: int, norm: Norm) -> list[nn.Module]:
+        layers = [norm(channels)]
+        for out in (channels, channels // 2):
+            layers += _upsampling(nn.Conv1d(channels, out, 3, padding=1, bias=False), out, norm)
+        return [*layers, Words(channels // 2, spec.shape[0])]
+
+
+class Words(nn.Module):
+    """[B, C, L] to a value for each word at each place, [B, V, L].
+
+    BatchNorm gives every word its turn: without it a few words soon stand everywhere. At first
+    padding, the first word, takes about half of the places, so that texts differ in length.
+    """
+
+    def __init__(self, channels: int, words: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(channels, words, bias=False)
+        self.norm = nn.BatchNorm1d(words, affine=False)
+        self.scale = nn.Parameter(torch.empty(words))
+        self.shift = nn.Parameter(torch.empty(words))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """The largest of V normal values is near 0.85 √(2 ln V), for V of ten to ten thousand."""
+        nn.init.ones_(self.scale)
+        nn.init.zeros_(self.shift)
+        with torch.no_grad():
+            self.shift[0] = 0.85 * math.sqrt(2 * math.log(len(self.shift)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        values = self.linear(x.transpose(1, 2))
+        normal = self.norm(values.flatten(0, 1)).view_as(values)
+        return torch.addcmul(self.shift.to(normal), normal, self.scale.to(normal)).transpose(1, 2)
+
+
+BODIES: dict[str, Body] = {
+    "image": ImageBody(),
+    "signal": SignalBody(),
+    "vector": VectorBody(),
+    "text": TextBody(),
+}
 
 
 def body_for(spec: InputSpec) -> Body:

@@ -185,7 +185,8 @@ class TotalVariation(SynthesisLoss):
     """Σ_d ‖x − shift_d(x)‖ of normalised inputs (R_TV of DeepInversion, CVPR 2020).
 
     As in the authors' code, d are the steps to the right, down and along both diagonals; of a
-    signal, the step in time is all there is, and vectors have no neighbours. ``l2``
+    signal, the step in time is all there is; vectors have no neighbours, and those of a word need
+    not be like it. ``l2``
     is the Frobenius norm over the whole batch, and so grows with the square root of its size;
     ``l1`` is the mean absolute difference, which does not.
 
@@ -201,16 +202,19 @@ class TotalVariation(SynthesisLoss):
         super().__init__()
         if norm not in ("l1", "l2"):
             raise ValueError(f"norm {norm!r} is none of: l1, l2")
-        if max(spec.shape[1:], default=1) == 1:
+        self.applies = not spec.kind.discrete and max(spec.shape[1:], default=1) > 1
+        if not self.applies:
             shape = list(spec.shape)
-            self.note = f"{spec.kind.plural} {shape} have no neighbours: TotalVariation is 0"
+            self.note = (
+                f"{spec.kind.plural} {shape} have no neighbours that are alike: TotalVariation is 0"
+            )
         self.spec = spec
         self.norm = norm
 
     def forward(self, synthesis: Synthesis) -> Tensor:
         x = self.spec.normalize(synthesis.images)
-        differences = [x[..., 1:] - x[..., :-1]] if x.dim() > 2 else []
-        if x.dim() == 4:
+        differences = [x[..., 1:] - x[..., :-1]] if self.applies else []
+        if self.applies and x.dim() == 4:
             differences += [
                 x[..., 1:, :] - x[..., :-1, :],
                 x[..., 1:, 1:] - x[..., :-1, :-1],

@@ -61,7 +61,7 @@ class StandardGenerator(GeneratorNetwork):
     ``sigmoid`` inputs lie in the specification's range, and so do ``scaled`` ones, a sigmoid too,
     whose argument a·h + b is such that h = 0 gives the mean that the classifier expects of each
     channel, and small h spread by its standard deviation: without a step of training, a waveform
-    is about as loud as real ones. ``tanh_bn`` (DAFL's and DFAD's code),
+    is about as loud as real ones. Words have no such mean. ``tanh_bn`` (DAFL's and DFAD's code),
     ``bn_tanh`` (DFME's) and ``bn`` (ZSKT, NeurIPS 2019) end in a BatchNorm and, where named, a
     hyperbolic tangent, whose output is, as there, exactly what the classifier sees after
     normalisation: it is de-normalised here, and as in the papers some values leave the range.
@@ -120,7 +120,8 @@ class StandardGenerator(GeneratorNetwork):
         # DAFL, DFAD and DFME fix the scale of the last BatchNorm, ZSKT learns it.
         bounded = output in ("sigmoid", "scaled")
         self.last_norm = None if bounded else norm(spec.shape[0], output == "bn")
-        if output == "scaled":
+        self.scaled = output == "scaled" and not spec.kind.discrete
+        if self.scaled:
             for name, value in zip(("scale", "shift"), expected(spec), strict=True):
                 self.register_buffer(name, value, persistent=False)
 
@@ -139,13 +140,13 @@ class StandardGenerator(GeneratorNetwork):
             x = layer(x, y) if isinstance(layer, ClassBatchNorm) else layer(x)
         x = full_precision(x)
         if self.last_norm is None:
-            low, high = self.spec.range
-            x = torch.addcmul(self.shift, x, self.scale) if self.output == "scaled" else x
-            return low + (high - low) * x.sigmoid()
+            x = torch.addcmul(self.shift, x, self.scale) if self.scaled else x
+            return self.spec.kind.free(x, self.spec)
         x = x.tanh() if self.output == "tanh_bn" else x
         last = self.last_norm
         x = last(x, y) if isinstance(last, ClassBatchNorm) else last(x)
-        return self.spec.denormalize(x.tanh() if self.output == "bn_tanh" else x)
+        x = x.tanh() if self.output == "bn_tanh" else x
+        return self.spec.kind.standard(x, self.spec)
 
     def latent(self, z: Tensor, y: Tensor | None = None) -> Tensor:
         """The noise, or its sum with the class's embedding where the two are added."""

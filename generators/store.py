@@ -60,9 +60,11 @@ class Store:
         self.device = device
         self.policy = policy
         self.added = 0
-        self.exact = exact
-        storage = torch.float32 if exact else spec.kind.storage
-        self.images = self._slots_for(torch.Size(spec.shape), storage)
+        self.exact = exact and not spec.kind.discrete  # words are exact as they are stored
+        shape, storage = spec.stored, spec.kind.storage
+        if self.exact:
+            shape, storage = spec.shape, torch.float32
+        self.images = self._slots_for(torch.Size(shape), storage)
         self.labels = torch.empty(capacity + 1, dtype=torch.int64, device=device)
         self.rounds = torch.empty(capacity + 1, dtype=torch.int32, device=device)
         self.make_room(answers)

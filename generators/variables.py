@@ -66,17 +66,18 @@ class Pixels(Variable):
     def begin(self, label: Tensor, index: int, noise: torch.Generator) -> Groups:
         shape = (len(label), *self.spec.shape)
         self.pixels = torch.randn(shape, generator=noise, device=label.device)
-        ends = (torch.full_like(self.pixels[:1], end) for end in self.spec.range)
-        self.low, self.high = (self.spec.normalize(end) for end in ends)
-        self.pixels.clamp_(self.low, self.high).requires_grad_()
+        self.limits = self.spec.kind.limits(self.pixels, self.spec)
+        self.after_step()
+        self.pixels.requires_grad_()
         return [{"params": [self.pixels]}]
 
     def forward(self) -> tuple[Tensor, Tensor | None]:
-        return self.spec.denormalize(self.pixels), None
+        return self.spec.kind.standard(self.pixels, self.spec), None
 
     @torch.no_grad()
     def after_step(self) -> None:
-        self.pixels.clamp_(self.low, self.high)
+        if self.limits is not None:
+            self.pixels.clamp_(*self.limits)
 
 
 class Generated(Variable):

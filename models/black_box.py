@@ -12,6 +12,7 @@ from torch.autograd.function import once_differentiable
 from torch.linalg import vector_norm
 
 from core.runtime import Runtime
+from data.modality import require_amounts
 from models.classifier import Classifier, Outputs
 from models.meter import Meter
 
@@ -78,9 +79,15 @@ class BlackBox(Classifier):
         """Answer inputs [B, *shape] in the value range; in float32 whatever the autocast.
 
         Raises:
-            ValueError: if the budget does not suffice; no query is made then.
+            ValueError: if the budget does not suffice, and for a gradient by inputs that cannot be
+                moved a little; no query is made then.
         """
         if torch.is_grad_enabled() and x.requires_grad:
+            require_amounts(
+                self.takes,
+                "a gradient estimated by queries",
+                "choose a method that needs none, or teacher.black_box=null",
+            )
             return Outputs(_Estimated.apply(x, self))
         return Outputs(self.ask(x))
 

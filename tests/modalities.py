@@ -1,4 +1,4 @@
-"""Small runs of every method and loss on signals and vectors."""
+"""Small runs of every method and loss on signals, vectors and texts."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from engine.teacher import networks_of
 from models.classifier import Classifier
 from models.pretrained import freeze
 from tests.test_contracts import SMALL
+from tests.texts import texts
 
 RECORD = Path(__file__).resolve().parents[1] / "docs" / "modalities.yaml"
 DATA = {
@@ -28,6 +29,11 @@ DATA = {
         *("student.model.width=3", "student.model.kernel=9", "student.model.stride=2"),
     ],
     "vector": ["data=breast_cancer", "teacher.model.widths=[8,8]", "student.model.widths=[6,6]"],
+    "text": [
+        *("data=csv_text", f"data.path={texts()}", "data.dataset.length=6"),
+        *("teacher.model.width=6", "teacher.model.channels=4"),
+        *("student.model.width=4", "student.model.channels=3"),
+    ],
 }
 
 
@@ -61,8 +67,9 @@ def parts_of(kind: str, *overrides: str) -> Parts:
 def untrained(node: dict[str, Any], dataset: Dataset, runtime: Runtime) -> Classifier:
     torch.manual_seed(7)
     shape, width = dataset.shape, dataset.shape[0]
-    moments = ((0.3,) * width, (0.4,) * width)
-    spec = InputSpec(shape, dataset.range, *moments, dataset.kind.name, dataset.rate)
+    moments = ((0.0,), (1.0,)) if dataset.words else ((0.3,) * width, (0.4,) * width)
+    known = (dataset.kind.name, dataset.rate, dataset.words)
+    spec = InputSpec(shape, dataset.range, *moments, *known)
     teacher = Classifier(
         build_network(node["model"], shape, dataset.classes, spec=spec), spec, dataset.classes
     ).train()

@@ -5,6 +5,7 @@ Methods are held to more in test_contracts.py, and models in models/test_network
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from engine.moments import provisional
 from engine.parts import blank_teacher, build_dataset, build_parts
 from engine.train import run
 from models.pretrained import freeze
+from tests.texts import write_texts
 
 COUNT = 12  # images of each split
 LABELS = np.arange(COUNT) % 3
@@ -91,9 +93,18 @@ def write_vectors(folder: Path) -> Path:
     return write_arrays(folder, "vectors", np.random.default_rng(0).random((COUNT, 7)))
 
 
-def write_arrays(folder: Path, many: str, inputs: np.ndarray) -> Path:
+def write_numbers(folder: Path) -> Path:
+    return write_arrays(
+        folder,
+        "texts",
+        np.random.default_rng(0).integers(0, 5, (COUNT, 6)),
+        words=np.array(["<pad>", "<unk>", "a", "b", "c"]),
+    )
+
+
+def write_arrays(folder: Path, many: str, inputs: np.ndarray, **more: np.ndarray) -> Path:
     arrays = {f"{which}_{many}": inputs for which in ("train", "test")}
-    np.savez(folder / "own.npz", **arrays, train_labels=LABELS, test_labels=LABELS)
+    np.savez(folder / "own.npz", **arrays, train_labels=LABELS, test_labels=LABELS, **more)
     return folder / "own.npz"
 
 
@@ -114,6 +125,14 @@ def write_speech(folder: Path) -> Path:
     return place
 
 
+def write_queries(folder: Path) -> Path:
+    rows = [[f"pay my {i} bills", f"i{i % 3}", f"d{i % 3}"] for i in range(COUNT)]
+    names = {"domains": ["d0", "d1", "d2"], "intents": ["i0", "i1", "i2"]}
+    path = folder / "clinc150.json"
+    path.write_text(json.dumps(dict.fromkeys(("train", "val", "test"), rows) | names))
+    return path
+
+
 OWN: dict[str, Callable[[Path], Path]] = {
     "npz": write_npz,
     "image_folder": write_folder,
@@ -123,6 +142,9 @@ OWN: dict[str, Callable[[Path], Path]] = {
     "fsdd_logmel": write_speech,
     "npz_pairs": write_pairs,
     "written_and_spoken": write_speech,
+    "clinc150": write_queries,
+    "csv_text": write_texts,
+    "npz_texts": write_numbers,
 }
 FEWER = {"fsdd": ["data.dataset.length=512"]}
 FEWER["npz_pairs"] = ["student=m5_tiny"]

@@ -43,9 +43,9 @@ def export_bank(run: Path, out: Path, trusted: Sequence[str] = ()) -> str:
 
     An .npz file holds ``train_images`` uint8 [N, H, W] or [N, H, W, C] (0 and 255 are the ends of
     the value range), ``train_labels`` int64 [N], ``train_rounds`` int32 [N] (the round of synthesis
-    that made each image), ``test_images``, ``test_labels`` and ``classes``; signals and vectors are
-    called so. A folder holds train/CLASS/INDEX.png and test/CLASS/INDEX.png; "/" in a class name
-    becomes "_".
+    that made each image), ``test_images``, ``test_labels`` and ``classes``; other inputs are called
+    so, and texts come with their ``words``. A folder holds train/CLASS/INDEX.png and
+    test/CLASS/INDEX.png; "/" in a class name becomes "_".
 
     Args:
         trusted: modules that the run's configuration may name beside this project's.
@@ -154,6 +154,8 @@ def _arrays(bank: dict[str, Tensor], dataset: Dataset) -> Arrays:
         "train_rounds": bank["rounds"].numpy(),
         "classes": np.array(dataset.classes),
     }
+    if dataset.words:
+        arrays["words"] = np.array(dataset.words)
     if dataset.rate is not None:
         arrays["rate"] = np.array(dataset.rate)
     if dataset.has("test"):

@@ -212,7 +212,7 @@ def test_one_of_your_own_is_known_by_its_name() -> None:
     finally:
         MODALITIES.pop("volume", None)
     with pytest.raises(
-        ValueError, match="there is no modality 'volume', only image, signal, vector"
+        ValueError, match="there is no modality 'volume', only image, signal, text, vector"
     ):
         InputSpec((1, 2, 3, 4), modality="volume")
     with pytest.raises(TypeError, match="there is a modality called 'image'"):

@@ -93,6 +93,19 @@ def test_a_small_image_keeps_its_pixels() -> None:
     assert torch.equal(grid[:, 2:66, 2:66][:, 8::16, 8::16], images[0])
 
 
+def test_texts_can_be_seen_and_read(tmp_path: Path) -> None:
+    """TensorBoard gets the words as a block of code, in which Markdown reads nothing."""
+    texts = InputSpec((4, 2), modality="text", words=("<pad>", "<unk>", "*a*", "b"))
+    board = Board(tmp_path)
+    board.inputs("synthesized/inputs", texts.decode(torch.tensor([[2, 3], [3, 0]])), texts, 3)
+    board.close()
+    accumulator = EventAccumulator(str(tmp_path), size_guidance={"images": 0, "tensors": 0})
+    accumulator.Reload()
+    assert accumulator.Images("synthesized/inputs")[0].width == 1200
+    [text] = accumulator.Tensors("synthesized/inputs/text_summary")
+    assert text.tensor_proto.string_val[0].decode() == "    *a* b\n    b\n"
+
+
 def test_signals_can_be_seen_and_heard(tmp_path: Path) -> None:
     """TensorBoard gets their picture, and the samples themselves at their rate."""
     signals = InputSpec((1, 400), (-1.0, 1.0), (0.0,), (0.3,), rate=8000)

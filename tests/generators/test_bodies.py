@@ -47,6 +47,19 @@ def test_classes_make_a_difference(shape: tuple[int, ...], conditioning: str) ->
     assert not torch.allclose(x[1], x[2])
 
 
+@pytest.mark.parametrize("places", [1, 6, 16])
+@pytest.mark.parametrize("output", ["sigmoid", "tanh_bn", "bn"])
+def test_texts_have_one_word_at_each_place(places: int, output: str) -> None:
+    texts = InputSpec((5, places), modality="text", words=("<pad>", "<unk>", "a", "b", "c"))
+    net = StandardGenerator(texts, 10, latent_size=7, channels=8, output=output)
+    x = net(torch.randn(30, 7))
+    assert x.shape == (30, 5, places)
+    assert torch.equal(texts.decode(texts.encode(x)), x)
+    assert len(set(texts.encode(x).flatten().tolist())) > 1
+    (x * torch.randn_like(x)).sum().backward()
+    assert all(p.grad is not None and p.grad.any() for p in net.parameters())
+
+
 def test_an_ensemble_of_signals() -> None:
     net = GeneratorEnsemble(spec(1, 64), 4, members=2, latent_size=5, channels=8)
     assert net(torch.randn(5, 5)).shape == (5, 1, 64)

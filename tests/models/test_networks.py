@@ -25,7 +25,14 @@ from models.wrn import WideResNet
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "model"
 NAMES = sorted(p.stem for p in CONFIGS.glob("*.yaml"))
 # which have tests of their own
-OTHERS = ("models.external", "models.simkd", "models.signals", "models.vectors", "???")
+OTHERS = (
+    "models.external",
+    "models.simkd",
+    "models.signals",
+    "models.vectors",
+    "models.texts",
+    "???",
+)
 OURS = [n for n in NAMES if not any(o in (CONFIGS / f"{n}.yaml").read_text() for o in OTHERS)]
 # one of each family is enough where a test takes a forward pass in training at full size
 LIGHT = [*(n for n in OURS if n.startswith(("lenet", "digits"))), "resnet20", "resnet8x4"]
