@@ -55,6 +55,7 @@ class Dataset:
         spec: of the inputs, if there is no data to tell.
         modality: the name of theirs.
         rate: samples in a second, of signals where it is known.
+        groups: of vectors, columns that are one category each; see :class:`data.spec.InputSpec`.
 
     Raises:
         ValueError: for a fraction or a size out of range, a mean without std, or class names
@@ -74,6 +75,7 @@ class Dataset:
         spec: InputSpec | None = None,
         modality: str = "image",
         rate: float | None = None,
+        groups: Sequence[Sequence[int]] = (),
     ) -> None:
         if not 0 <= val_fraction < 1:
             raise ValueError(f"data.val_fraction must be in [0, 1), but is {val_fraction}")
@@ -88,9 +90,9 @@ class Dataset:
         self.size = size
         self.val_fraction = val_fraction
         self.kind, self.rate = spec.kind if spec else modality_named(modality), rate
-        self.range = self.kind.natural
+        self.range, self.groups = self.kind.natural, tuple((a, b) for a, b in groups)
         if spec is not None:
-            self.range, self.spec = spec.range, spec
+            self.range, self.groups, self.spec = spec.range, spec.groups, spec
         self._readers = readers
         self._runtime = runtime
         self._moments = None if mean is None or std is None else (tuple(mean), tuple(std))
@@ -126,7 +128,8 @@ class Dataset:
                     line = f"data {self.name}: channel {i + 1} of {len(std)} is all but constant"
                     note(self._runtime, f"{line} (std {value:.1g}); its std is taken as 1")
             std = tuple(1.0 if value < least else value for value in std)
-        return InputSpec(self.shape, self.kind.natural, mean, std, self.kind.name, self.rate)
+        known = (self.kind.name, self.rate, self.groups)
+        return InputSpec(self.shape, self.kind.natural, mean, std, *known)
 
     @property
     def real_training_inputs_read(self) -> int:
@@ -182,6 +185,12 @@ class Dataset:
             raise ValueError(
                 f"the teacher expects inputs of shape {tuple(spec.shape)}, but data {self.name} "
                 f"gives {self.shape}: {hint}, or another teacher"
+            )
+        if spec.groups != self.groups:
+            blocks = [[list(group) for group in groups] for groups in (spec.groups, self.groups)]
+            raise ValueError(
+                f"the teacher takes as categories the columns {blocks[0]}, but data {self.name} has "
+                f"{blocks[1]}: choose the data that it was trained on, or another teacher"
             )
         if num_classes != self.num_classes:
             raise ValueError(

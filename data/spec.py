@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from data import images, signals, vectors  # noqa: F401 (they are known once they are defined)
+from data.categories import Groups, checked, projected, relaxed
 from data.modality import BUILT_IN, Modality, decode, encode, modality_named, usual
 
 # Of the largest value. No inputs spread wider than half their range, but networks that take values
@@ -33,6 +34,8 @@ class InputSpec:
         modality: what kind of input it is; by default image, signal or vector, by the number of
             axes.
         rate: samples in a second, of signals where it is known.
+        groups: of vectors, [start, end) of columns that are one category each: at each input one of
+            them is 1 and the others are 0, or they are shares that sum to 1.
 
     Raises:
         ValueError: if the parts are not such numbers, or do not fit together.
@@ -44,6 +47,7 @@ class InputSpec:
     std: tuple[float, ...] = (1.0,)
     modality: str = ""
     rate: float | None = None
+    groups: Groups = ()
 
     def __post_init__(self) -> None:
         for name in ("shape", "range", "mean", "std"):
@@ -73,6 +77,7 @@ class InputSpec:
         if min(self.std) <= 0:
             raise ValueError(f"std must be positive, but is {self.std}")
         self._check_scale()
+        object.__setattr__(self, "groups", checked(self.groups, self.shape))
 
     def _check_scale(self) -> None:
         """Refuse moments of another scale than the range's, such as 0..255 for 0..1."""
@@ -101,6 +106,19 @@ class InputSpec:
         mean, std = _moments(self, x.device, x.dtype)
         return x * std + mean
 
+    def squash(self, x: Tensor) -> Tensor:
+        """Any values [B, *shape] as inputs in ``range``: by a sigmoid, in groups by a softmax."""
+        low, high = self.range
+        return low + (high - low) * relaxed(x, self.groups)
+
+    def nearest(self, x: Tensor) -> Tensor:
+        """Values [B, *shape] in units of the range as the inputs nearest to them: clamped to
+        ``range``, and in groups projected on shares that sum to 1."""
+        low, high = self.range
+        if self.groups:
+            x = low + (high - low) * projected((x - low) / (high - low), self.groups)
+        return x.clamp(low, high)
+
     def encode(self, x: Tensor) -> Tensor:
         """Inputs [B, *shape] as their modality stores them, clamped to ``range``."""
         return encode(x, self.kind.storage, self.kind.natural, self.range)
@@ -121,12 +139,14 @@ class InputSpec:
         return modality_named(self.modality)
 
     def to_dict(self) -> dict[str, Any]:
-        """Its values, without a modality that the number of axes tells, or an unknown rate."""
+        """Its values, without a modality that the number of axes tells, and what there is not."""
         values = asdict(self)
         if self.modality in BUILT_IN:
             del values["modality"]
         if self.rate is None:
             del values["rate"]
+        if not self.groups:
+            del values["groups"]
         return values
 
 
@@ -171,7 +191,7 @@ class Expected:
         Raises:
             ValueError: if the values do not fit together.
         """
-        more = [name for name in ("modality", "rate") if name in self.values]
+        more = [name for name in ("modality", "rate", "groups") if name in self.values]
         names = [name for name in EXPECTED if name != "classes"]
         return InputSpec(**{name: self.values[name] for name in [*names, *more]})
 

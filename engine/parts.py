@@ -110,7 +110,7 @@ def blank_teacher(config: dict[str, Any], dataset: Dataset) -> Classifier:
     """The teacher's architecture, untrained; a file or the user gives its normalisation."""
     node = config["teacher"]
     shape, transform, takes = dataset.shape, None, None
-    seen = (dataset.range, dataset.kind.name, dataset.rate)
+    seen: tuple[Any, ...] = (dataset.range, dataset.kind.name, dataset.rate, dataset.groups)
     if node["transform"] is not None:
         takes = dataset.spec
         transform = build(node["transform"], Transform, "teacher.transform", spec=takes)

@@ -8,6 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from data.categories import blocks_of
 from data.spec import InputSpec
 from generators.bodies import ClassBatchNorm, batchnorm, body_for
 from models.classifier import full_precision
@@ -61,6 +62,7 @@ class StandardGenerator(GeneratorNetwork):
     ``bn_tanh`` (DFME's) and ``bn`` (ZSKT, NeurIPS 2019) end in a BatchNorm and, where named, a
     hyperbolic tangent, whose output is, as there, exactly what the classifier sees after
     normalisation: it is de-normalised here, and as in the papers some values leave the range.
+    Columns of a vector that are one category end in a softmax, whatever the output.
     BatchNorm uses batch statistics for as long as the module is in training mode, which is how
     the papers draw their images too.
 
@@ -128,12 +130,15 @@ class StandardGenerator(GeneratorNetwork):
             x = layer(x, y) if isinstance(layer, ClassBatchNorm) else layer(x)
         x = full_precision(x)
         if self.last_norm is None:
-            low, high = self.spec.range
-            return low + (high - low) * x.sigmoid()
+            return self.spec.squash(x)
+        logits = x
         x = x.tanh() if self.output == "tanh_bn" else x
         last = self.last_norm
         x = last(x, y) if isinstance(last, ClassBatchNorm) else last(x)
-        return self.spec.denormalize(x.tanh() if self.output == "bn_tanh" else x)
+        x = self.spec.denormalize(x.tanh() if self.output == "bn_tanh" else x)
+        if not self.spec.groups:
+            return x
+        return blocks_of(self.spec.squash(logits), x, self.spec.groups)
 
     def latent(self, z: Tensor, y: Tensor | None = None) -> Tensor:
         """The noise, or its sum with the class's embedding where the two are added."""

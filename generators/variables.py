@@ -53,7 +53,8 @@ class Pixels(Variable):
     """The images themselves (DeepInversion and ADI, CVPR 2020).
 
     As in the authors' code the variable is the normalised image, which starts as Gaussian noise
-    and is clamped after each step to what the value range allows.
+    and is clamped after each step to what the value range allows. Columns of a vector that are one
+    category become the nearest shares that sum to 1.
 
     Args:
         spec: of the images.
@@ -68,7 +69,8 @@ class Pixels(Variable):
         self.pixels = torch.randn(shape, generator=noise, device=label.device)
         ends = (torch.full_like(self.pixels[:1], end) for end in self.spec.range)
         self.low, self.high = (self.spec.normalize(end) for end in ends)
-        self.pixels.clamp_(self.low, self.high).requires_grad_()
+        self._bring_back()
+        self.pixels.requires_grad_()
         return [{"params": [self.pixels]}]
 
     def forward(self) -> tuple[Tensor, Tensor | None]:
@@ -76,6 +78,12 @@ class Pixels(Variable):
 
     @torch.no_grad()
     def after_step(self) -> None:
+        self._bring_back()
+
+    def _bring_back(self) -> None:
+        if self.spec.groups:
+            nearest = self.spec.nearest(self.spec.denormalize(self.pixels))
+            self.pixels.copy_(self.spec.normalize(nearest))
         self.pixels.clamp_(self.low, self.high)
 
 
