@@ -189,7 +189,7 @@ class Dataset:
         if spec.groups != self.groups:
             blocks = [[list(group) for group in groups] for groups in (spec.groups, self.groups)]
             raise ValueError(
-                f"the teacher takes as categories the columns {blocks[0]}, but data {self.name} has "
+                f"the teacher has categories in columns {blocks[0]}, but data {self.name} in "
                 f"{blocks[1]}: choose the data that it was trained on, or another teacher"
             )
         if num_classes != self.num_classes:

@@ -60,7 +60,7 @@ def npz(
         ValueError: for a file that is missing, is not .npz or lacks keys, or if the number of
             classes is uncertain; when a split is opened, for arrays that are not as above.
     """
-    file = _existing(path)
+    file = existing(path)
     keys = archive.keys(file)
     many = modality_named(modality).plural
     _check_modality(file, keys, modality)
@@ -144,7 +144,12 @@ def _names(file: Path) -> list[str]:
     return [str(name) for name in names]
 
 
-def _existing(path: str | Path | None) -> Path:
+def existing(path: str | Path | None) -> Path:
+    """The path of a user's own data.
+
+    Raises:
+        ValueError: without one, and if nothing is there.
+    """
     if not path:
         raise ValueError("this data set needs a path: set data.path=...")
     try:
@@ -184,7 +189,7 @@ def image_folder(
     """
     if channels not in (1, 3):
         raise ValueError(f"data.dataset.channels must be 1 (grey) or 3 (colour), but is {channels}")
-    root = _existing(path)
+    root = existing(path)
     folders = _splits(root)
     names = list(class_folders(folders["test"]))
     _check_layout(root, folders["test"], names)
