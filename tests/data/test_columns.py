@@ -86,7 +86,10 @@ def test_a_part_of_each_class_is_held_out(tmp_path: Path) -> None:
         ({"train": "a,b,a\n1,2,3\n"}, "more than one column 'a'"),
         ({"train": "a,,b\n1,2,3\n"}, "column 2 has no name"),
         ({"train": "a;b\n1;2\n"}, "one column only, 'a;b': set data.dataset.delimiter=';'"),
-        ({"train": HEADER.encode() + b"1,\xe9,2,yes\n"}, "line 2, is not UTF-8 text: save the file"),
+        (
+            {"train": HEADER.encode() + b"1,\xe9,2,yes\n"},
+            "line 2, is not UTF-8 text: save it",
+        ),
         ({"train": TRAIN + "1,red,9\n"}, "line 6: 3 cells, where the header has 4 columns"),
         ({"train": TRAIN + '1,"red"x,9,no\n'}, "line 6, is not CSV"),
         ({"train": TRAIN + "1,red,,no\n"}, "line 6, column 'grade': the value is missing"),
@@ -121,7 +124,7 @@ def test_a_column_of_names_is_neither_a_category_nor_a_label(tmp_path: Path) -> 
         csv(file, RUNTIME)
     with pytest.raises(ValueError, match="'who' has 150 different values in 150 rows: name the"):
         csv(file, RUNTIME, label="who")
-    with pytest.raises(ValueError, match="'name.*' is not in the training split"):
+    with pytest.raises(ValueError, match=r"'name.*' is not in the training split"):
         csv(file, RUNTIME, categories=["who"])
 
 
@@ -135,7 +138,7 @@ def test_a_teacher_of_other_categories_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("name", "count", "width"), [("wine", 178, 13), ("digits", 1797, 64)])
 def test_tables_are_split_by_class(name: str, count: int, width: int) -> None:
-    drawn = []
+    drawn: list[torch.Tensor] = []
     for split in (0, 1):
         data = table(name, RUNTIME, split=split)
         halves = [data.open(which).stored(slice(0, 2000)) for which in ("train", "test")]
