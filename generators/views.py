@@ -79,9 +79,9 @@ class LocalView(nn.Module):
 
     Of images it is a box, which is resized to the whole (kornia's RandomResizedCrop). Of signals it
     is a stretch of time (COLA, Saeed et al., ICASSP 2021), which stays where it is and is not
-    resized, as that would change its pitch; before and after it there is silence. Of vectors it is a choice of columns; the others have their mean, as
-    in VIME's corruption (Yoon et al., NeurIPS 2020) with the mean for a draw. Columns that are one
-    category are kept or left together.
+    resized, as that would change its pitch; before and after it there is silence. Of vectors it is
+    a choice of columns; the others have their mean, in place of the values of other rows that VIME
+    (Yoon et al., NeurIPS 2020) puts there. Columns that are one category are kept or left together.
 
     Args:
         spec: of the inputs.
