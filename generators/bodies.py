@@ -62,8 +62,8 @@ class SignalBody:
     """Steps of nearest upsampling by 4 and a convolution over 25 samples, as WaveGAN has them.
 
     WaveGAN (Donahue et al., ICLR 2019) upsamples by 4 with kernels of 25, and so does its last
-    layer, so that nothing but the signal has its full length. Here steps of 4, and at the end one of
-    2, lead from at least 4 samples to the whole signal. BatchNorm is what data-free generators
+    layer, so that nothing but the signal has its full length. Here steps of 4, and at the end one
+    of 2, lead from at least 4 samples to the whole signal. BatchNorm is what data-free generators
     have, and WaveGAN has not. Channels are c, and c/2 before the last layer.
     """
 
