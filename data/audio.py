@@ -86,8 +86,8 @@ def _read(
         found, wave = read_wave(file)
         if found != rate:
             raise ValueError(
-                f"{file} has {found} samples in a second, and not {rate} as others have: resample "
-                "it, or set data.dataset.rate if the others are wrong"
+                f"{file} has {found} samples in a second, but {rate} are expected, by "
+                "data.dataset.rate or the first file: resample it"
             )
         check_sound(str(file), wave)
         mono = one_channel(str(file), wave)
