@@ -64,10 +64,8 @@ def csv(
 
     A column of numbers is scaled so that the training split lies in 0..1; test values beyond that
     count as its ends, and a printed line says so. A column of texts becomes one value for each
-    category, of which one is 1 and the others are 0: ``groups`` of the specification, which travel
-    with the teacher's file, so that synthesized vectors have shares that sum to 1 there. Ranges and
-    categories are taken as properties of the data, as 0..255 is of images: a data-free run reads
-    the training rows for them, and for nothing else.
+    category: ``groups`` of :class:`data.spec.InputSpec`. Ranges and categories are taken as
+    properties of the data, as 0..255 is of images: a data-free run reads training rows for them.
 
     Args:
         path: of all rows, or of the training split if there is ``test_path``.
@@ -75,16 +73,13 @@ def csv(
         categories: columns that are categories though all their cells are numbers.
         leave_out: columns that are not read, such as names.
         test_path: of a second file with the same columns, in any order.
-        test_fraction: of each class, without ``test_path``.
-        split: the number of the random split, without ``test_path``.
+        test_fraction, split: without it, what part of each class is drawn, and the draw's number.
         delimiter: between the cells of a line.
         size: vectors have none; anything but None is refused.
 
     Raises:
-        ValueError: for settings out of range, for files that :func:`data.delimited.read_table`
-            refuses, for columns that are not there, and for cells that are missing, are no numbers
-            among numbers, or hold a class or category that the training split lacks. The message
-            names line and column.
+        ValueError: for settings out of range, and for files, columns and cells that are not as
+            above; the message names line and column.
     """
     if not 0 < test_fraction < 1:
         raise ValueError(f"data.dataset.test_fraction is between 0 and 1, not {test_fraction}")
@@ -93,21 +88,18 @@ def csv(
     _check_names(table, label, categories, leave_out)
     classes = _sorted(table.column(label))
     _check_classes(table, label, len(classes))
-    labels = _codes(table, label, classes)
     if test_path is None:
-        test = held_out(labels, test_fraction, split)
+        test = held_out(_codes(table, label, classes), test_fraction, split)
         halves = table.part(~test), table.part(test)
     else:
         halves = table, _beside(table, read_table(existing(test_path), delimiter), leave_out)
     names = [name for name in table.names if name not in (label, *leave_out)]
     columns = [_column(halves[0], name, name in categories) for name in names]
-    readers = {}
-    for which, half in zip(("train", "test"), halves, strict=True):
-        arrays = _vectors(half, columns, runtime), _codes(half, label, classes)
-        readers[which] = functools.partial(_same, arrays)
-    given: dict[str, Any] = {"size": size, "val_fraction": val_fraction, "mean": mean, "std": std}
-    kind: dict[str, Any] = {"modality": "vector", "groups": _groups(columns)}
-    return Dataset(str(table.path), readers, classes, runtime, **kind, **given)
+    both = ((_vectors(h, columns, runtime), _codes(h, label, classes)) for h in halves)
+    readers = {w: functools.partial(_same, a) for w, a in zip(("train", "test"), both, strict=True)}
+    given, groups = (size, val_fraction, mean, std), _groups(columns)
+    named = str(table.path), readers, classes, runtime
+    return Dataset(*named, *given, modality="vector", groups=groups)
 
 
 def _same(arrays: Arrays) -> Arrays:

@@ -72,9 +72,7 @@ def _text(path: Path) -> str:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
-        raise ValueError(
-            f"{path}, line {line}, is not UTF-8 text: save the file as UTF-8"
-        ) from None
+        raise ValueError(f"{path}, line {line}, is not UTF-8 text: save it as UTF-8") from None
     except OSError as error:
         raise ValueError(f"cannot read {path}: {error.strerror}") from error
 
