@@ -49,6 +49,7 @@ AVAILABLE = {
     "synthesizer",
     "steps",
     "batch_size",
+    "ask_teacher",
 }
 
 

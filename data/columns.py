@@ -8,7 +8,6 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -97,9 +96,9 @@ def csv(
     columns = [_column(halves[0], name, name in categories) for name in names]
     both = ((_vectors(h, columns, runtime), _codes(h, label, classes)) for h in halves)
     readers = {w: functools.partial(_same, a) for w, a in zip(("train", "test"), both, strict=True)}
-    given, groups = (size, val_fraction, mean, std), _groups(columns)
+    given = (size, val_fraction, mean, std)
     named = str(table.path), readers, classes, runtime
-    return Dataset(*named, *given, modality="vector", groups=groups)
+    return Dataset(*named, *given, modality="vector", groups=_groups(columns))
 
 
 def _same(arrays: Arrays) -> Arrays:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from core.objective import Losses, Objective
 from core.runtime import Runtime
@@ -107,6 +107,17 @@ class Distiller(nn.Module):
             part.prepare(roles)
         for view in views_of.values():
             runtime.compile(view.module)
+
+    @property
+    def ask_teacher(self) -> Callable[[Tensor], Tensor] | None:
+        """Inputs [B, *shape] to the teacher's logits [B, C], as a step would ask for them.
+
+        None where a batch that brings them spares no step a pass of the teacher: no loss learns
+        from it at the input, or one reads its features.
+        """
+        if not self.asks_teacher or self.teacher is None or self.teacher.taps:
+            return None
+        return lambda x: self.roles.ask("teacher", x).logits
 
     def at(self, progress: float) -> None:
         """How much of the run is done, in [0, 1]: weights of losses follow schedules."""

@@ -135,6 +135,11 @@ class Roles:
     graded: frozenset[Ref] = frozenset()
     branches: Mapping[str, tuple[str, str]] = field(default_factory=dict)
 
+    def ask(self, name: str, x: Tensor) -> Outputs:
+        """What a frozen network answers to inputs [B, *shape]."""
+        with torch.no_grad(), self.runtime.autocast():
+            return self.frozen[name](x)  # type: ignore[no-any-return]
+
     def network(self, name: str) -> Classifier:
         """A network, to be asked about inputs of one's own."""
         return self.students[name] if name in self.students else self.frozen[name]
@@ -195,8 +200,7 @@ class Step:
         known = self.batch.teacher_logits
         if known is not None and ref == Ref("teacher") and not roles.frozen[name].taps:
             return Outputs(known)
-        with torch.no_grad(), roles.runtime.autocast():
-            return roles.frozen[name](x)  # type: ignore[no-any-return]
+        return roles.ask(name, x)
 
     def _ask_student(self, ref: Ref) -> Outputs:
         student, runtime = self.roles.students[ref.name], self.roles.runtime

@@ -219,7 +219,7 @@ def build_parts(
     available = offered(config, dataset, teacher, runtime)
     _check_batch(config, available["spec"])
     distiller, notes = build_distiller(config, available, everyone)
-    available["student"] = distiller.student
+    available |= {"student": distiller.student, "ask_teacher": distiller.ask_teacher}
     source = _build_source(config, available, notes)
     meters = {name: network.meter for name, network in everyone.items() if network.meter}
     distiller.add_module("meters", torch.nn.ModuleDict(meters))  # so a checkpoint holds the counts

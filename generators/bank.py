@@ -10,7 +10,7 @@ from torch import Tensor
 from core.runtime import Runtime
 from data.pairs import Alike
 from data.spec import Batch, InputSpec
-from generators.base import Made
+from generators.base import Ask, Made
 from generators.store import Store
 from generators.streams import Stream
 
@@ -18,7 +18,8 @@ from generators.streams import Stream
 class Bank(Stream):
     """Keeps the inputs of the latest updates, and draws from them uniformly.
 
-    A value is off by at most 1/510 of the range: inputs are stored in 8 bits.
+    A value is off by at most 1/510 of the range: inputs are stored in 8 bits. The teacher's answers
+    are kept where the mixture says so: those to the inputs as they are drawn, rounded.
 
     Args:
         spec: of the inputs.
@@ -31,7 +32,7 @@ class Bank(Stream):
         ValueError: for a capacity below 1, or a fraction outside of (0, 1).
     """
 
-    remembers_classes = True
+    remembers_classes = can_keep_answers = True
     classes: Alike | None
 
     def __init__(
@@ -47,17 +48,28 @@ class Bank(Stream):
         self.store = Store(spec, capacity, runtime.device)
         self.unknown = torch.full((), -1, device=runtime.device)
         self.labelled, self.updates = True, 0
+        self.ask: Ask | None = None
+
+    @property
+    def answered(self) -> bool:  # type: ignore[override]
+        return self.ask is not None
+
+    def keep_answers(self, ask: Ask) -> None:
+        self.ask = ask
+        self.store.make_room(self.num_classes)
 
     def learn(self, made: Made) -> None:
         self.labelled = made.label is not None
         label = self.unknown.expand(len(made.input)) if made.label is None else made.label
-        self.store.add(made.input, label, self.updates)
+        answers = self.ask(self.store.rounded(made.input)) if self.ask else None
+        self.store.add(made.input, label, self.updates, answers=answers)
         self.updates += 1
         self.classes = None
 
     def draw(self, size: int, noise: torch.Generator) -> Batch:
         images, label, index = self.store.sample(size, noise)
-        return Batch(images, label if self.labelled else None, index)
+        answers = self.store.answers_to(index) if self.ask else None
+        return Batch(images, label if self.labelled else None, index, answers)
 
     def alike(self, label: Tensor, noise: torch.Generator) -> Tensor:
         if not self.labelled:

@@ -18,6 +18,9 @@ from models.classifier import Outputs
 Targets = Callable[[Tensor, torch.Generator], Tensor]
 """Classes [B] and a generator to soft targets [B, C]."""
 
+Ask = Callable[[Tensor], Tensor]
+"""Inputs [B, *shape] to the teacher's logits [B, C], without gradient."""
+
 
 @dataclass
 class Synthesis:

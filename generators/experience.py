@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from core.objective import Losses
 from core.runtime import Runtime
@@ -21,8 +20,8 @@ class Experience(Stream):
     After each update of the synthesizer the student first learns from new batches, whose queries
     are paid for, and then from ``batches`` of stored ones, which cost none. Every answered batch is
     stored, and a uniform sample of them is kept; the authors store one batch of five and keep all.
-    As inputs are stored in 8 bits, new ones are rounded to 8 bits before either network sees them,
-    so that an answer belongs to exactly the input that it is stored with.
+    Inputs are stored in full precision, so that an answer belongs to exactly the input that it is
+    stored with.
 
     Args:
         spec: of the inputs.
@@ -50,8 +49,9 @@ class Experience(Stream):
         if batches < 1:
             raise ValueError(f"an experience replays at least 1 batch, not {batches}")
         self.batches, self.runtime = batches, runtime
-        self.store = Store(spec, capacity, runtime.device, "reservoir", num_classes)
+        self.store = Store(spec, capacity, runtime.device, "reservoir", num_classes, exact=True)
         self.stored = 0
+        self.replayed = False  # whether the latest batch was
 
     def start(self, synthesizer: Synthesizer, place: Place) -> None:
         if self.batches >= place.period:
@@ -71,12 +71,9 @@ class Experience(Stream):
 
     def draw(self, size: int, noise: torch.Generator) -> Batch:
         """Stored inputs with their answers."""
+        self.replayed = True
         images, label, index = self.store.sample(size, noise)
-        return Batch(images, label, None, self.store.answers[index])
-
-    def shown(self, images: Tensor) -> Tensor:
-        """The images as they will be stored."""
-        return self.store.rounded(images)
+        return Batch(images, label, None, self.store.answers_to(index))
 
     def learned(self, batch: Batch, losses: Losses) -> None:
         """Store a fresh batch.
@@ -84,9 +81,10 @@ class Experience(Stream):
         Raises:
             ValueError: if the student's losses did not ask the teacher.
         """
-        if batch.teacher_logits is not None:
-            return  # it was replayed
-        answers = losses.teacher_logits
+        replayed, self.replayed = self.replayed, False
+        if replayed:
+            return
+        answers = losses.teacher_logits if batch.teacher_logits is None else batch.teacher_logits
         if answers is None:
             raise ValueError(
                 "an experience replays the teacher's answers, but no loss under "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from core.runtime import Runtime
 from data.augment import Augmentation, through
 from data.pairs import Pair, checked
 from data.spec import Batch
-from generators.base import Synthesizer, Workload
+from generators.base import Ask, Synthesizer, Workload
 from generators.streams import Place, Stream
 
 UPDATES = 2**30  # more than a run makes
@@ -43,6 +43,7 @@ class Mixture:
             from a stream that remembers some, or the same input; augmented anew.
         warmup: updates before the first one that a batch follows; losses that read the student,
             which knows nothing yet, are left out.
+        ask_teacher: gives the teacher's answers; None where batches need none.
 
     Raises:
         ValueError: for counts out of range, streams that leave no room for each other, and one that
@@ -60,6 +61,7 @@ class Mixture:
         augment: Sequence[Augmentation] = (),
         warmup: int = 0,
         pairs: Mapping[str, Pair] | None = None,
+        ask_teacher: Ask | None = None,
     ) -> None:
         if min(batch_size, student_steps) < 1 or warmup < 0:
             raise ValueError("batch_size and student_steps must be at least 1, and warmup 0")
@@ -80,6 +82,7 @@ class Mixture:
         self.in_rounds = synthesizer.plan().updates > 0
         self.period = 1 if self.in_rounds else student_steps  # ``plan`` counts rounds
         self.batches = self.updates = self.drawn = 0
+        self.asking = self._keep_answers(ask_teacher) if ask_teacher else []
 
     def next(self) -> Batch:
         updated = self._update()
@@ -117,8 +120,9 @@ class Mixture:
 
     def plan(self, steps: int) -> Workload:
         """The work of updates and streams; see :class:`~generators.base.Workload`."""
-        updates = self.warmup - (-steps // self.student_steps)
+        updates = self._updates(steps)
         work = self.synthesizer.plan().times(updates)
+        work.answers += len(self.asking) * updates * self.synthesizer.size
         for stream in self.streams.values():
             work += stream.plan(steps)
         if self._answered():
@@ -150,17 +154,36 @@ class Mixture:
         self.batches, self.updates = state["batches"], state["updates"]
         self.drawn = state["drawn"]
 
-    def _answered(self) -> bool:
-        """Whether every batch brings the teacher's answers."""
+    def _updates(self, steps: int) -> int:
+        """How many come before the last of so many batches."""
+        return self.warmup - (-steps // self.student_steps)
+
+    def _answered(self, keeping: Collection[Stream] = ()) -> bool:
+        """Whether every batch brings the teacher's answers if these streams keep theirs too."""
         streams = self.streams.values()
-        changed = self.augment or any(type(stream).shown is not Stream.shown for stream in streams)
-        return not changed and all(stream.answered for stream in streams)
+        known = (s.known or s.answered or s in keeping for s in streams)
+        return not self.augment and all(known)
+
+    def _keep_answers(self, ask: Ask) -> list[Stream]:
+        """Let streams keep answers where that is cheaper; returns those that do.
+
+        The teacher is then asked once about each input that a run stores, in place of once about
+        each that the student gets. An answer is in vain if its batch has to be asked anyway.
+        """
+        able = [stream for stream in self.streams.values() if stream.can_keep_answers]
+        stored = len(able) * self._updates(self.steps) * self.synthesizer.size
+        if not self._answered(able) or stored >= self.steps * self.batch_size:
+            return []
+        for stream in able:
+            stream.keep_answers(ask)
+        return able
 
     def _start(self) -> None:
         """Tell every stream its place, and the synthesizer it works with."""
         places, ahead = {}, 0
+        mixed = len(self.sizes) > 1 or self.augment or any(not s.known for s in self.whole)
         for name, size in self.sizes.items():
-            places[name] = Place(size, ahead, self.student_steps)
+            places[name] = Place(size, ahead, self.student_steps, not mixed)
             ahead += size
         for name, stream in self.streams.items():
             place = places.get(name, Place(self.batch_size, 0, self.student_steps))
@@ -219,8 +242,6 @@ class Mixture:
     def _changed(self, batch: Batch) -> Batch:
         """The batch as the student gets it; answers to inputs that were changed are dropped."""
         images = through(self.augment, batch.input, self.runtime.noise("augment", self.batches))
-        for stream in self.streams.values():
-            images = stream.shown(images)
         if images is batch.input:
             return batch
         return dataclasses.replace(batch, input=images, teacher_logits=None)

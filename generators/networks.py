@@ -13,7 +13,8 @@ from data.spec import InputSpec
 from generators.bodies import ClassBatchNorm, batchnorm, body_for
 from models.classifier import full_precision
 
-OUTPUTS = ("sigmoid", "tanh_bn", "bn_tanh", "bn")
+OUTPUTS = ("sigmoid", "scaled", "tanh_bn", "bn_tanh", "bn")
+SCALES = (0.01, 4.0)  # of a generator's ``scaled`` output: no channel is dead or saturated
 CONDITIONINGS = ("concat", "add", "norm")
 
 
@@ -58,7 +59,10 @@ class StandardGenerator(GeneratorNetwork):
     NeurIPS 2022: G(z + e_y)), in which case the sum is the latent, or gives each BatchNorm its
     scale and shift (CPSC-DFKD, Pattern Recognition 2023).
 
-    ``sigmoid`` inputs lie in the specification's range. ``tanh_bn`` (DAFL's and DFAD's code),
+    ``sigmoid`` inputs lie in the specification's range, and so do ``scaled`` ones, a sigmoid too,
+    whose argument a·h + b is such that h = 0 gives the mean that the classifier expects of each
+    channel, and small h spread by its standard deviation: without a step of training, a waveform
+    is about as loud as real ones. ``tanh_bn`` (DAFL's and DFAD's code),
     ``bn_tanh`` (DFME's) and ``bn`` (ZSKT, NeurIPS 2019) end in a BatchNorm and, where named, a
     hyperbolic tangent, whose output is, as there, exactly what the classifier sees after
     normalisation: it is de-normalised here, and as in the papers some values leave the range.
@@ -71,7 +75,7 @@ class StandardGenerator(GeneratorNetwork):
         num_classes: how many values ``y`` may take.
         latent_size: of ``z``.
         channels: of the first stages; the last hidden one has half of them.
-        output: "sigmoid", "tanh_bn", "bn_tanh" or "bn".
+        output: "sigmoid", "scaled", "tanh_bn", "bn_tanh" or "bn".
         conditional: whether inputs are generated for a class.
         conditioning: "concat", "add" or "norm", what is done with the class's embedding.
 
@@ -82,6 +86,9 @@ class StandardGenerator(GeneratorNetwork):
         ValueError: for a shape, a number of channels, an output or a conditioning that this
             network does not have.
     """
+
+    scale: Tensor
+    shift: Tensor
 
     def __init__(
         self,
@@ -113,7 +120,11 @@ class StandardGenerator(GeneratorNetwork):
         self.stages = nn.ModuleList(body.stages(spec, channels, norm))
         self.depths = tuple(range(0, len(self.stages) - 1, 3))
         # DAFL, DFAD and DFME fix the scale of the last BatchNorm, ZSKT learns it.
-        self.last_norm = norm(spec.shape[0], output == "bn") if output != "sigmoid" else None
+        bounded = output in ("sigmoid", "scaled")
+        self.last_norm = None if bounded else norm(spec.shape[0], output == "bn")
+        if output == "scaled":
+            for name, value in zip(("scale", "shift"), expected(spec), strict=True):
+                self.register_buffer(name, value, persistent=False)
 
     def forward(self, z: Tensor, y: Tensor | None = None) -> Tensor:
         assert y is not None or not self.conditional, (
@@ -130,6 +141,7 @@ class StandardGenerator(GeneratorNetwork):
             x = layer(x, y) if isinstance(layer, ClassBatchNorm) else layer(x)
         x = full_precision(x)
         if self.last_norm is None:
+            x = torch.addcmul(self.shift, x, self.scale) if self.output == "scaled" else x
             return self.spec.squash(x)
         logits = x
         x = x.tanh() if self.output == "tanh_bn" else x
@@ -146,6 +158,24 @@ class StandardGenerator(GeneratorNetwork):
             return z
         assert y is not None, "a conditional generator needs the classes to generate"
         return z + self.embedding(y)
+
+
+def expected(spec: InputSpec) -> tuple[Tensor, Tensor]:
+    """a and b, for each channel, of the output ``scaled``: [1, C, 1, ...].
+
+    With the mean m and the standard deviation s in units of the range, b is the logit of m, where
+    the sigmoid's slope is m·(1 − m), and a = s / (m·(1 − m)). In columns that are one category b is
+    log m, whose softmax is m.
+    """
+    low, high = spec.range
+    ones = (1,) * (len(spec.shape) - 1)
+    mean = ((torch.tensor(spec.mean) - low) / (high - low)).clamp(0.02, 0.98)
+    slope = mean * (1 - mean)
+    scale = (torch.tensor(spec.std) / (high - low) / slope).clamp(*SCALES)
+    shift = mean.logit()
+    for start, end in spec.groups:
+        shift[start:end] = mean[start:end].log()
+    return scale.view(1, -1, *ones), shift.view(1, -1, *ones)
 
 
 def _check(channels: int, output: str, conditioning: str) -> None:

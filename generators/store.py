@@ -19,10 +19,11 @@ class Store:
     ``fifo`` keeps the latest inputs. ``reservoir`` keeps a uniform sample of all that were ever
     added (Algorithm R, Vitter 1985). Both draw uniformly.
 
-    A value of an image is off by at most 1/510 of the range. Inputs are on the device if they take
+    A value of an image is off by at most 1/510 of the range, unless inputs are kept as they are.
+    Inputs are on the device if they take
     no more than half of its free memory, and otherwise on the host, where each draw has to wait for
-    the device. Nothing else here waits for it, and every random choice comes from the given
-    generator.
+    the device; so are the answers. Nothing else here waits for it, and every random choice comes
+    from the given generator.
 
     Args:
         spec: of the inputs.
@@ -30,6 +31,7 @@ class Store:
         device: of the drawn inputs, and of the given generators.
         policy: which inputs are kept.
         answers: how many values of a teacher's answer are kept with each input.
+        exact: keep inputs in float32, as they are.
 
     Attributes:
         images, labels, rounds, answers: by slot; the last slot receives what is not kept.
@@ -45,6 +47,7 @@ class Store:
         device: torch.device,
         policy: Policy = "fifo",
         answers: int = 0,
+        exact: bool = False,
     ) -> None:
         if capacity < 1:
             raise ValueError(f"a store's capacity must be at least 1, not {capacity}")
@@ -57,16 +60,20 @@ class Store:
         self.device = device
         self.policy = policy
         self.added = 0
-        slots = capacity + 1
-        storage = spec.kind.storage
-        place = _place(slots * torch.Size(spec.shape).numel() * storage.itemsize, device)
-        self.images = torch.empty((slots, *spec.shape), dtype=storage, device=place)
-        self.labels = torch.empty(slots, dtype=torch.int64, device=device)
-        self.rounds = torch.empty(slots, dtype=torch.int32, device=device)
-        self.answers = torch.empty(slots, answers, device=device)
+        self.exact = exact
+        storage = torch.float32 if exact else spec.kind.storage
+        self.images = self._slots_for(torch.Size(spec.shape), storage)
+        self.labels = torch.empty(capacity + 1, dtype=torch.int64, device=device)
+        self.rounds = torch.empty(capacity + 1, dtype=torch.int32, device=device)
+        self.make_room(answers)
 
     def __len__(self) -> int:
         return min(self.added, self.capacity)
+
+    def make_room(self, answers: int) -> None:
+        """Keep so many values of a teacher's answer with each input, while none is stored yet."""
+        assert not len(self), "inputs are stored already"
+        self.answers = self._slots_for(torch.Size([answers]), torch.float32)
 
     def add(
         self,
@@ -85,9 +92,9 @@ class Store:
         """
         slot = self._slots(len(images), generator)
         place = self.images.device
-        self.images[slot.to(place)] = self.spec.encode(images).to(place)
+        self.images[slot.to(place)] = self._stored(images).to(place)
         if answers is not None:
-            self.answers[slot] = answers.detach()
+            self.answers[slot.to(self.answers.device)] = answers.detach().to(self.answers)
         self.labels[slot] = labels.to(self.device)
         self.rounds.index_fill_(0, slot, round)
         self.added += len(images)
@@ -103,14 +110,15 @@ class Store:
 
     def at(self, index: Tensor) -> Tensor:
         """The inputs [B, *shape] in these slots [B]."""
-        drawn = self.images[index.to(self.images.device)]
-        if drawn.device.type != self.device.type:  # page-locked, so that the copy holds up nothing
-            drawn = drawn.pin_memory()
-        return self._restore(drawn.to(self.device, non_blocking=True))
+        return self._restore(self._drawn(self.images, index))
+
+    def answers_to(self, index: Tensor) -> Tensor:
+        """The answers [B, C] to the inputs in these slots [B]."""
+        return self._drawn(self.answers, index)
 
     def rounded(self, images: Tensor) -> Tensor:
         """These inputs as :meth:`sample` would return them, rounded to what is stored."""
-        return self._restore(self.spec.encode(images))
+        return self._restore(self._stored(images))
 
     def state_dict(self) -> dict[str, Any]:
         """Its tensors share its own memory if that is on the host, and hold only the filled
@@ -126,20 +134,39 @@ class Store:
         """Replace the whole content.
 
         Raises:
-            ValueError: if the state is of a store of another capacity or shape.
+            ValueError: if the state is of a store of another capacity or shape, or with other
+                answers.
         """
         filled = min(state["added"], self.capacity)
-        if state["images"].shape != (filled, *self.spec.shape):
-            raise ValueError(
-                f"the saved store holds {list(state['images'].shape)} inputs, but this one takes "
-                f"{self.capacity} of {list(self.spec.shape)}: continue with the saved settings"
-            )
+        for name, what in (("images", "inputs"), ("answers", "answers")):
+            shape, taken = list(state[name].shape), list(getattr(self, name).shape[1:])
+            if shape != [filled, *taken]:
+                raise ValueError(
+                    f"the saved store holds {shape} {what}, but this one takes {self.capacity} of "
+                    f"{taken}: continue with the saved settings"
+                )
         self.added = state["added"]
         for name in PER_ENTRY:
             getattr(self, name)[:filled].copy_(state[name])
 
+    def _slots_for(self, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+        """Room for every slot, and for what is not kept."""
+        slots = self.capacity + 1
+        place = _place(slots * shape.numel() * dtype.itemsize, self.device)
+        return torch.empty((slots, *shape), dtype=dtype, device=place)
+
+    def _drawn(self, kept: Tensor, index: Tensor) -> Tensor:
+        """What is kept in these slots, on the device."""
+        drawn = kept[index.to(kept.device)]
+        if drawn.device.type != self.device.type:  # page-locked, so that the copy holds up nothing
+            drawn = drawn.pin_memory()
+        return drawn.to(self.device, non_blocking=True)
+
+    def _stored(self, images: Tensor) -> Tensor:
+        return images.detach().float() if self.exact else self.spec.encode(images)
+
     def _restore(self, stored: Tensor) -> Tensor:
-        return self.spec.decode(stored).contiguous()
+        return stored if self.exact else self.spec.decode(stored).contiguous()
 
     def _slots(self, size: int, generator: torch.Generator | None) -> Tensor:
         """The slot of each new input [size]: none twice, except the slot for what is not kept."""

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from core.objective import Losses
 from data.spec import Batch
-from generators.base import Drawing, Made, Synthesizer, Workload
+from generators.base import Ask, Drawing, Made, Synthesizer, Workload
 
 
 @dataclass(frozen=True)
@@ -21,11 +21,14 @@ class Place:
         size: inputs of each batch that it supplies.
         ahead: inputs of a batch that stand before those.
         period: batches between two updates of the synthesizer.
+        alone: whether all batches but those that come with answers consist of what it supplies, and
+            nothing changes them.
     """
 
     size: int
     ahead: int
     period: int
+    alone: bool = False
 
 
 class Stream:
@@ -42,6 +45,8 @@ class Stream:
         known: whether its inputs come with the teacher's answers, so that nothing may change them.
         answered: whether its inputs come with the teacher's answers, which are dropped if something
             changes the inputs.
+        can_keep_answers: whether it stores the inputs of updates, and can store the teacher's
+            answers with them.
         remembers_classes: whether it can give inputs of a class.
         synthesizes: whether what it drew last is new, and so counted as synthesized.
         losses: losses of its own latest training, detached device scalars.
@@ -53,6 +58,7 @@ class Stream:
     whole = False
     known = False
     answered = False
+    can_keep_answers = False
     remembers_classes = False
     synthesizes = False
 
@@ -68,6 +74,10 @@ class Stream:
         Raises:
             ValueError: if it cannot work with this synthesizer, or in this place.
         """
+
+    def keep_answers(self, ask: Ask) -> None:
+        """From now on, ask the teacher once about every input of an update that is stored."""
+        raise NotImplementedError
 
     def learn(self, made: Made) -> None:
         """Take in what an update of the synthesizer has made."""
@@ -86,10 +96,6 @@ class Stream:
     def alike(self, label: Tensor, noise: torch.Generator) -> Tensor:
         """For each class [B] an input of it that it remembers, where it ``remembers_classes``."""
         raise NotImplementedError
-
-    def shown(self, images: Tensor) -> Tensor:
-        """A batch's inputs, as networks may see them: unchanged by default."""
-        return images
 
     def learned(self, batch: Batch, losses: Losses) -> None:
         """The student has taken its step on a batch."""
@@ -129,7 +135,7 @@ class Fresh(Stream):
         return self.reuse and self.period == 1 and self.synthesizer.answers
 
     def start(self, synthesizer: Synthesizer, place: Place) -> None:
-        self.synthesizer, self.period = synthesizer, place.period
+        self.synthesizer, self.period, self.alone = synthesizer, place.period, place.alone
         if not isinstance(synthesizer, Drawing) and not (self.reuse and place.period == 1):
             raise ValueError(
                 f"{type(synthesizer).__name__} draws nothing between its updates: use a bank, "
@@ -140,6 +146,11 @@ class Fresh(Stream):
                 "reuse: true hands the inputs of each update to the student: it needs a "
                 f"synthesizer.size of at least {place.size}"
             )
+
+    def plan(self, batches: int) -> Workload:
+        first = -(-batches // self.period)  # of the batches after an update
+        known = self.reuse and self.alone and self.synthesizer.answers and self.period > 1
+        return Workload(known_batches=first if known else 0)
 
     def learn(self, made: Made) -> None:
         self.made = made if self.reuse else None
@@ -155,3 +166,18 @@ class Fresh(Stream):
         )
         assert input is not None
         return Batch(input, label, teacher_logits=answers)
+
+    def state_dict(self) -> dict[str, Any]:
+        made = self.made  # still here if another stream supplied the first batch after the update
+        if made is None or self.period == 1:
+            return {}
+        return {"made": [made.input, made.label, made.teacher_logits]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.made = None
+        if "made" in state:
+            assert self.synthesizer.generator is not None  # it draws
+            device = next(self.synthesizer.generator.parameters()).device
+            input, *known = state["made"]
+            label, answers = (None if x is None else x.to(device) for x in known)
+            self.made = Made(input.to(device), label, teacher_logits=answers)

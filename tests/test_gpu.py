@@ -107,16 +107,17 @@ def test_a_resumed_run_ends_in_the_same_bits(
 def test_a_bank_on_the_host_is_the_bank_on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the images do not fit beside the networks."""
     spec, device = InputSpec((1, 8, 8)), torch.device("cuda", torch.cuda.current_device())
-    on_device = Store(spec, 20, device, "reservoir")
+    on_device = Store(spec, 20, device, "reservoir", answers=3)
     with monkeypatch.context() as patched:
         patched.setattr("generators.store._place", lambda size, device: torch.device("cpu"))
-        on_host, restored = (Store(spec, 20, device, "reservoir") for _ in range(2))
-    assert on_host.images.device.type == "cpu"
+        on_host, restored = (Store(spec, 20, device, "reservoir", answers=3) for _ in range(2))
+    assert on_host.images.device.type == on_host.answers.device.type == "cpu"
     noise = torch.Generator("cuda").manual_seed(0)
     for i in range(3):
         images = torch.rand(8, *spec.shape, device=device, generator=noise)
         for bank in (on_device, on_host):
-            bank.add(images, torch.arange(8, device=device), i, noise.clone_state())
+            answers = images.flatten(1)[:, :3]
+            bank.add(images, torch.arange(8, device=device), i, noise.clone_state(), answers)
     restored.load_state_dict(on_host.state_dict())
     drawn = [bank.sample(16, noise.clone_state()) for bank in (on_device, on_host, restored)]
     for images, labels, index in drawn:
@@ -124,3 +125,7 @@ def test_a_bank_on_the_host_is_the_bank_on_the_device(monkeypatch: pytest.Monkey
         assert torch.equal(images, drawn[0][0])
         assert torch.equal(labels, drawn[0][1])
         assert torch.equal(index, drawn[0][2])
+    given = [bank.answers_to(drawn[0][2]) for bank in (on_device, on_host, restored)]
+    assert given[0].device == given[1].device == device
+    assert torch.equal(given[0], given[1])
+    assert torch.equal(given[0], given[2])

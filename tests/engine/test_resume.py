@@ -119,7 +119,7 @@ def test_with_the_teacher_trained_on_the_way(tmp_path: Path) -> None:
 
 def test_the_command_itself_killed_from_outside(tiny: list[str], tmp_path: Path) -> None:
     """``kill -9`` of ``python train.py`` when a checkpoint appears, and the same command again."""
-    arguments = [*tiny, "steps=150", "checkpoints=30", f"run_dir={tmp_path / 'killed'}"]
+    arguments = [*tiny, "steps=60", "checkpoints=30", f"run_dir={tmp_path / 'killed'}"]
     whole = Run([*arguments[:-1], f"run_dir={tmp_path / 'whole'}"], tmp_path / "log")
     command = [sys.executable, str(ROOT / "train.py"), *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # sums depend on how threads share them

@@ -8,14 +8,14 @@ import torch.nn.functional as F
 
 from data.spec import InputSpec
 from generators.bodies import SignalBody, UpsampledConv1d
-from generators.networks import GeneratorEnsemble, StandardGenerator
+from generators.networks import OUTPUTS, GeneratorEnsemble, StandardGenerator
 from tests.generators.test_networks import spec
 
 SHAPES = [(1, 64), (1, 512), (3, 96), (1, 4096), (1, 8000), (13,)]
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("output", ["sigmoid", "tanh_bn", "bn_tanh", "bn"])
+@pytest.mark.parametrize("output", OUTPUTS)
 def test_shape_and_range(shape: tuple[int, ...], output: str) -> None:
     torch.manual_seed(0)
     net = StandardGenerator(spec(*shape), 10, latent_size=7, channels=8, output=output)

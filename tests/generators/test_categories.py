@@ -73,6 +73,15 @@ def test_a_generator_respects_categories(output: str) -> None:
     assert gradient[[0, 4, 5, 6, 7]].abs().sum() == 0
 
 
+def test_a_scaled_output_begins_with_what_the_teacher_expects() -> None:
+    mean = (0.3, 0.2, 0.5, 0.3, 0.9, 0.1, 0.6, 1.0)
+    spec = InputSpec((8,), (0.0, 1.0), mean, (0.3,) * 8, groups=GROUPS)
+    net = StandardGenerator(spec, 2, channels=8, output="scaled")
+    for parameter in net.stages[-1].parameters():
+        torch.nn.init.zeros_(parameter)
+    torch.testing.assert_close(net(torch.randn(2, 100)), torch.tensor([mean] * 2))
+
+
 def test_pixels_are_brought_back_to_shares() -> None:
     variable = Pixels(SPEC)
     [group] = variable.begin(torch.zeros(6, dtype=torch.int64), 0, noise())

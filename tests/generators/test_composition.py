@@ -28,7 +28,7 @@ BESIDE = [
     "generator.conditioning=add",
     "+synthesis.losses.norm={weight:1.0,loss:{_target_:generators.latent.LatentNorm}}",
     "+source.streams.replay={_target_:generators.replay.EMAGenerator,decay:0.9,fraction:0.25}",
-    "+source.streams.experience={_target_:generators.experience.Experience,batches:1}",
+    "source.streams.experience.batches=1",
     "synthesis.views=[{_target_:generators.views.Jitter,pixels:1,flip:false}]",
     "source.streams.fresh.reuse=false",
     "source.student_steps=2",
@@ -126,12 +126,15 @@ def test_the_pieces_are_all_at_work() -> None:
     assert replayed == [False, True]
 
 
-@pytest.mark.parametrize(("overrides", "asked"), [([], 8), (["loss=at"], 16)])
-def test_the_teacher_is_asked_again_only_for_its_features(overrides: list[str], asked: int) -> None:
-    """Reverie's student learns from the images of the update itself."""
+@pytest.mark.parametrize(("overrides", "batches"), [([], 0), (["loss=at"], 12)])
+def test_the_teacher_is_asked_again_only_for_its_features(
+    overrides: list[str], batches: int
+) -> None:
+    """Reverie's student learns from the images of the updates themselves, with known answers."""
     parts = make("reverie", *overrides)[0]
-    learn(parts, 3)
-    assert parts.counts()["teacher_queries"] == 3 * asked
+    learn(parts, 12)
+    assert parts.source.synthesizer.steps == 2  # type: ignore[attr-defined]
+    assert parts.counts()["teacher_queries"] == (2 + batches) * 8
 
 
 def test_a_one_hot_code_is_the_control_of_the_names_meaning() -> None:

@@ -11,10 +11,11 @@ import torch
 from core.objective import Losses
 from core.runtime import Runtime
 from data.spec import Batch
+from generators.bank import Bank
 from generators.experience import Experience
 from generators.streams import Place
 from models.black_box import BlackBox
-from tests.generators.small import CLASSES, SPEC, generative
+from tests.generators.small import CLASSES, SPEC, generative, teacher
 from tests.test_contracts import make, same
 
 
@@ -27,7 +28,7 @@ def images(seed: int, rows: int = 6) -> torch.Tensor:
 
 
 def answered(seed: int) -> tuple[Batch, Losses]:
-    x = experience().shown(images(seed))
+    x = images(seed)
     logits = torch.randn(6, CLASSES, generator=torch.Generator().manual_seed(seed + 100))
     return Batch(x), Losses(torch.zeros(()), {}, teacher_logits=logits)
 
@@ -93,12 +94,43 @@ def test_the_source_hands_out_fresh_batches_and_then_known_ones() -> None:
         assert (batch.teacher_logits is not None) == (step % 5 >= 3)
         logits = torch.zeros(6, CLASSES)
         source.learned(batch, Losses(torch.zeros(()), {}, teacher_logits=logits))
-        x = batch.input
-        assert torch.equal(
-            source.streams["experience"].shown(x), x
-        )  # the student sees what is stored
     assert source.synthesizer.steps == 3
     assert source.counts()["images_synthesized"] == 3 * 8 + 8 * 6
+
+
+def test_with_reuse_the_student_asks_nothing() -> None:
+    """The first batch is the update's own, the others are stored: all bring their answers."""
+    source = generative(streams={"experience": experience()}, student_steps=3, size=6, reuse=True)
+    asked = teacher()
+    stored = []
+    for step in range(9):
+        batch = source.next()
+        assert batch.teacher_logits is not None
+        torch.testing.assert_close(batch.teacher_logits, asked(batch.input).logits)
+        if step % 3 == 0:
+            stored += [x.numpy().tobytes() for x in batch.input]
+        assert all(x.numpy().tobytes() in stored for x in batch.input)
+        source.learned(batch, Losses(torch.zeros(()), {}))
+    assert len(source.streams["experience"].store) == 18
+    assert source.counts()["images_synthesized"] == 18
+    for count in range(10):
+        assert source.plan(count).known_batches == count
+    several = {"experience": experience(), "bank": Bank(SPEC, Runtime("cpu"), CLASSES, 9, 0.5)}
+    mixed = generative(streams=several, student_steps=3, size=6, reuse=True)
+    assert mixed.plan(9).known_batches == 6
+    assert mixed.next().teacher_logits is None
+
+
+def test_an_updates_inputs_survive_a_resume_until_they_are_handed_on() -> None:
+    source, other = (generative(student_steps=3, size=6, reuse=True) for _ in range(2))
+    fresh, resumed = source.streams["fresh"], other.streams["fresh"]
+    fresh.learn(source.synthesizer.update(0.0))
+    resumed.load_state_dict(copy.deepcopy(fresh.state_dict()))
+    a, b = fresh.draw(6, torch.Generator()), resumed.draw(6, torch.Generator())
+    assert torch.equal(a.input, b.input)
+    assert a.teacher_logits is not None
+    assert torch.equal(a.teacher_logits, b.teacher_logits)
+    assert fresh.state_dict() == {}
 
 
 def steps(parts: Any, count: int) -> list[dict[str, torch.Tensor]]:

@@ -241,6 +241,8 @@ EXPERIENCE = "+source.streams.experience={_target_: generators.experience.Experi
     [
         ("dfme", [ONE_HOT, BANK, REPLAY, EXPERIENCE, "source.warmup=2"]),
         ("adi", [BOX, "~synthesis.losses.bn", REPLAY, EXPERIENCE, "source.warmup=1"]),
+        ("fast_dfkd", [BOX, "~synthesis.losses.bn", "source.warmup=2"]),
+        ("fast_dfkd", [BOX, "~synthesis.losses.bn", "source.warmup=2", "synthesizer.size=24"]),
     ],
 )
 def test_the_plan_counts_what_is_asked(method: str, overrides: list[str]) -> None:

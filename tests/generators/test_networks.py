@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from data.spec import InputSpec
 from generators.bodies import ClassBatchNorm, UpsampledConv2d
-from generators.networks import StandardGenerator
+from generators.networks import OUTPUTS, StandardGenerator
 
 
 def spec(*shape: int, low: float = -1.0, high: float = 3.0) -> InputSpec:
@@ -17,7 +17,7 @@ def spec(*shape: int, low: float = -1.0, high: float = 3.0) -> InputSpec:
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 8), (1, 28, 28), (3, 32, 32), (5, 64, 64), (2, 4, 12)])
-@pytest.mark.parametrize("output", ["sigmoid", "tanh_bn", "bn_tanh", "bn"])
+@pytest.mark.parametrize("output", OUTPUTS)
 def test_shape_and_range(shape: tuple[int, ...], output: str) -> None:
     net = StandardGenerator(spec(*shape), 10, latent_size=7, channels=8, output=output)
     x = net(100 * torch.randn(3, 7))
@@ -151,10 +151,29 @@ def test_bf16_gives_float32_images() -> None:
         ((1, 32, 31), {}, "divisible by 4"),
         ((1, 4097), {}, "divisible by a power of 4"),
         ((1, 516), {}, "divisible by a power of 4"),  # 129 places to begin with
-        ((1, 8, 8), {"output": "relu"}, "'relu' is none of: sigmoid, tanh_bn, bn"),
+        ((1, 8, 8), {"output": "relu"}, "'relu' is none of: sigmoid, scaled, tanh_bn, bn"),
         ((1, 8, 8), {"channels": 7}, "even, not 7"),
     ],
 )
 def test_what_it_cannot_make(shape: tuple[int, ...], options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         StandardGenerator(spec(*shape), 10, **options)
+
+
+@pytest.mark.parametrize("shape", [(2, 8, 8), (2, 64), (2,)])
+def test_a_scaled_output_begins_with_the_mean_and_std_that_the_teacher_expects(
+    shape: tuple[int, ...],
+) -> None:
+    expects = InputSpec(shape, (-1.0, 3.0), (0.5, 2.0), (0.25, 0.02))
+    net = StandardGenerator(expects, 10, channels=8, output="scaled")
+    ones = (1, -1) + (1,) * (len(shape) - 1)
+    means, stds = torch.tensor(expects.mean).view(ones), torch.tensor(expects.std).view(ones)
+    last = net.stages[-1]
+    with torch.no_grad():
+        for p in last.parameters():
+            p.zero_()
+        torch.testing.assert_close(net(torch.randn(5, 100)), means.expand(5, *shape))
+        last.bias.fill_(1e-2)  # type: ignore[operator, union-attr]
+        moved = (net(torch.randn(5, 100)) - means) / 1e-2
+    torch.testing.assert_close(moved, stds.expand(5, *shape), rtol=0.02, atol=0)
+    assert set(net.state_dict()) == set(StandardGenerator(expects, 10, channels=8).state_dict())

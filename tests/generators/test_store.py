@@ -164,6 +164,19 @@ def test_a_state_takes_no_memory_and_a_file_no_more_than_what_is_filled(added: i
         assert not added or kept.data_ptr() == whole.data_ptr()
 
 
+def test_answers_stay_with_their_inputs_whatever_they_are_computed_in() -> None:
+    store = Store(SPEC, 4, CPU)
+    store.make_room(2)
+    for label in range(6):
+        answers = torch.tensor([[label, -label]], dtype=torch.float64)
+        store.add(flat(label / 2), torch.tensor([label]), answers=answers)
+    _, labels, index = store.sample(50, torch.Generator().manual_seed(1))
+    assert torch.equal(store.answers_to(index), torch.stack([labels, -labels], 1).float())
+    without = Store(SPEC, 4, CPU)
+    with pytest.raises(ValueError, match=r"holds \[4, 2\] answers, but this one takes 4 of \[0\]"):
+        without.load_state_dict(store.state_dict())
+
+
 def test_a_new_store_is_empty() -> None:
     """Failure 8: nothing of an earlier run is picked up."""
     Store(SPEC, 2, CPU).add(flat(0.0), torch.tensor([0]))
