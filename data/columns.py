@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 import math
 from collections.abc import Iterable, Sequence
@@ -18,8 +17,6 @@ from data.delimited import Table, read_table
 from data.files import existing
 from data.notes import note
 from data.tables import held_out, scaled
-
-Arrays = tuple[NDArray[np.float32], NDArray[np.int64]]
 
 MOST = 100  # different texts of a column that is not named in categories, and classes
 
@@ -94,15 +91,10 @@ def csv(
         halves = table, _beside(table, read_table(existing(test_path), delimiter), leave_out)
     names = [name for name in table.names if name not in (label, *leave_out)]
     columns = [_column(halves[0], name, name in categories) for name in names]
-    both = ((_vectors(h, columns, runtime), _codes(h, label, classes)) for h in halves)
-    readers = {w: functools.partial(_same, a) for w, a in zip(("train", "test"), both, strict=True)}
-    given = (size, val_fraction, mean, std)
-    named = str(table.path), readers, classes, runtime
-    return Dataset(*named, *given, modality="vector", groups=_groups(columns))
-
-
-def _same(arrays: Arrays) -> Arrays:
-    return arrays
+    both = [(_vectors(h, columns, runtime), _codes(h, label, classes)) for h in halves]
+    readers = {"train": lambda: both[0], "test": lambda: both[1]}
+    given = (classes, runtime, size, val_fraction, mean, std)
+    return Dataset(str(table.path), readers, *given, modality="vector", groups=_groups(columns))
 
 
 def _check_names(
