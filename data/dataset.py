@@ -56,6 +56,7 @@ class Dataset:
         modality: the name of theirs.
         rate: samples in a second, of signals where it is known.
         words: the vocabulary of texts.
+        groups: of vectors, columns that are one category each; see :class:`data.spec.InputSpec`.
 
     Raises:
         ValueError: for a fraction or a size out of range, a mean without std, or class names
@@ -78,6 +79,7 @@ class Dataset:
         modality: str = "image",
         rate: float | None = None,
         words: Sequence[str] = (),
+        groups: Sequence[Sequence[int]] = (),
     ) -> None:
         if not 0 <= val_fraction < 1:
             raise ValueError(f"data.val_fraction must be in [0, 1), but is {val_fraction}")
@@ -93,8 +95,10 @@ class Dataset:
         self.val_fraction = val_fraction
         self.kind, self.rate = spec.kind if spec else modality_named(modality), rate
         self.range, self.words = self.kind.natural, tuple(words)
+        self.groups = tuple((a, b) for a, b in groups)
         if spec is not None:
-            self.range, self.words, self.spec = spec.range, spec.words, spec
+            self.range, self.words, self.groups = spec.range, spec.words, spec.groups
+            self.spec = spec
         self._readers = readers
         self._runtime = runtime
         self._moments = None if mean is None or std is None else (tuple(mean), tuple(std))
@@ -132,7 +136,7 @@ class Dataset:
                     line = f"data {self.name}: channel {i + 1} of {len(std)} is all but constant"
                     note(self._runtime, f"{line} (std {value:.1g}); its std is taken as 1")
             std = tuple(1.0 if value < least else value for value in std)
-        known = (self.kind.name, self.rate, self.words)
+        known = (self.kind.name, self.rate, self.words, self.groups)
         return InputSpec(self.shape, self.kind.natural, mean, std, *known)
 
     @property
@@ -190,6 +194,12 @@ class Dataset:
             raise ValueError(
                 f"the teacher expects inputs of shape {tuple(spec.shape)}, but data {self.name} "
                 f"gives {self.shape}: {hint}, or another teacher"
+            )
+        if spec.groups != self.groups:
+            blocks = [[list(group) for group in groups] for groups in (spec.groups, self.groups)]
+            raise ValueError(
+                f"the teacher has categories in columns {blocks[0]}, but data {self.name} in "
+                f"{blocks[1]}: choose the data that it was trained on, or another teacher"
             )
         if num_classes != self.num_classes:
             raise ValueError(

@@ -16,7 +16,7 @@ from core.runtime import Runtime
 from data import archive
 from data.checks import check_labels
 from data.dataset import Dataset
-from data.folders import class_folders, image_files, pictures_in, unlabelled
+from data.folders import class_files, class_folders, pictures_in, split_folders, unlabelled
 from data.images import fit
 from data.modality import MODALITIES, modality_named
 from data.notes import note
@@ -166,10 +166,10 @@ def _names(file: Path, key: str) -> list[str]:
 
 
 def existing(path: str | Path | None) -> Path:
-    """A path that a user gave.
+    """The path of a user's own data.
 
     Raises:
-        ValueError: if there is none, or nothing is there.
+        ValueError: without one, and if nothing is there.
     """
     if not path:
         raise ValueError("this data set needs a path: set data.path=...")
@@ -211,7 +211,7 @@ def image_folder(
     if channels not in (1, 3):
         raise ValueError(f"data.dataset.channels must be 1 (grey) or 3 (colour), but is {channels}")
     root = existing(path)
-    folders = _splits(root)
+    folders = split_folders(root)
     names = list(class_folders(folders["test"]))
     _check_layout(root, folders["test"], names)
     classes = names or _of_teacher(str(root), expected)
@@ -221,14 +221,6 @@ def image_folder(
         for which, folder in folders.items()
     }
     return Dataset(str(root), readers, classes, runtime, size, val_fraction, mean, std)
-
-
-def _splits(root: Path) -> dict[str, Path]:
-    """The folder of each split; the root itself is the test split if no folder is."""
-    folders = {which: root / which for which in ("train", "val", "test") if (root / which).is_dir()}
-    if "test" not in folders and "val" in folders:
-        folders["test"] = folders.pop("val")
-    return {"test": root} | folders
 
 
 def _check_layout(root: Path, test: Path, names: Sequence[str]) -> None:
@@ -253,7 +245,7 @@ def _folder_split(
     runtime: Runtime,
 ) -> Arrays:
     if classes:
-        files, left_out = image_files(folder, classes, str(test))
+        files, left_out = class_files(folder, classes, str(test))
     else:
         files, left_out = unlabelled(folder)
     if left_out:

@@ -1,10 +1,10 @@
-"""Which files of a folder of class folders are images, and which are left out."""
+"""Which files of a folder of class folders are of a kind, and which are left out."""
 
 from __future__ import annotations
 
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from data.pictures import EXTENSIONS
@@ -46,18 +46,24 @@ def visible(folder: Path) -> list[Path]:
     return paths
 
 
-def image_files(
-    folder: Path, classes: Sequence[str], other: str
+def class_files(
+    folder: Path,
+    classes: Sequence[str],
+    other: str,
+    kind: str = "image",
+    extensions: Collection[str] = EXTENSIONS,
 ) -> tuple[list[tuple[Path, int]], str]:
-    """The images of one split with their labels, and a line on what was left out, if anything.
+    """The files of one split with their labels, and a line on what was left out, if anything.
 
     Args:
         folder: of class folders.
         classes: those that must be there.
         other: where these come from, for messages.
+        kind: what a file holds, for messages.
+        extensions: of such files, in lower case.
 
     Raises:
-        ValueError: for other class folders, and for one without an image.
+        ValueError: for other class folders, and for one without such a file.
     """
     found = class_folders(folder)
     if list(found) != list(classes):
@@ -67,20 +73,29 @@ def image_files(
     left_out = [path for path in visible(folder) if not path.is_dir()]
     for label, path in enumerate(found.values()):
         entries = visible(path)
-        images = [p for p in entries if p.is_file() and p.suffix.lower() in EXTENSIONS]
-        chosen = set(images)
+        own = [p for p in entries if p.is_file() and p.suffix.lower() in extensions]
+        chosen = set(own)
         others = [p for p in entries if p not in chosen]
-        if not images:
+        if not own:
+            inside = _kinds(others) or "nothing is in it"
             raise ValueError(
-                f"{path}: no image of this class is read ({_kinds(others) or 'nothing is in it'}). "
-                f"Images directly in it, of {' '.join(sorted(EXTENSIONS))}, are"
+                f"{path}: no {kind} of this class is read ({inside}). {kind.capitalize()}s "
+                f"directly in it, of {' '.join(sorted(extensions))}, are"
             )
-        files += [(image, label) for image in images]
+        files += [(file, label) for file in own]
         left_out += others
     if not left_out:
         return files, ""
-    words = f"{len(left_out)} are left out, as they are not images in class folders"
+    words = f"{len(left_out)} are left out, as they are not {kind}s in class folders"
     return files, f"{words}: {_kinds(left_out)}"
+
+
+def split_folders(root: Path) -> dict[str, Path]:
+    """The folder of each split; the root itself is the test split if no folder is."""
+    folders = {which: root / which for which in ("train", "val", "test") if (root / which).is_dir()}
+    if "test" not in folders and "val" in folders:
+        folders["test"] = folders.pop("val")
+    return {"test": root} | folders
 
 
 def pictures_in(folder: Path) -> list[Path]:
@@ -89,7 +104,7 @@ def pictures_in(folder: Path) -> list[Path]:
 
 
 def unlabelled(folder: Path) -> tuple[list[tuple[Path, int]], str]:
-    """The images directly in a folder, as :func:`image_files` has them, each of class 0."""
+    """The images directly in a folder, as :func:`class_files` has them, each of class 0."""
     images = pictures_in(folder)
     chosen = set(images)
     left_out = [path for path in visible(folder) if path not in chosen]

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from data import images, pair, signals, texts, vectors  # noqa: F401 (known once they are defined)
+from data.categories import Groups, checked
 from data.modality import USUAL, Modality, modality_named, usual
 
 # Of the largest value. No inputs spread wider than half their range, but networks that take values
@@ -35,6 +36,8 @@ class InputSpec:
             axes.
         rate: samples in a second, of signals where it is known.
         words: the vocabulary of texts, a word for each channel.
+        groups: of vectors, [start, end) of columns that are one category each: at each input one of
+            them is 1 and the others are 0, or they are shares that sum to 1.
 
     Raises:
         ValueError: if the parts are not such numbers, or do not fit together.
@@ -47,6 +50,7 @@ class InputSpec:
     modality: str = ""
     rate: float | None = None
     words: tuple[str, ...] = ()
+    groups: Groups = ()
 
     def __post_init__(self) -> None:
         for name in ("shape", "range", "mean", "std"):
@@ -77,6 +81,7 @@ class InputSpec:
         if min(self.std) <= 0:
             raise ValueError(f"std must be positive, but is {self.std}")
         self._check_scale()
+        object.__setattr__(self, "groups", checked(self.groups, self.shape))
 
     @classmethod
     def unscaled(
@@ -86,10 +91,13 @@ class InputSpec:
         modality: str = "",
         rate: float | None = None,
         words: tuple[str, ...] = (),
+        groups: Groups = (),
     ) -> InputSpec:
         """One with mean 0 and std 1, as where they are not known yet."""
         channels = 1 if modality and modality_named(modality).discrete else shape[0]
-        return cls(shape, range, (0.0,) * channels, (1.0,) * channels, modality, rate, words)
+        return cls(
+            shape, range, (0.0,) * channels, (1.0,) * channels, modality, rate, words, groups
+        )
 
     def _check_scale(self) -> None:
         """Refuse moments of another scale than the range's, such as 0..255 for 0..1."""
@@ -149,7 +157,7 @@ class InputSpec:
         values = asdict(self)
         if self.modality in USUAL:
             del values["modality"]
-        return {k: v for k, v in values.items() if k not in ("rate", "words") or v}
+        return {k: v for k, v in values.items() if k not in ("rate", "words", "groups") or v}
 
 
 def _is(value: Any, kind: Any) -> bool:
@@ -193,7 +201,7 @@ class Expected:
         Raises:
             ValueError: if the values do not fit together.
         """
-        more = [name for name in ("modality", "rate", "words") if name in self.values]
+        more = [n for n in ("modality", "rate", "words", "groups") if n in self.values]
         names = [name for name in EXPECTED if name != "classes"]
         return InputSpec(**{name: self.values[name] for name in [*names, *more]})
 

@@ -22,6 +22,7 @@ from data.modality import decode
 from data.signals import Signal
 from data.spec import InputSpec
 from data.spectrograms import LogMel
+from data.waves import check_sound, fitted, read_wave
 
 Arrays = tuple[NDArray[Any], NDArray[np.int64]]
 Reader = Callable[[], Arrays]
@@ -168,16 +169,7 @@ def _split(
     labels = all_of.digits
     if task == "digit_and_speaker":
         labels = labels * len(all_of.names) + all_of.speakers
-    return np.stack([_fitted(all_of.waveforms[i], length) for i in rows]), labels[rows]
-
-
-def _fitted(wave: NDArray[np.int16], length: int) -> NDArray[np.int16]:
-    """The middle of a recording, or it in the middle of silence."""
-    if len(wave) >= length:
-        start = (len(wave) - length) // 2
-        return wave[start : start + length]
-    before = (length - len(wave)) // 2
-    return np.pad(wave, (before, length - len(wave) - before))
+    return np.stack([fitted(all_of.waveforms[i], length) for i in rows]), labels[rows]
 
 
 def _read(path: Path) -> Recordings:
@@ -200,8 +192,6 @@ def _archive(path: Path) -> Recordings:
 
 
 def _folder(path: Path) -> Recordings:
-    from scipy.io import wavfile  # slow to import
-
     files = {file: NAME.fullmatch(file.name) for file in sorted(path.glob("*.wav"))}
     if not files:
         raise ValueError(f"{path} has no .wav files: data.path=... is {WHERE}")
@@ -209,12 +199,7 @@ def _folder(path: Path) -> Recordings:
     for file, match in files.items():
         if match is None:
             raise ValueError(f"{file} is not called DIGIT_SPEAKER_INDEX.wav: rename or remove it")
-        try:
-            rate, wave = wavfile.read(file)
-        except Exception as error:  # a damaged file shows as almost any exception
-            raise ValueError(
-                f"{file} is not a readable wave file ({error}): copy it again"
-            ) from error
+        rate, wave = read_wave(file)
         _check(str(file), wave, rate)
         waves.append(wave)
         rows.append((int(match[1]), match[2], int(match[3])))
@@ -234,5 +219,4 @@ def _check(where: str, wave: NDArray[Any], rate: int) -> None:
         raise ValueError(
             f"{where} is {wave.dtype} {list(wave.shape)}: one channel of int16 is expected"
         )
-    if not len(wave) or not wave.any():
-        raise ValueError(f"{where} is empty or silent: remove it")
+    check_sound(where, wave)

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from data.categories import blocks_of, relaxed
 from data.modality import Modality, as_float
 
 if TYPE_CHECKING:
@@ -49,6 +50,21 @@ class Vector(Modality):
 
     def tensor(self, arrays: NDArray[Any]) -> Tensor:
         return torch.from_numpy(np.array(arrays, dtype=np.float32))
+
+    def free(self, values: Tensor, spec: InputSpec) -> Tensor:
+        """By a sigmoid, and by a softmax for each block of columns that are one category."""
+        low, high = spec.range
+        return low + (high - low) * relaxed(values, spec.groups)
+
+    def standard(self, values: Tensor, spec: InputSpec) -> Tensor:
+        x = spec.denormalize(values)
+        return blocks_of(self.free(values, spec), x, spec.groups) if spec.groups else x
+
+    def limits(self, values: Tensor, spec: InputSpec) -> tuple[Tensor, Tensor]:
+        low, high = (spec.normalize(torch.full_like(values[:1], end)) for end in spec.range)
+        for start, end in spec.groups:  # a softmax takes any values
+            low[:, start:end], high[:, start:end] = -torch.inf, torch.inf
+        return low, high
 
     def picture(self, x: Tensor, spec: InputSpec) -> Tensor:
         """A table of coloured squares: a row for each of the first 32 vectors, a column a value.

@@ -111,12 +111,13 @@ def blank_teacher(config: dict[str, Any], dataset: Dataset) -> Classifier:
     """The teacher's architecture, untrained; a file or the user gives its normalisation."""
     node = config["teacher"]
     shape, transform, takes = dataset.shape, None, None
-    seen = (dataset.range, dataset.kind.name, dataset.rate, dataset.words)
+    known = (dataset.rate, dataset.words, dataset.groups)
+    seen: tuple[Any, ...] = (dataset.range, dataset.kind.name, *known)
     if node["transform"] is not None:
         takes = dataset.spec
         transform = build(node["transform"], Transform, "teacher.transform", spec=takes)
         shown = transform.measured(takes, takes.noise(64, torch.device("cpu")))
-        shape, seen = shown.shape, (shown.range, shown.modality, shown.rate, shown.words)
+        shape, seen = shown.shape, (shown.range, shown.modality, shown.rate)
     spec = InputSpec.unscaled(shape, *seen)
     module = build_network(node["model"], shape, dataset.classes, "teacher.model", spec)
     return Classifier(module, spec, dataset.classes, transform=transform, takes=takes)

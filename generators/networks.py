@@ -65,6 +65,7 @@ class StandardGenerator(GeneratorNetwork):
     ``bn_tanh`` (DFME's) and ``bn`` (ZSKT, NeurIPS 2019) end in a BatchNorm and, where named, a
     hyperbolic tangent, whose output is, as there, exactly what the classifier sees after
     normalisation: it is de-normalised here, and as in the papers some values leave the range.
+    Columns of a vector that are one category end in a softmax, whatever the output.
     BatchNorm uses batch statistics for as long as the module is in training mode, which is how
     the papers draw their images too.
 
@@ -160,14 +161,18 @@ def expected(spec: InputSpec) -> tuple[Tensor, Tensor]:
     """a and b, for each channel, of the output ``scaled``: [1, C, 1, ...].
 
     With the mean m and the standard deviation s in units of the range, b is the logit of m, where
-    the sigmoid's slope is m·(1 − m), and a = s / (m·(1 − m)).
+    the sigmoid's slope is m·(1 − m), and a = s / (m·(1 − m)). In columns that are one category b is
+    log m, whose softmax is m.
     """
     low, high = spec.range
     ones = (1,) * (len(spec.shape) - 1)
     mean = ((torch.tensor(spec.mean) - low) / (high - low)).clamp(0.02, 0.98)
     slope = mean * (1 - mean)
     scale = (torch.tensor(spec.std) / (high - low) / slope).clamp(*SCALES)
-    return scale.view(1, -1, *ones), mean.logit().view(1, -1, *ones)
+    shift = mean.logit()
+    for start, end in spec.groups:
+        shift[start:end] = mean[start:end].log()
+    return scale.view(1, -1, *ones), shift.view(1, -1, *ones)
 
 
 def _check(channels: int, output: str, conditioning: str) -> None:

@@ -53,7 +53,8 @@ class Pixels(Variable):
     """The images themselves (DeepInversion and ADI, CVPR 2020).
 
     As in the authors' code the variable is the normalised image, which starts as Gaussian noise
-    and is clamped after each step to what the value range allows.
+    and is clamped after each step to what the value range allows. What that makes
+    of words and of columns that are one category is a matter of their modality.
 
     Args:
         spec: of the images.

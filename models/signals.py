@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 
 from models.initialization import initialize
@@ -49,6 +51,79 @@ class M5(nn.Module):
         for stage in (self.stage1, self.stage2, self.stage3, self.stage4):
             x = stage(x)
         return self.linear(self.flatten(self.pool(x)))  # type: ignore[no-any-return]
+
+
+class ResNet1d(nn.Module):
+    """Inputs [B, in_channels, L] to logits [B, num_classes] (M34-res of Dai et al., ICASSP 2017).
+
+    M5's first layer, then four stages of residual blocks with twice the channels each, pooling by 4
+    before each stage where there are 4 samples to pool, and global average pooling. Where a block
+    widens, its shortcut is a 1×1 convolution with BatchNorm: option B of He et al. (CVPR 2016).
+
+    Args:
+        in_channels: C.
+        num_classes: of the classifier.
+        width: channels of the first stage; the paper's network has 48.
+        depths: blocks of each stage, of two convolutions each.
+        kernel: samples that the first convolution covers.
+        stride: its steps.
+
+    Raises:
+        ValueError: without a stage, or for one without a block.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        num_classes: int,
+        width: int = 48,
+        depths: Sequence[int] = (3, 4, 6, 3),
+        kernel: int = 80,
+        stride: int = 4,
+    ) -> None:
+        super().__init__()
+        if not depths or min(depths) < 1:
+            raise ValueError(f"depths are the blocks of each stage, at least 1, not {list(depths)}")
+        self.stem = _stage(in_channels, width, kernel, stride)
+        self.stages = nn.ModuleList()
+        before = width
+        for i, depth in enumerate(depths):
+            channels = width * 2**i
+            blocks = [ResidualBlock1d(before, channels)]
+            blocks += [ResidualBlock1d(channels, channels) for _ in range(depth - 1)]
+            self.stages.append(nn.Sequential(*([Pool()] if i else []), *blocks))
+            before = channels
+        self.pool = nn.AdaptiveAvgPool1d(1)
+        self.flatten = nn.Flatten()
+        self.linear = nn.Linear(before, num_classes)
+        self.taps = {f"stage{i + 1}": f"stages.{i}" for i in range(len(depths))}
+        self.taps |= {"pooled": "flatten", "logits": "linear"}
+        initialize(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for stage in self.stages:
+            x = stage(x)
+        return self.linear(self.flatten(self.pool(x)))  # type: ignore[no-any-return]
+
+
+class ResidualBlock1d(nn.Module):
+    """Two convolutions of width 3 around a shortcut: [B, C, L] -> [B, O, L]."""
+
+    def __init__(self, in_channels: int, channels: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv1d(in_channels, channels, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm1d(channels)
+        self.conv2 = nn.Conv1d(channels, channels, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm1d(channels)
+        self.shortcut: nn.Module = nn.Identity()
+        if in_channels != channels:
+            layer = nn.Conv1d(in_channels, channels, 1, bias=False)
+            self.shortcut = nn.Sequential(layer, nn.BatchNorm1d(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        residual = nn.functional.relu(self.bn1(self.conv1(x)))
+        return nn.functional.relu(self.bn2(self.conv2(residual)) + self.shortcut(x))
 
 
 class Pool(nn.Module):

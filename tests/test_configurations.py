@@ -5,6 +5,7 @@ Methods are held to more in test_contracts.py, and models in models/test_network
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -115,6 +116,25 @@ def write_pairs(folder: Path) -> Path:
     return folder / "own.npz"
 
 
+def write_csv(folder: Path) -> Path:
+    lines = [
+        "width,colour,class",
+        *(f"{i},{'red' if i % 2 else 'blue'},{i % 3}" for i in range(24)),
+    ]
+    (folder / "own.csv").write_text("\n".join(lines))
+    return folder / "own.csv"
+
+
+def write_audio(folder: Path) -> Path:
+    for which, label in itertools.product(("train", "test"), ("low", "high")):
+        place = folder / which / label
+        place.mkdir(parents=True)
+        for i in range(COUNT // 2):
+            noise = np.random.default_rng(i).integers(-999, 999, 512, dtype=np.int16)
+            wavfile.write(place / f"{i}.wav", 8000, noise)
+    return folder
+
+
 def write_speech(folder: Path) -> Path:
     place = folder / "recordings"
     place.mkdir()
@@ -138,6 +158,8 @@ OWN: dict[str, Callable[[Path], Path]] = {
     "image_folder": write_folder,
     "npz_signals": write_signals,
     "npz_vectors": write_vectors,
+    "csv": write_csv,
+    "audio_folder": write_audio,
     "fsdd": write_speech,
     "fsdd_logmel": write_speech,
     "npz_pairs": write_pairs,
@@ -146,7 +168,7 @@ OWN: dict[str, Callable[[Path], Path]] = {
     "csv_text": write_texts,
     "npz_texts": write_numbers,
 }
-FEWER = {"fsdd": ["data.dataset.length=512"]}
+FEWER = {name: ["data.dataset.length=512"] for name in ("fsdd", "audio_folder")}
 FEWER["npz_pairs"] = ["student=m5_tiny"]
 FEWER["written_and_spoken"] = ["data.dataset.b.length=512"]
 PAIRS = ("npz_pairs", "written_and_spoken")  # which nothing synthesizes

@@ -51,7 +51,7 @@ def written(folder: Path, **changed: Any) -> Path:
 def test_a_name_says_what_a_pair_holds(pair: Pair) -> None:
     assert pair.name == "image[2,4,3]+signal[1,10]@8000"
     assert modality_named(pair.name) is pair
-    spec = InputSpec(pair.shape, modality=pair.name)
+    spec = InputSpec(pair.pair_shape, modality=pair.name)
     assert InputSpec(**spec.to_dict()).kind is pair
     for wrong in ("image[2,4,3]", "image[2]+signal[1,9]", "song[1,2]+image[1,2,3]", "image[2,4]+"):
         with pytest.raises(ValueError, match=r"\[C, H, W\]|there is no modality"):
@@ -67,13 +67,13 @@ def test_the_parts_of_a_pair_are_what_was_joined(pair: Pair, limits: tuple[float
     assert joined.max() <= 1
     low, high = limits
     shown = joined * (high - low) + low
-    spec = InputSpec(pair.shape, limits, modality=pair.name)
+    spec = InputSpec(pair.pair_shape, limits, modality=pair.name)
     torch.testing.assert_close(Part(spec, "a")(shown), a)
     torch.testing.assert_close(Part(spec, "b")(shown), b)
 
 
 def test_a_part_is_an_input_of_its_own_modality(pair: Pair) -> None:
-    spec = InputSpec(pair.shape, modality=pair.name)
+    spec = InputSpec(pair.pair_shape, modality=pair.name)
     x = pair.join(torch.rand(9, 2, 4, 3), torch.rand(9, 1, 10) * 2 - 1)
     heard = Part(spec, "b").measured(spec, x)
     assert (heard.modality, heard.shape, heard.rate) == ("signal", (1, 10), 8000)
@@ -87,7 +87,7 @@ def test_a_part_is_an_input_of_its_own_modality(pair: Pair) -> None:
 
 
 def test_a_pair_is_shown_and_heard(pair: Pair) -> None:
-    spec = InputSpec(pair.shape, modality=pair.name, rate=8000.0)
+    spec = InputSpec(pair.pair_shape, modality=pair.name, rate=8000.0)
     x = pair.join(torch.rand(70, 2, 4, 3), torch.rand(70, 1, 10) * 2 - 1)
     page = pair.picture(x, spec)
     assert page.dim() == 3
@@ -99,7 +99,7 @@ def test_a_pair_is_shown_and_heard(pair: Pair) -> None:
 
 
 def test_a_file_says_of_which_pairs_a_network_sees_a_part(pair: Pair, tmp_path: Path) -> None:
-    spec = InputSpec(pair.shape, modality=pair.name, rate=8000.0)
+    spec = InputSpec(pair.pair_shape, modality=pair.name, rate=8000.0)
     part = Part(spec, "a")
     network = Classifier(DigitsCNN(2, 3, 4), IMAGE, CLASSES, transform=part, takes=spec)
     save_network(tmp_path / "a.safetensors", network, {})

@@ -14,11 +14,15 @@ from torch import Tensor, nn
 from core.check import SPECIAL
 from data.spec import InputSpec
 from models.classifier import Classifier
-from models.signals import M5, StridedConv1d
+from models.signals import M5, ResNet1d, StridedConv1d
 from models.vectors import MLP
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "model"
-SHAPES = {"models.signals.M5": (2, 512), "models.vectors.MLP": (9,)}
+SHAPES = {
+    "models.signals.M5": (2, 512),
+    "models.signals.ResNet1d": (2, 512),
+    "models.vectors.MLP": (9,),
+}
 NAMES = [p.stem for p in sorted(CONFIGS.glob("*.yaml")) if any(t in p.read_text() for t in SHAPES)]
 
 
@@ -59,9 +63,31 @@ def test_m5_is_the_papers() -> None:
     assert network(torch.randn(2, 1, 32_000)).shape == (2, 10)
 
 
+def test_the_residual_network_is_the_papers() -> None:
+    """Table 1 of the same: 34 layers with weights, and 4 million parameters."""
+    network = ResNet1d(1, 10)
+    assert sum(p.numel() for p in network.parameters()) == pytest.approx(4e6, rel=0.02)
+    weighted = [m for m in network.modules() if isinstance(m, (nn.Conv1d, nn.Linear))]
+    assert len([m for m in weighted if getattr(m, "kernel_size", None) != (1,)]) == 34
+
+
+def test_a_residual_block_adds_its_shortcut() -> None:
+    block = ResNet1d(1, 3, 4, [2]).stages[0][1].eval()  # type: ignore[index]
+    nn.init.zeros_(block.bn2.weight)
+    x = torch.randn(2, 4, 8)
+    assert torch.equal(block(x), x.relu())
+
+
+@pytest.mark.parametrize("depths", [[], [1, 0]])
+def test_a_residual_network_has_blocks(depths: list[int]) -> None:
+    with pytest.raises(ValueError, match="the blocks of each stage"):
+        ResNet1d(1, 3, 4, depths)
+
+
+@pytest.mark.parametrize("network", [M5(1, 3, 8), ResNet1d(1, 3, 8, [1, 1, 1, 1])])
 @pytest.mark.parametrize("length", [16, 100, 4096])
-def test_m5_takes_any_length(length: int) -> None:
-    assert M5(1, 3, 8)(torch.randn(2, 1, length)).shape == (2, 3)
+def test_networks_take_any_length(network: nn.Module, length: int) -> None:
+    assert network(torch.randn(2, 1, length)).shape == (2, 3)
 
 
 def test_features_over_a_line_carry_the_gradient() -> None:

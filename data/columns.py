@@ -1,0 +1,247 @@
+"""A user's own table in CSV files: columns of numbers and of categories, and a label."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from core.runtime import Runtime
+from data.dataset import Dataset
+from data.delimited import Table, read_table
+from data.files import existing
+from data.notes import note
+from data.tables import held_out, scaled
+
+MOST = 100  # different texts of a column that is not named in categories, and classes
+
+
+@dataclass
+class Column:
+    """What the training split says of a column.
+
+    Args:
+        name: in the header.
+        range: smallest and largest value, of numbers.
+        categories: sorted; none for numbers.
+    """
+
+    name: str
+    range: tuple[float, float] = (0.0, 1.0)
+    categories: tuple[str, ...] = ()
+
+    @property
+    def width(self) -> int:
+        """How many values of a vector it takes."""
+        return len(self.categories) or 1
+
+
+def csv(
+    path: str | Path | None,
+    runtime: Runtime,
+    label: str | None = None,
+    categories: Sequence[str] = (),
+    leave_out: Sequence[str] = (),
+    test_path: str | Path | None = None,
+    test_fraction: float = 0.25,
+    split: int = 0,
+    delimiter: str = ",",
+    size: int | None = None,
+    val_fraction: float = 0.0,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> Dataset:
+    """A CSV file whose first line names the columns, as vectors in [0, 1].
+
+    A column of numbers is scaled so that the training split lies in 0..1; test values beyond that
+    count as its ends, and a printed line says so. A column of texts becomes one value for each
+    category: ``groups`` of :class:`data.spec.InputSpec`. Ranges and categories are taken as
+    properties of the data, as 0..255 is of images: a data-free run reads training rows for them.
+
+    Args:
+        path: of all rows, or of the training split if there is ``test_path``.
+        label: the column of classes; None is the last one.
+        categories: columns that are categories though all their cells are numbers.
+        leave_out: columns that are not read, such as names.
+        test_path: of a second file with the same columns, in any order.
+        test_fraction, split: without it, what part of each class is drawn, and the draw's number.
+        delimiter: between the cells of a line.
+        size: vectors have none; anything but None is refused.
+
+    Raises:
+        ValueError: for settings out of range, and for files, columns and cells that are not as
+            above; the message names line and column.
+    """
+    if not 0 < test_fraction < 1:
+        raise ValueError(f"data.dataset.test_fraction is between 0 and 1, not {test_fraction}")
+    table = read_table(existing(path), delimiter)
+    label = table.names[-1] if label is None else label
+    _check_names(table, label, categories, leave_out)
+    classes = _sorted(table.column(label))
+    _check_classes(table, label, len(classes))
+    if test_path is None:
+        test = held_out(_codes(table, label, classes), test_fraction, split)
+        halves = table.part(~test), table.part(test)
+    else:
+        halves = table, _beside(table, read_table(existing(test_path), delimiter), leave_out)
+    names = [name for name in table.names if name not in (label, *leave_out)]
+    columns = [_column(halves[0], name, name in categories) for name in names]
+    both = [(_vectors(h, columns, runtime), _codes(h, label, classes)) for h in halves]
+    readers = {"train": lambda: both[0], "test": lambda: both[1]}
+    given = (classes, runtime, size, val_fraction, mean, std)
+    return Dataset(str(table.path), readers, *given, modality="vector", groups=_groups(columns))
+
+
+def _check_names(
+    table: Table, label: str, categories: Sequence[str], leave_out: Sequence[str]
+) -> None:
+    """Raise a ValueError for columns that are not there, or of which none is left."""
+    named = {"label": [label], "categories": categories, "leave_out": leave_out}
+    for key, names in named.items():
+        if lost := [name for name in names if name not in table.names]:
+            raise ValueError(
+                f"{table.path} has no column {lost[0]!r}, which data.dataset.{key} names; it has "
+                f"{shorten(table.names)}"
+            )
+    if label in (*categories, *leave_out):
+        raise ValueError(
+            f"column {label!r} is the label: take it out of data.dataset.categories and leave_out, "
+            "or name another label"
+        )
+    if not set(table.names) - {label, *leave_out}:
+        raise ValueError(f"{table.path}: no column is left beside the label: leave out fewer")
+
+
+def _check_classes(table: Table, label: str, count: int) -> None:
+    """Raise a ValueError for labels that tell nothing apart, or everything."""
+    if count < 2:
+        raise ValueError(
+            f"{table.path}: all rows have the same label in column {label!r}: at least two classes "
+            "are needed, or another label with data.dataset.label=..."
+        )
+    if count > MOST and 2 * count > len(table.rows):
+        raise ValueError(
+            f"{table.path}: column {label!r} has {count} different values in {len(table.rows)} "
+            "rows: name the column of classes with data.dataset.label=..."
+        )
+
+
+def _beside(table: Table, test: Table, leave_out: Sequence[str]) -> Table:
+    """The test split from a file of its own.
+
+    Raises:
+        ValueError: if it lacks a column.
+    """
+    if lost := [n for n in table.names if n not in test.names and n not in leave_out]:
+        raise ValueError(f"{test.path} has no column {lost[0]!r}, which {table.path} has: add it")
+    return test
+
+
+def _column(table: Table, name: str, category: bool) -> Column:
+    """What the training rows say of a column."""
+    cells = table.column(name)
+    numbers = [_number(cell) for cell in cells]
+    if category or (all(n is None for n in numbers) and all(cells)):
+        found = _sorted(_present(table, name))
+        if len(found) > MOST and not category:
+            raise ValueError(
+                f"{table.path}: column {name!r} has {len(found)} different texts: leave it out by "
+                "data.dataset.leave_out=[...], or name it in data.dataset.categories=[...]; "
+                "numbers have decimal points"
+            )
+        return Column(name, categories=tuple(found))
+    values = _numbers(table, name)
+    return Column(name, (float(values.min()), float(values.max())))
+
+
+def _vectors(table: Table, columns: Sequence[Column], runtime: Runtime) -> NDArray[np.float32]:
+    """The rows of a split, [N, D]."""
+    blocks, beyond = [], []
+    for column in columns:
+        if column.categories:
+            codes = _codes(table, column.name, column.categories)
+            blocks.append(np.eye(column.width, dtype=np.float32)[codes])
+            continue
+        low, high = column.range
+        values = _numbers(table, column.name)
+        if values.size and (values.min() < low or values.max() > high):
+            beyond.append(column.name)
+        blocks.append(scaled(values[:, None], np.array(low), np.array(high)))
+    if beyond:
+        note(
+            runtime,
+            f"data {table.path}: test values beyond those of the training split count as its "
+            f"smallest or largest, in {shorten(beyond)}",
+        )
+    return np.concatenate(blocks, axis=1)
+
+
+def _groups(columns: Sequence[Column]) -> list[tuple[int, int]]:
+    """Where the categories of each column are among the values of a vector."""
+    ends = list(itertools.accumulate((column.width for column in columns), initial=0))
+    pairs = zip(columns, itertools.pairwise(ends), strict=True)
+    return [ends for column, ends in pairs if column.categories]
+
+
+def _codes(table: Table, name: str, known: Sequence[str]) -> NDArray[np.int64]:
+    """The cells of a column as places in what the training split has [N]."""
+    places = {value: i for i, value in enumerate(known)}
+    cells = _present(table, name)
+    for i, cell in enumerate(cells):
+        if cell not in places:
+            raise ValueError(
+                f"{table.where(i, name)}: {cell!r} is not in the training split, which has "
+                f"{shorten(known)}: correct it, remove the row, or add such rows to the training "
+                "split (another data.dataset.split draws other rows)"
+            )
+    return np.array([places[cell] for cell in cells], dtype=np.int64)
+
+
+def _present(table: Table, name: str) -> list[str]:
+    """The cells of a column, none of which is empty."""
+    cells = table.column(name)
+    if "" in cells:
+        raise ValueError(
+            f"{table.where(cells.index(''), name)}: the value is missing: fill it in, remove the "
+            "row, or leave the column out with data.dataset.leave_out=[...]"
+        )
+    return cells
+
+
+def _numbers(table: Table, name: str) -> NDArray[np.float64]:
+    """The cells of a column of numbers [N]."""
+    cells = _present(table, name)
+    values = [_number(cell) for cell in cells]
+    if None in values:
+        row = values.index(None)
+        raise ValueError(
+            f"{table.where(row, name)}: {cells[row]!r} is no finite number, as others there are: "
+            "correct it, or name the column in data.dataset.categories=[...]"
+        )
+    return np.array(values, dtype=np.float64)
+
+
+def _number(cell: str) -> float | None:
+    try:
+        value = float(cell)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
+
+
+def _sorted(cells: Iterable[str]) -> list[str]:
+    """Each once, in the order of numbers if all are, and else of texts."""
+    found = sorted(set(cells))
+    if all(_number(cell) is not None for cell in found):
+        found.sort(key=float)
+    return found
+
+
+def shorten(names: Sequence[str]) -> str:
+    """The first few of many."""
+    return ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")

@@ -1,0 +1,69 @@
+"""Recordings in wave files: read, checked and brought to one length."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+CLIPPED = 0.01  # of the samples at the largest value: more is a note
+
+
+def read_wave(file: Path) -> tuple[int, NDArray[Any]]:
+    """Samples in a second, and the samples [L] or [L, channels] as they are stored.
+
+    Raises:
+        ValueError: for a file that cannot be read.
+    """
+    from scipy.io import wavfile  # slow to import
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", wavfile.WavFileWarning)  # of chunks that hold no sound
+            rate, wave = wavfile.read(file)
+    except Exception as error:  # a damaged file shows as almost any exception
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{file} is not a readable wave file ({reason}): copy it again") from error
+    return rate, wave
+
+
+def one_channel(where: str, wave: NDArray[Any]) -> NDArray[np.int16]:
+    """Samples [L] or [L, channels] of any type as 16 bits [L], averaged over the channels.
+
+    Raises:
+        ValueError: for floats that are not in -1..1.
+    """
+    if wave.dtype == np.int16 and wave.ndim == 1:
+        return wave
+    x = wave.astype(np.float64)
+    if wave.dtype == np.uint8:  # of which 128 is silence
+        x = (x - 128) / 128
+    elif wave.dtype.kind == "i":
+        x /= -float(np.iinfo(wave.dtype).min)
+    elif not (np.abs(x) <= 1).all():
+        raise ValueError(f"{where} has samples that are not in -1..1: scale it, or save 16 bits")
+    mono = x.mean(axis=1) if x.ndim == 2 else x
+    return (mono * 32768).round().clip(-32768, 32767).astype(np.int16)
+
+
+def check_sound(where: str, wave: NDArray[Any]) -> None:
+    """Raise a ValueError for a recording in which nothing is heard."""
+    if not len(wave) or (wave == wave[0]).all():
+        raise ValueError(f"{where} is empty or silent: remove it")
+
+
+def clipped(wave: NDArray[np.int16]) -> bool:
+    """Whether more than 1 % of the samples are as large as 16 bits can say."""
+    return bool(((wave >= 32767) | (wave <= -32768)).mean() > CLIPPED)
+
+
+def fitted(wave: NDArray[np.int16], length: int) -> NDArray[np.int16]:
+    """The middle of a recording, or it in the middle of silence."""
+    if len(wave) >= length:
+        start = (len(wave) - length) // 2
+        return wave[start : start + length]
+    before = (length - len(wave)) // 2
+    return np.pad(wave, (before, length - len(wave) - before))
