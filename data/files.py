@@ -45,10 +45,9 @@ def npz(
 
     Images are uint8 [N, H, W] or [N, H, W, C], labels integers [N] or [N, 1]. Of another modality,
     the inputs have its name: ``train_signals``, int16 or floats in -1..1, [N, L] or [N, C, L];
-    ``train_vectors``, numbers in 0..1, [N, D]; ``train_texts``, numbers of words [N, L], with the
-    vocabulary in ``words``, which begins with <pad> and <unk>. A data-free run needs
-    ``test_images`` alone; without ``test_labels`` it has no accuracy. A split that is not opened is
-    not read. Nothing is ever unpickled.
+    ``train_vectors``, numbers in 0..1, [N, D]; ``train_texts``, numbers of words [N, L], which an
+    array ``words`` lists. A data-free run needs ``test_images`` alone; without ``test_labels`` it
+    has no accuracy. Splits that are not opened are not read, and nothing is ever unpickled.
 
     Args:
         classes: names in label order; None takes the file's ``classes``, or else numbers up to
@@ -71,11 +70,8 @@ def npz(
         rate = rate_in(file)
     splits = [which for which in ("train", "val", "test") if f"{which}_{many}" in keys]
     readers = {which: functools.partial(npz_split, file, which, many, keys) for which in splits}
-    given: dict[str, Any] = {"size": size, "val_fraction": val_fraction, "mean": mean, "std": std}
-    if modality == "text":
-        check_words(words := _names(file, "words"))
-        given["words"] = words
-    return Dataset(str(file), readers, classes, runtime, modality=modality, rate=rate, **given)
+    given = (size, val_fraction, mean, std, None, modality, rate, _words(file, modality))
+    return Dataset(str(file), readers, classes, runtime, *given)
 
 
 def classes_in(
@@ -163,6 +159,14 @@ def _names(file: Path, key: str) -> list[str]:
             f"a list of strings, the {order}, is expected"
         )
     return [str(name) for name in names]
+
+
+def _words(file: Path, modality: str) -> list[str]:
+    """The vocabulary in a file of texts; no other file has one."""
+    if modality != "text":
+        return []
+    check_words(words := _names(file, "words"))
+    return words
 
 
 def existing(path: str | Path | None) -> Path:

@@ -62,7 +62,7 @@ class Experience(Stream):
         self.period = place.period
 
     def due(self, batch: int, period: int, noise: torch.Generator) -> bool:
-        return batch >= period - self.batches
+        return len(self.store) > 0 and batch >= period - self.batches
 
     def plan(self, batches: int) -> Workload:
         periods, rest = divmod(batches, self.period)

@@ -208,6 +208,7 @@ def two_steps(config: DictConfig) -> None:
         losses.total.backward()
         parts.optimizer.step()
         parts.optimizer.zero_grad()
+        parts.source.learned(batch, losses)
     pairs = zip(before, parts.student.parameters(), strict=True)
     assert any(not torch.equal(was, now) for was, now in pairs)
     assert all(p.isfinite().all() for p in parts.student.parameters())

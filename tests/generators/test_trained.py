@@ -205,20 +205,6 @@ def test_reuse_hands_on_the_images_of_the_update() -> None:
     assert source.counts()["images_synthesized"] == 3 * 6
 
 
-def test_reuse_is_for_the_first_batch_after_an_update() -> None:
-    seen = []
-    source = generative(student_steps=3, size=6, reuse=True)
-    source.synthesizer.observe.teacher.register_forward_pre_hook(
-        lambda _, args: seen.append(args[0])
-    )
-    batches = [source.next() for _ in range(6)]
-    assert [b.teacher_logits is not None for b in batches] == [True, False, False] * 2
-    assert torch.equal(batches[0].input, seen[0])
-    assert torch.equal(batches[3].input, seen[1])
-    assert source.counts()["images_synthesized"] == 6 * 6
-    assert len({b.input.sum().item() for b in batches}) == 6
-
-
 class Memory(SynthesisLoss):
     """Holds on to what it was shown, and to what it was told to remember."""
 

@@ -94,3 +94,17 @@ def test_reused_images_bring_the_teachers_answers() -> None:
     for changed in ({"views": turned}, {"augment": turned}):
         assert generative(**options, **changed).next().teacher_logits is None
     assert generative(student_steps=1).next().teacher_logits is None
+
+
+def test_reuse_is_for_the_first_batch_after_an_update() -> None:
+    seen = []
+    source = generative(student_steps=3, size=6, reuse=True)
+    source.synthesizer.observe.teacher.register_forward_pre_hook(
+        lambda _, args: seen.append(args[0])
+    )
+    batches = [source.next() for _ in range(6)]
+    assert [b.teacher_logits is not None for b in batches] == [True, False, False] * 2
+    assert torch.equal(batches[0].input, seen[0])
+    assert torch.equal(batches[3].input, seen[1])
+    assert source.counts()["images_synthesized"] == 6 * 6
+    assert len({b.input.sum().item() for b in batches}) == 6
