@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 
 from core.runtime import Runtime
 from data.dataset import Dataset
-from data.delimited import Table, read_table
+from data.delimited import Table, as_number, in_order, read_table
 from data.files import existing
 from data.notes import note
 from data.tables import held_out, scaled
@@ -82,7 +81,7 @@ def csv(
     table = read_table(existing(path), delimiter)
     label = table.names[-1] if label is None else label
     _check_names(table, label, categories, leave_out)
-    classes = _sorted(table.column(label))
+    classes = in_order(table.column(label))
     _check_classes(table, label, len(classes))
     if test_path is None:
         test = held_out(_codes(table, label, classes), test_fraction, split)
@@ -145,9 +144,9 @@ def _beside(table: Table, test: Table, leave_out: Sequence[str]) -> Table:
 def _column(table: Table, name: str, category: bool) -> Column:
     """What the training rows say of a column."""
     cells = table.column(name)
-    numbers = [_number(cell) for cell in cells]
+    numbers = [as_number(cell) for cell in cells]
     if category or (all(n is None for n in numbers) and all(cells)):
-        found = _sorted(_present(table, name))
+        found = in_order(_present(table, name))
         if len(found) > MOST and not category:
             raise ValueError(
                 f"{table.path}: column {name!r} has {len(found)} different texts: leave it out by "
@@ -216,7 +215,7 @@ def _present(table: Table, name: str) -> list[str]:
 def _numbers(table: Table, name: str) -> NDArray[np.float64]:
     """The cells of a column of numbers [N]."""
     cells = _present(table, name)
-    values = [_number(cell) for cell in cells]
+    values = [as_number(cell) for cell in cells]
     if None in values:
         row = values.index(None)
         raise ValueError(
@@ -224,22 +223,6 @@ def _numbers(table: Table, name: str) -> NDArray[np.float64]:
             "correct it, or name the column in data.dataset.categories=[...]"
         )
     return np.array(values, dtype=np.float64)
-
-
-def _number(cell: str) -> float | None:
-    try:
-        value = float(cell)
-    except ValueError:
-        return None
-    return value if math.isfinite(value) else None
-
-
-def _sorted(cells: Iterable[str]) -> list[str]:
-    """Each once, in the order of numbers if all are, and else of texts."""
-    found = sorted(set(cells))
-    if all(_number(cell) is not None for cell in found):
-        found.sort(key=float)
-    return found
 
 
 def shorten(names: Sequence[str]) -> str:

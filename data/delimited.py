@@ -5,8 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import itertools
+import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,12 +70,15 @@ def read_table(path: Path, delimiter: str = ",") -> Table:
 def _text(path: Path) -> str:
     try:
         content = path.read_bytes()
-        return content.decode("utf-8-sig")
+        text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
         raise ValueError(f"{path}, line {line}, is not UTF-8 text: save it as UTF-8") from None
     except OSError as error:
         raise ValueError(f"cannot read {path}: {error.strerror}") from error
+    if "\0" in text:
+        raise ValueError(f"{path} is not text: it has zero bytes")
+    return text
 
 
 def _stripped(reader: Iterator[list[str]]) -> Iterator[list[str]]:
@@ -106,3 +110,19 @@ def _check_rows(table: Table) -> None:
                 f"{table.path}, line {table.lines[i]}: {len(row)} cells, where the header has "
                 f"{width} columns: repair the line (text with a separator in it needs quotes)"
             )
+
+
+def as_number(cell: str) -> float | None:
+    try:
+        value = float(cell)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
+
+
+def in_order(cells: Iterable[str]) -> list[str]:
+    """Each once, in the order of numbers if all are, and else of texts."""
+    found = sorted(set(cells))
+    if all(as_number(cell) is not None for cell in found):
+        found.sort(key=float)
+    return found

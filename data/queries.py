@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import functools
 import gzip
-import io
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,13 +15,15 @@ from numpy.typing import NDArray
 
 from core.runtime import Runtime
 from data.dataset import Dataset
+from data.delimited import in_order, read_table
+from data.files import existing
 from data.spec import Expected
+from data.tables import held_out
 from data.words import known_words, numbered, split_words
 
 Arrays = tuple[NDArray[np.int16], NDArray[np.int64]]
 
 CLINC = "the data of Larson et al. (EMNLP 2019) as one clinc150.json.gz"
-SPLIT_SEED = 0  # of a file that is cut into training and test rows
 
 
 @dataclass
@@ -79,8 +79,9 @@ def csv_text(
     runtime: Runtime,
     text: str = "text",
     label: str = "label",
-    test: str | Path | None = None,
-    test_fraction: float = 0.2,
+    test_path: str | Path | None = None,
+    test_fraction: float = 0.25,
+    split: int = 0,
     vocabulary: int = 1200,
     length: int = 16,
     delimiter: str = ",",
@@ -96,8 +97,8 @@ def csv_text(
         path: of the file, in UTF-8.
         text: the name of the column of texts.
         label: that of the labels.
-        test: another such file to test on; None takes ``test_fraction`` of every class of
-            ``path``, always the same rows.
+        test_path: another such file to test on.
+        test_fraction, split: without it, what part of each class is drawn, and the draw's number.
         vocabulary: how many of the commonest training words are known.
         length: places of a text; of longer ones the beginning is kept.
         delimiter: what is between two columns.
@@ -111,22 +112,20 @@ def csv_text(
     _check_length(length)
     if not 0 < test_fraction < 1:
         raise ValueError(f"data.dataset.test_fraction must be in (0, 1), but is {test_fraction}")
-    if path is None:
-        raise ValueError("this data set needs a path: set data.path=FILE.csv")
-    splits = {"train": _csv(path, text, label, delimiter)}
-    classes = _in_order(set(splits["train"].names))
+    splits = {"train": _csv(existing(path), text, label, delimiter)}
+    classes = in_order(splits["train"].names)
     if len(classes) < 2:
         raise ValueError(f"{path} has one class, {classes[0]!r}: at least two are needed")
-    if test is None:
-        splits = _parted(splits["train"], test_fraction)
+    if test_path is None:
+        splits = _parted(splits["train"], test_fraction, split)
     else:
-        splits["test"] = _csv(test, text, label, delimiter)
-    _check_labels(splits, path, test or path)
+        splits["test"] = _csv(existing(test_path), text, label, delimiter)
+    _check_labels(splits, path, test_path or path)
     given: dict[str, Any] = {"size": size, "val_fraction": val_fraction}
     return _dataset(str(path), splits, classes, runtime, vocabulary, length, expected, given)
 
 
-def _check_labels(splits: dict[str, Texts], path: str | Path, tested: str | Path) -> None:
+def _check_labels(splits: dict[str, Texts], path: Any, tested: Any) -> None:
     if strangers := sorted(set(splits["test"].names) - set(splits["train"].names)):
         raise ValueError(
             f"no training row has the label {', '.join(map(repr, strangers[:5]))}, which "
@@ -178,76 +177,36 @@ def _clinc(path: Path) -> dict[str, Any]:
     return found
 
 
-def _csv(path: str | Path, text: str, label: str, delimiter: str) -> Texts:
+def _csv(path: Path, text: str, label: str, delimiter: str) -> Texts:
     """The two columns of a file, checked row by row."""
-    try:
-        content = Path(path).read_bytes()
-    except OSError as error:
-        raise ValueError(f"cannot read {path}: {error.strerror}") from error
-    try:
-        lines = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content[: error.start].count(b"\n") + 1
-        raise ValueError(f"{path} is not UTF-8 in line {line}: save it as UTF-8") from error
-    if "\0" in lines:
-        raise ValueError(f"{path} is not a CSV file: it has zero bytes")
-    try:
-        rows = list(csv.reader(io.StringIO(lines, newline=""), delimiter=delimiter, strict=True))
-    except (csv.Error, TypeError) as error:
-        raise ValueError(f"{path} is not a CSV file: {error}") from error
-    columns = [name.strip() for name in rows[0]] if rows else []
+    table = read_table(path, delimiter)
     for key, name in (("text", text), ("label", label)):
-        if columns.count(name) != 1:
+        if name not in table.names:
             raise ValueError(
-                f"{path} has {columns.count(name) or 'no'} column(s) {name!r}, but: "
-                f"{', '.join(columns)[:200]}. Name yours with data.dataset.{key}=NAME, and what is "
-                "between columns with data.dataset.delimiter"
+                f"{path} has no column {name!r}, but: {', '.join(table.names)[:200]}. Name yours "
+                f"with data.dataset.{key}=NAME, and what is between columns with "
+                "data.dataset.delimiter"
             )
-    return _rows(path, rows, columns.index(text), columns.index(label))
-
-
-def _rows(path: str | Path, rows: list[list[str]], text: int, label: int) -> Texts:
-    found = Texts([], [])
-    for i, row in enumerate(rows[1:], 1):
-        if not row:  # an empty line
-            continue
-        if len(row) != len(rows[0]):
+    found = Texts(table.column(text), table.column(label))
+    for i, (words, name) in enumerate(zip(found.texts, found.names, strict=True)):
+        if not split_words(words):
             raise ValueError(
-                f"{path}: row {i} has {len(row)} columns, and the first line {len(rows[0])}: put "
-                "quotes around texts that have what is between columns"
+                f"{table.where(i, text)}, has no words ({words!r:.60}): remove the line"
             )
-        if not split_words(row[text]):
-            raise ValueError(f"{path}: the text of row {i} has no words ({row[text]!r:.60})")
-        if not row[label].strip():
-            raise ValueError(f"{path}: row {i} has no label")
-        found.texts.append(row[text])
-        found.names.append(row[label].strip())
-    if not found.texts:
-        raise ValueError(f"{path} has no rows below its first line")
+        if not name:
+            raise ValueError(f"{table.where(i, label)}, is empty: every text needs a label")
     return found
 
 
-def _parted(rows: Texts, fraction: float) -> dict[str, Texts]:
-    """Training and test rows; a part of every class for testing, but not its only one."""
-    names = np.array(rows.names)
-    generator = np.random.default_rng(SPLIT_SEED)
-    test = np.zeros(len(names), dtype=bool)
-    for name in np.unique(names):
-        of_class = generator.permutation(np.flatnonzero(names == name))
-        test[of_class[: min(round(fraction * len(of_class)), len(of_class) - 1)]] = True
+def _parted(rows: Texts, fraction: float, split: int) -> dict[str, Texts]:
+    """Training and test rows; a part of every class for testing."""
+    test = held_out(np.array(rows.names), fraction, split)
     if not test.any():
         raise ValueError(
-            f"{fraction:.0%} of each class are no rows: set data.dataset.test=FILE.csv"
+            f"{fraction:.0%} of each class are no rows: set data.dataset.test_path=FILE.csv"
         )
     both = {"train": np.flatnonzero(~test), "test": np.flatnonzero(test)}
     return {
         which: Texts([rows.texts[i] for i in of], [rows.names[i] for i in of])
         for which, of in both.items()
     }
-
-
-def _in_order(names: set[str]) -> list[str]:
-    """By number where all are whole numbers, and otherwise by the alphabet."""
-    if all(name.isdecimal() for name in names):
-        return sorted(names, key=int)
-    return sorted(names)

@@ -126,8 +126,8 @@ def test_a_file_of_texts(tmp_path: Path) -> None:
     assert data.classes == ("bank", "food", "travel")
     assert data.words[:2] == ("<pad>", "<unk>")
     assert data.spec.shape == data.shape == (len(data.words), 6)
-    assert (len(data.open("train")), len(data.open("test"))) == (72, 18)
-    assert data.open("test").labels.bincount().tolist() == [6, 6, 6]
+    assert (len(data.open("train")), len(data.open("test"))) == (66, 24)
+    assert data.open("test").labels.bincount().tolist() == [8, 8, 8]
     x, y = data.open("test").batch(torch.arange(18))
     kinds = {"bank": "account", "food": "bread", "travel": "train"}
     assert y is not None
@@ -141,7 +141,7 @@ def test_a_test_file_of_ones_own(tmp_path: Path) -> None:
     train, test = tmp_path / "a.csv", tmp_path / "b.csv"
     train.write_text("\N{BYTE ORDER MARK}no;said\n10;one\n9;two\n", encoding="utf-8")
     test.write_text("no;said\n9;three\n", encoding="utf-8")
-    columns = {"text": "said", "label": "no", "delimiter": ";", "test": test}
+    columns = {"text": "said", "label": "no", "delimiter": ";", "test_path": test}
     data = csv_text(train, Runtime("cpu"), **columns)  # type: ignore[arg-type]
     assert data.classes == ("9", "10")
     assert data.words == ("<pad>", "<unk>", "one", "two")
@@ -154,18 +154,18 @@ def test_a_test_file_of_ones_own(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"said,label\nhi,a\n", "no column.s. 'text', but: said, label. Name yours with data.data"),
-        (b"text,text,label\nhi,a,b\n", "has 2 column"),
-        (b"text,label\nhi,a\n...,b\n", r"the text of row 2 has no words \('...'\)"),
-        (b"text,label\nhi,a\nhi,  \n", "row 2 has no label"),
-        (b"text,label\nhi, there,a\n", "row 1 has 3 columns, and the first line 2: put quotes"),
-        (b"text,label\nhi,a\n\xe9t\xe9,b\n", "is not UTF-8 in line 3: save it as UTF-8"),
-        (b"\x89PNG\r\n\0\0", "is not UTF-8 in line 1"),
-        (b"text,label\nhi\0,a\n", "not a CSV file: it has zero bytes"),
-        (b'text,label\n"hi,a\n', "not a CSV file: unexpected end"),
+        (b"said,label\nhi,a\n", "no column 'text', but: said, label. Name yours with data.data"),
+        (b"text,text,label\nhi,a,b\n", "more than one column 'text'"),
+        (b"text,label\nhi,a\n...,b\n", r"line 3, column 'text', has no words \('...'\): remove"),
+        (b"text,label\nhi,a\nhi,  \n", "line 3, column 'label', is empty"),
+        (b"text,label\nhi, there,a\n", "line 2: 3 cells, where the header has 2 .* needs quotes"),
+        (b"text,label\nhi,a\n\xe9t\xe9,b\n", "line 3, is not UTF-8 text: save it as UTF-8"),
+        (b"\x89PNG\r\n\0\0", "line 1, is not UTF-8"),
+        (b"text,label\nhi\0,a\n", "is not text: it has zero bytes"),
+        (b'text,label\n"hi,a\n', "is not CSV: unexpected end"),
         (b"text,label\nhi,a\nho,a\n", "has one class, 'a'"),
-        (b"text,label\n", "has no rows below its first line"),
-        (b"", "no column.s. 'text'"),
+        (b"text,label\n", "a header and no rows below it"),
+        (b"", "is empty: its first line should name the columns"),
     ],
 )
 def test_files_that_are_refused(content: bytes, message: str, tmp_path: Path) -> None:
@@ -181,10 +181,10 @@ def test_files_that_are_refused(content: bytes, message: str, tmp_path: Path) ->
         ({"length": 0}, "length is a number of words"),
         ({"vocabulary": 0}, "vocabulary is a number of words from 1 to 32765, not 0"),
         ({"test_fraction": 1.0}, r"test_fraction must be in \(0, 1\)"),
-        ({"test_fraction": 0.001}, "are no rows: set data.dataset.test"),
-        ({"delimiter": ";;"}, "not a CSV file"),
-        ({"path": None}, "set data.path=FILE.csv"),
-        ({"path": "none.csv"}, "cannot read none.csv: No such file"),
+        ({"test_fraction": 0.001}, "are no rows: set data.dataset.test_path"),
+        ({"delimiter": ";;"}, "delimiter is one character"),
+        ({"path": None}, r"set data\.path"),
+        ({"path": "none.csv"}, "none.csv does not exist"),
     ],
 )
 def test_settings_that_are_refused(settings: dict[str, Any], message: str, tmp_path: Path) -> None:
