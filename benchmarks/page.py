@@ -31,6 +31,7 @@ TITLES = {
     "data-free": "Data-free methods",
     "transfer": "Transfer losses",
     "schemes": "Schemes with several networks, views or modalities",
+    "untuned": "The default on different kinds of data",
     "ablation": "What each part of Reverie does",
 }
 MARK = " †"
