@@ -33,6 +33,7 @@ deviation over seeds.
 
 LINKS = """
 - [Data-free methods](results/data-free.md): equal time on MNIST and digits, ViT teachers, CIFAR-10
+- [The default](results/untuned.md): seven testbeds, from digits to waveforms and a table
 - [Transfer losses](results/transfer.md): with few labels, and beside a data-free method
 - [Schemes](results/schemes.md): several students or teachers, attacked inputs, another modality
 - [Ablation](results/ablation.md): what each part of Reverie does

@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks import plot, reproduce, summary
 from benchmarks.columns import cells_of, device
-from benchmarks.page import topic_page
+from benchmarks.page import TITLES, topic_page
 from benchmarks.records import Kept, keep
 from benchmarks.summary import Figures, findings
 from tests.test_benchmarks import ROWS, TABLES, result
@@ -69,9 +69,7 @@ def test_a_row_that_measures_a_teacher_shows_nothing_of_its_student() -> None:
 def test_pages_hold_what_was_run_and_say_what_was_not(tmp_path: Path) -> None:
     found = kept(tmp_path, line("digits", 1, 0.9))
     texts = [summary.summary_page(TABLES, found)]
-    texts += [
-        topic_page(name, TABLES, found) for name in ("data-free", "transfer", "schemes", "ablation")
-    ]
+    texts += [topic_page(name, TABLES, found) for name in TITLES]
     [row] = [
         x
         for text in texts
@@ -119,7 +117,9 @@ def test_what_did_not_help_is_in_an_appendix(tmp_path: Path) -> None:
 
 def test_every_table_has_a_page() -> None:
     pages = {table["page"] for table in TABLES}
-    assert pages == {"results", "data-free", "transfer", "schemes", "ablation"}
+    assert pages == {"results", *TITLES}
+    for name in TITLES:  # and a way to it
+        assert f"(results/{name}.md)" in summary.LINKS
     assert len({table["name"] for table in TABLES}) == len(TABLES)
 
 
