@@ -108,6 +108,13 @@ def _settle(
         set_key(config, setting, mistakes, groups(own))
     if config.budget is not None and {"steps", "budget"} <= {setting.key for setting in values}:
         mistakes.append("steps and budget both set the length of a run: leave one of them out")
+    data = OmegaConf.to_container(config.data) if OmegaConf.is_dict(config.data) else {}
+    assert isinstance(data, dict)
+    if data.get("path") is not None and "${data.path}" not in repr(data):
+        mistakes.append(
+            f"data.path: data={config.choices.data} reads no file; leave it out, or choose data "
+            "that has one, such as npz (see --help data)"
+        )
     _fold_taps(config)
     _name_models(config, own, mistakes)
     _name_transforms(config, own, mistakes)
