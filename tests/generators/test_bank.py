@@ -85,18 +85,19 @@ def queries(parts: Parts, steps: int) -> tuple[int, int]:
     return parts.counts()["teacher_queries"], parts.source.plan(steps).gradients
 
 
+EXPERIENCE = "+source.streams.experience={_target_: generators.experience.Experience, batches: 1}"
 SIX = ["source.student_steps=3", "source.warmup=1"]  # 3 rounds of 8 inputs, 6 batches of 8
 
 
 @pytest.mark.parametrize("method", ["deep_inversion", "fast_dfkd", "psaq_vit", "zskd"])
-def test_a_step_asks_the_teacher_nothing(method: str) -> None:
-    parts, _ = make(method, *SIX)
+@pytest.mark.parametrize("beside", [[], [EXPERIENCE]])  # which has answers too
+def test_a_step_asks_the_teacher_nothing(method: str, beside: list[str]) -> None:
+    parts, _ = make(method, *SIX, *beside)
     asked, gradients = queries(parts, 6)
     assert asked - gradients == 3 * 8
 
 
 AUGMENT = "source.augment=[{_target_: data.augment.RandomAffine, degrees: 20.0}]"
-EXPERIENCE = "+source.streams.experience={_target_: generators.experience.Experience, batches: 1}"
 REPLAY = (
     "+source.streams.replay={_target_: generators.replay.VAE, decoder: '${generator}', "
     "fraction: 0.125, optimizer: {_target_: torch.optim.Adam, _partial_: true}}"
@@ -114,7 +115,7 @@ ELSEWHERE = [ATTACK, "+distiller.losses.kd.teacher=teacher@attacked"]
     ("overrides", "inputs"),
     [
         ([AUGMENT], 6 * 8),
-        ([EXPERIENCE], 4 * 8),  # of three batches, one is replayed
+        ([AUGMENT, EXPERIENCE], 4 * 8),  # of three batches, one is replayed
         (["loss=at"], 6 * 8),
         (TWO, 6 * 16),
         (ELSEWHERE, 6 * 8),
