@@ -168,11 +168,13 @@ class Mixture:
         """Let streams keep answers where that is cheaper; returns those that do.
 
         The teacher is then asked once about each input that a run stores, in place of once about
-        each that the student gets. An answer is in vain if its batch has to be asked anyway.
+        each that the student gets, but for those whose answers are known. An answer is in vain if
+        its batch has to be asked anyway.
         """
         able = [stream for stream in self.streams.values() if stream.can_keep_answers]
         stored = len(able) * self._updates(self.steps) * self.synthesizer.size
-        if not self._answered(able) or stored >= self.steps * self.batch_size:
+        known = (s.plan(self.steps).known_batches for s in self.whole if s.known)
+        if not self._answered(able) or stored >= (self.steps - sum(known)) * self.batch_size:
             return []
         for stream in able:
             stream.keep_answers(ask)
