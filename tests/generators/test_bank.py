@@ -121,7 +121,7 @@ ELSEWHERE = [ATTACK, "+distiller.losses.kd.teacher=teacher@attacked"]
         (ELSEWHERE, 6 * 8),
         ([REPLAY], 6 * 8 + 2 * 8),  # the autoencoder's own targets, in both periods
         (["synthesizer.size=16", "source.student_steps=1"], 6 * 8),
-        (["synthesizer.size=11", EXPERIENCE], 4 * 8),  # 33 would be stored
+        (["source.student_steps=2", EXPERIENCE], 3 * 8),  # as many would be stored
     ],
 )
 def test_nothing_is_asked_in_vain(overrides: list[str], inputs: int) -> None:
