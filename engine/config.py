@@ -109,8 +109,8 @@ def _settle(
     if config.budget is not None and {"steps", "budget"} <= {setting.key for setting in values}:
         mistakes.append("steps and budget both set the length of a run: leave one of them out")
     data = OmegaConf.to_container(config.data) if OmegaConf.is_dict(config.data) else {}
-    assert isinstance(data, dict)
-    if data.get("path") is not None and "${data.path}" not in repr(data):
+    typed = any(setting.key == "data.path" for setting in values)
+    if typed and isinstance(data, dict) and data.get("path") and "${data.path}" not in repr(data):
         mistakes.append(
             f"data.path: data={config.choices.data} reads no file; leave it out, or choose data "
             "that has one, such as npz (see --help data)"

@@ -42,7 +42,9 @@ def test_where_the_data_lies_is_no_part_of_the_configuration(tmp_path: Path) -> 
     assert RunDirectory(one, runtime).path == RunDirectory(two, runtime).path
     teachers = [RunDirectory(teacher_config(config), runtime) for config in (one, two)]
     assert teachers[0].path == teachers[1].path
-    assert path_of("data.path=one.npz") != path_of("data.path=two.npz")  # that is what the data is
+    npz = "data.dataset={_target_: data.files.npz, path: '${data.path}'}"
+    one, two = (compose([*TINY, npz, f"data.path={name}.npz"]) for name in ("one", "two"))
+    assert RunDirectory(one, runtime).path != RunDirectory(two, runtime).path  # that is the data
     begun(tmp_path / "run", "data.root=one")
     begun(tmp_path / "run", "data.root=two")
 

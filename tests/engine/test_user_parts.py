@@ -168,12 +168,13 @@ def test_files_that_do_not_say_where_they_belong(
 
 def test_a_short_data_set_gets_the_defaults(parts: Path) -> None:
     (parts / "data" / "short.yaml").write_text(
-        "path: ???\nsteps: 5\ndataset: {_target_: stripes.stripes}\n"
+        "root: ???\nsteps: 5\ndataset: {_target_: stripes.stripes}\n"
         "training: {steps: 1, batch_size: 2, lr: 0.1, weight_decay: 0.0}\n"
     )
-    data = compose([f"config_path={parts}", "data=short", "method=kd", "data.path=x"]).data
-    assert (data.val_fraction, data.path, data.training.augment) == (0.0, "x", [])
-    with pytest.raises(ConfigError, match=r"data\.path is not set and has no default"):
+    data = compose([f"config_path={parts}", "data=short", "method=kd", "data.root=x"]).data
+    assert (data.val_fraction, data.path, data.root) == (0.0, None, "x")
+    assert data.training.augment == []
+    with pytest.raises(ConfigError, match=r"data\.root is not set and has no default"):
         compose([f"config_path={parts}", "data=short"])
 
 
