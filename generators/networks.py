@@ -115,12 +115,14 @@ class StandardGenerator(GeneratorNetwork):
         inputs = latent_size * (2 if concatenated else 1)
         self.linear = nn.Linear(inputs, math.prod(self.stem_shape))
         classes = num_classes if conditional and not embedded else None
-        norm = partial(batchnorm, len(spec.kind.places), classes)
+        norm = partial(batchnorm, body.places, classes)
         self.stages = nn.ModuleList(body.stages(spec, channels, norm))
         self.depths = tuple(range(0, len(self.stages) - 1, 3))
         # DAFL, DFAD and DFME fix the scale of the last BatchNorm, ZSKT learns it.
         bounded = output in ("sigmoid", "scaled")
-        self.last_norm = None if bounded else norm(spec.shape[0], output == "bn")
+        places = len(spec.kind.places)
+        last = partial(batchnorm, places, classes, spec.shape[0], output == "bn")
+        self.last_norm = None if bounded else last()
         self.scaled = output == "scaled" and not spec.kind.discrete
         if self.scaled:
             for name, value in zip(("scale", "shift"), expected(spec), strict=True):

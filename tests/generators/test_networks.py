@@ -149,8 +149,6 @@ def test_bf16_gives_float32_images() -> None:
     [
         ((1, 30, 32), {}, "divisible by 4"),
         ((1, 32, 31), {}, "divisible by 4"),
-        ((1, 4097), {}, "divisible by a power of 4"),
-        ((1, 516), {}, "divisible by a power of 4"),  # 129 places to begin with
         ((1, 8, 8), {"output": "relu"}, "'relu' is none of: sigmoid, scaled, tanh_bn, bn"),
         ((1, 8, 8), {"channels": 7}, "even, not 7"),
     ],
@@ -168,12 +166,10 @@ def test_a_scaled_output_begins_with_the_mean_and_std_that_the_teacher_expects(
     net = StandardGenerator(expects, 10, channels=8, output="scaled")
     ones = (1, -1) + (1,) * (len(shape) - 1)
     means, stds = torch.tensor(expects.mean).view(ones), torch.tensor(expects.std).view(ones)
-    last = net.stages[-1]
-    with torch.no_grad():
-        for p in last.parameters():
-            p.zero_()
-        torch.testing.assert_close(net(torch.randn(5, 100)), means.expand(5, *shape))
-        last.bias.fill_(1e-2)  # type: ignore[operator, union-attr]
-        moved = (net(torch.randn(5, 100)) - means) / 1e-2
+    given = 0.0
+    net.stages[-1].register_forward_hook(lambda layer, args, h: torch.full_like(h, given))
+    torch.testing.assert_close(net(torch.randn(5, 100)), means.expand(5, *shape))
+    given = 1e-2
+    moved = (net(torch.randn(5, 100)) - means) / given
     torch.testing.assert_close(moved, stds.expand(5, *shape), rtol=0.02, atol=0)
     assert set(net.state_dict()) == set(StandardGenerator(expects, 10, channels=8).state_dict())
