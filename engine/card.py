@@ -13,7 +13,7 @@ from engine.catalogue import comment
 from engine.choices import file_of, own_folder, own_words
 from engine.command import overrides_of
 from engine.loading import exported_lines, loading_lines
-from engine.ownership import CARD, MARK
+from engine.ownership import CARD, MARK, SOUND, TEXT
 from engine.parts import Parts
 from models.classifier import Classifier
 
@@ -67,11 +67,19 @@ def card(folder: Path, config: dict[str, Any], parts: Parts, result: dict[str, A
         _figures(config, parts, result),
         _synthesized(result),
         _cost(result),
-        "## Pictures\n\nThe last inputs that the student learned from.\n\n![inputs](inputs.png)",
+        _inputs(folder),
         _use(config, parts),
         _versions(folder),
     ]
     return "\n\n".join(filter(None, sections)) + "\n"
+
+
+def _inputs(folder: Path) -> str:
+    """The picture, and a link to what one can hear or read."""
+    more = [f"[{name}]({name})" for name in (SOUND, TEXT) if (folder / name).is_file()]
+    also = f" Also: {', '.join(more)}." if more else ""
+    said = f"The last inputs that the student learned from.{also}"
+    return f"## Pictures\n\n{said}\n\n![inputs](inputs.png)"
 
 
 def _origin(config: dict[str, Any], parts: Parts, result: dict[str, Any]) -> str:

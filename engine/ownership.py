@@ -22,10 +22,12 @@ from models.checksum import check, metadata
 
 CONFIG, VERSIONS, NEXT = "config.yaml", "versions.json", "config.yaml.next"
 RESULT, STUDENT, PICTURE = "result.json", "student.safetensors", "inputs.png"
+SOUND, TEXT = "inputs.wav", "inputs.txt"  # where inputs have one
 STUDENTS = "students"  # a folder of those that are not deployed
 METRICS, CARD, CHECKPOINTS = "metrics.jsonl", "README.md", "checkpoints"
-NAMES = (CONFIG, VERSIONS, NEXT, RESULT, STUDENT, PICTURE, METRICS, CARD)
+NAMES = (CONFIG, VERSIONS, NEXT, RESULT, STUDENT, PICTURE, SOUND, TEXT, METRICS, CARD)
 MARK = "<!-- Written by train.py at the end of this run. -->"  # begins a card of ours
+TEXT_MARK = "The last inputs that the student learned from, written by train.py."
 LAYOUT = {"choices", "data_free", "distiller", "needs_teacher", "seed", "source", "student"}
 CHOICES = {"data", "method", "student"}
 RESULTS = {"schema", "status", "method", "data", "seed", "teacher", "student", "cost"}
@@ -133,6 +135,9 @@ def _ours(path: Path) -> bool:
         return metadata(path).get("format") == FORMAT
     if path.name == PICTURE:
         return fault(path) is None
+    if path.name in (SOUND, TEXT):
+        first = b"RIFF" if path.name == SOUND else TEXT_MARK.encode()
+        return path.read_bytes().startswith(first)
     if path.name == METRICS:
         with open(path, "rb") as file:
             return file.read(9) in (b'{"step": ', b"")
@@ -141,7 +146,7 @@ def _ours(path: Path) -> bool:
 
 def remove_products(folder: Path, checkpoints: Checkpoints) -> None:
     """Remove what a run has made, except the files that show whose the folder is."""
-    for name in (RESULT, STUDENT, PICTURE, METRICS):
+    for name in (RESULT, STUDENT, PICTURE, SOUND, TEXT, METRICS):
         make_way(folder / name)
         (folder / name).unlink(missing_ok=True)
     if (card := folder / CARD).is_file() and card.read_bytes().startswith(MARK.encode()):

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from io import BytesIO
 from typing import Any
 
 import torch
 from torch import Tensor
-from torchvision.utils import save_image
 
 from core.files import write_whole
 from core.runtime import Runtime
@@ -17,10 +15,11 @@ from engine.budget import parse_budget
 from engine.card import card, write_card
 from engine.evaluate import Evaluator
 from engine.monitor import Board
-from engine.ownership import PICTURE, RESULT, STUDENT, STUDENTS, make_way
+from engine.ownership import RESULT, STUDENT, STUDENTS, make_way
 from engine.parts import Parts
 from engine.probe import Inputs
 from engine.run import SCHEMA, RunDirectory
+from engine.shown import write_inputs
 from models.checkpoint import save_network
 from models.classifier import Classifier
 
@@ -155,9 +154,7 @@ def finish(
         beside.parent.mkdir(exist_ok=True)
         make_way(beside)
         save_network(beside, network, {"architecture": name})
-    takes = student.takes
-    save_image(takes.kind.picture(images, takes), png := BytesIO(), format="png")
-    write_whole(directory.path / PICTURE, png.getvalue())
+    write_inputs(directory.path, images, student.takes)
     board.summarize(swept(config))
     board.close()
     if (earlier := directory.result()) is not None:

@@ -95,11 +95,15 @@ def test_a_student_of_somebody_else_is_kept(directory: RunDirectory) -> None:
     (directory.path / "result.json").write_text('{"acc": 1}')
     (directory.path / "metrics.jsonl").write_text('{"loss": 1}\n')
     (directory.path / "inputs.png").write_text("a picture")
+    (directory.path / "inputs.txt").write_text("my inputs")
+    (directory.path / "inputs.wav").write_text("my voice")
     with directory.claimed():
         directory.begin()
     found = contents(directory.path)
     assert found["metrics.jsonl.kept"] == b'{"loss": 1}\n'
     assert found["inputs.png.kept"] == b"a picture"
+    assert found["inputs.txt.kept"] == b"my inputs"
+    assert found["inputs.wav.kept"] == b"my voice"
     assert found["student.safetensors.kept"] == found["student.safetensors.kept1"] == b"mine"
     assert found["result.json.kept"] == b'{"acc": 1}'
 

@@ -67,6 +67,7 @@ svg text { font-size: 11px; fill: var(--quiet); } .grid { stroke: var(--rule); f
 polyline { fill: none; stroke-width: 2; stroke-linejoin: round; stroke-linecap: round; }
 .thin { stroke-width: 1; opacity: 0.45; } .dashed { stroke-dasharray: 5 3; }
 img { width: 100%; max-width: 530px; height: auto; image-rendering: pixelated; display: block; }
+audio { width: 100%; max-width: 530px; } pre { overflow-x: auto; font-size: 12.5px; }
 .by-time { display: none; } #by-time:checked ~ .charts .by-time,
 #by-time:checked ~ details .by-time { display: block; }
 #by-time:checked ~ .charts .by-step, #by-time:checked ~ details .by-step { display: none; }

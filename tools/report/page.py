@@ -26,7 +26,7 @@ from tools.report.runs import Group, Run, rank
 
 MARK = "<!doctype html>\n<!-- Written by python -m tools.report, which may write it again. -->\n"
 # The second line of defence, beside escaping: a browser loads nothing and runs nothing.
-POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+POLICY = "default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'"
 TITLES = {"eval/accuracy": "accuracy", "eval/agreement": "agreement with the teacher"}
 TITLES |= {"eval/ece": "calibration error (ECE)"}
 MANY = 16  # settings that are shown at once, at most
@@ -208,7 +208,9 @@ def _pictures(groups: Sequence[Group]) -> str:
             data = base64.b64encode(run.picture or b"").decode()
             caption = f"{_key(i, group)}, seed {clean(run.settings.get('seed'))}: {what}"
             image = f'<img alt="{clean(group.name)}" src="data:image/png;base64,{data}">'
-            figure = f"<figure>{image}<figcaption>{caption}</figcaption></figure>"
+            figure = (
+                f"<figure>{image}{_heard_or_read(run)}<figcaption>{caption}</figcaption></figure>"
+            )
             (others if n else shown).append(figure)
     if not shown:
         return "<p>No run has a picture yet.</p>"
@@ -217,6 +219,16 @@ def _pictures(groups: Sequence[Group]) -> str:
         "<p>The last inputs that each student learned from.</p>"
         f"<div class=pictures>{''.join(shown)}</div>" + (rest if others else "")
     )
+
+
+def _heard_or_read(run: Run) -> str:
+    """What belongs to a picture of sounds or texts."""
+    found = ""
+    if run.sound:
+        data = base64.b64encode(run.sound).decode()
+        found = f'<audio controls src="data:audio/wav;base64,{data}"></audio>'
+    lines = [clean(line) for line in run.text.splitlines()]
+    return found + (folded("As text", f"<pre>{chr(10).join(lines)}</pre>") if lines else "")
 
 
 def _costs(groups: Sequence[Group]) -> str:

@@ -10,9 +10,20 @@ from pathlib import Path
 from typing import Any
 
 from engine.identity import NOT_IDENTITY
-from engine.ownership import CONFIG, METRICS, PICTURE, RESULT, VERSIONS, laid_out, mapping
+from engine.ownership import (
+    CONFIG,
+    METRICS,
+    PICTURE,
+    RESULT,
+    SOUND,
+    TEXT,
+    TEXT_MARK,
+    VERSIONS,
+    laid_out,
+    mapping,
+)
 
-LARGEST_PICTURE = 8 << 20  # bytes; ours have a few hundred thousand at most
+LARGEST = 8 << 20  # bytes; ours have a few hundred thousand at most
 EARLIER = {"test/": "eval/", "student/": "loss/student/", "source/": "loss/source/"}  # of tags
 
 
@@ -26,6 +37,8 @@ class Run:
         result: the content of result.json; empty while the run is unfinished.
         series: by tag, the (step, value) pairs of metrics.jsonl.
         picture: inputs.png, or None.
+        sound: inputs.wav, or None.
+        text: inputs.txt without its first line, or none.
         versions: of what it ran with.
     """
 
@@ -34,6 +47,8 @@ class Run:
     result: dict[str, Any] = field(default_factory=dict)
     series: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
     picture: bytes | None = None
+    sound: bytes | None = None
+    text: str = ""
     versions: dict[str, Any] = field(default_factory=dict)
 
     def figure(self, *keys: str) -> float | None:
@@ -117,7 +132,9 @@ def read_runs(path: Path) -> Run:
         dict(flattened(mapping(path / CONFIG))),
         result if result.get("status") == "finished" else {},
         _series(path / METRICS),
-        _picture(path / PICTURE),
+        _content(path / PICTURE, b"\x89PNG\r\n\x1a\n"),
+        _content(path / SOUND, b"RIFF"),
+        _text(path / TEXT),
         _json(path / VERSIONS),
     )
 
@@ -157,11 +174,17 @@ def _series(path: Path) -> dict[str, list[tuple[int, float]]]:
     return found
 
 
-def _picture(path: Path) -> bytes | None:
-    if not path.is_file() or path.stat().st_size > LARGEST_PICTURE:
+def _content(path: Path, begins: bytes) -> bytes | None:
+    """Of a file of some kind, or None if it is another, or too large to show."""
+    if not path.is_file() or path.stat().st_size > LARGEST:
         return None
     content = path.read_bytes()
-    return content if content.startswith(b"\x89PNG\r\n\x1a\n") else None
+    return content if content.startswith(begins) else None
+
+
+def _text(path: Path) -> str:
+    content = _content(path, TEXT_MARK.encode()) or b""
+    return content.decode(errors="replace").removeprefix(TEXT_MARK).strip()
 
 
 def grouped(runs: Sequence[Run]) -> list[Group]:
