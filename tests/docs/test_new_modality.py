@@ -45,9 +45,23 @@ def test_the_page_makes_a_modality(folder: Path, tmp_path: Path, method: str) ->
     assert torch.equal(picture[0], picture[2])
 
 
+def test_the_page_makes_a_paired_data_set(folder: Path, tmp_path: Path) -> None:
+    words = [f"config_path={folder}", "data=shadows", "method=crd_crossmodal", *SHORT[:-1]]
+    words += ["source.labels=40", f"run_root={tmp_path / 'runs'}"]
+    with forgotten(folder):
+        try:
+            run(compose(words), Runtime("cpu"))
+        finally:
+            MODALITIES.pop("voxels", None)
+    [path] = (tmp_path / "runs").glob("shadows-crd_crossmodal-*/")
+    result = json.loads((path / "result.json").read_text())
+    assert result["teacher"]["accuracy"] > 0.6
+    assert decode_image(str(path / "inputs.png")).float().std() > 1
+
+
 def test_its_length_is_what_it_says() -> None:
     """About a hundred lines of Python, and a file each for data, model and generator."""
     text = PAGE.read_text()
     code = text.split("```python\n")[1].split("```")[0]
     assert 80 <= len(code.splitlines()) <= 120
-    assert text.count("```yaml\n") == 3
+    assert text.count("```yaml\n") == 3 + 1  # and one for the pairs
