@@ -31,8 +31,9 @@ TITLES = {
     "data-free": "Data-free methods",
     "transfer": "Transfer losses",
     "schemes": "Schemes with several networks, views or modalities",
+    "cross-modal": "From one modality to another",
     "untuned": "The default on different kinds of data",
-    "ablation": "What each part of Reverie does",
+    "ablation": "What each part of the default does",
 }
 MARK = " †"
 

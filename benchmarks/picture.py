@@ -1,6 +1,6 @@
-"""Draw the README's picture: real test digits beside the inputs that a run synthesized.
+"""Draw real test inputs beside those that a run synthesized, such as docs/digits.png.
 
-python benchmarks/picture.py RUN_DIRECTORY [OUT]        (OUT: docs/digits.png)
+python benchmarks/picture.py RUN_DIRECTORY OUT [HEIGHT]        (HEIGHT: pixels of both to keep)
 """
 
 from __future__ import annotations
@@ -9,25 +9,31 @@ import sys
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
+from omegaconf import OmegaConf
 from torchvision.io import ImageReadMode, decode_image
 from torchvision.utils import save_image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from core.runtime import Runtime
-from data.builtin import digits
-from data.spec import InputSpec
+from engine.ownership import CONFIG, PICTURE
+from engine.parts import build_dataset
+
+SHOWN = 64  # of the test split
 
 
-def main(run: str, out: str = "docs/digits.png") -> None:
-    synthesized = decode_image(str(Path(run) / "inputs.png"), ImageReadMode.RGB) / 255
-    images, _ = digits(Runtime("cpu")).open("test").batch(slice(0, 64))
-    spec = InputSpec((1, 8, 8))
-    real = spec.kind.picture(images, spec)
-    gap = torch.ones(3, real.shape[1], 6)
-    both = torch.cat([real, gap, synthesized], dim=2)
-    save_image(F.interpolate(both[None], scale_factor=4, mode="nearest"), out)
+def main(run: str, out: str, height: str = "") -> None:
+    synthesized = decode_image(str(Path(run) / PICTURE), ImageReadMode.RGB) / 255
+    config = OmegaConf.to_container(OmegaConf.load(Path(run) / CONFIG), resolve=True)
+    assert isinstance(config, dict)
+    dataset = build_dataset({**config, "data_free": False}, Runtime("cpu"))  # type: ignore[dict-item]
+    split = dataset.open("test")
+    every = max(1, len(split) // SHOWN)  # of all classes, in files that are sorted by them
+    inputs, _ = split.batch(torch.arange(0, len(split), every)[:SHOWN])
+    real = dataset.spec.kind.picture(inputs, dataset.spec)
+    rows = min(int(height or real.shape[1]), real.shape[1], synthesized.shape[1])
+    gap = torch.ones(3, rows, 16)
+    save_image(torch.cat([real[:, :rows], gap, synthesized[:, :rows]], dim=2), out)
 
 
 if __name__ == "__main__":

@@ -36,7 +36,8 @@ LINKS = """
 - [The default](results/untuned.md): seven testbeds, from digits to waveforms and a table
 - [Transfer losses](results/transfer.md): with few labels, and beside a data-free method
 - [Schemes](results/schemes.md): several students or teachers, attacked inputs, another modality
-- [Ablation](results/ablation.md): what each part of Reverie does
+- [Across modalities](results/cross-modal.md): digits to edges with few labels, and its controls
+- [Ablation](results/ablation.md): what each part of the default does
 - [Cost](results/cost.md): the time of a step, and of each loss
 """
 
