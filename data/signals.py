@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 MOST_CHANNELS = 64
 ROWS, COLUMNS, WIDTH, HEIGHT, GAP = 8, 2, 590, 96, 6  # of a picture
 HEARD, PAUSE = 8, 0.15  # signals to listen to, and seconds between them
+SLOWEST = 1000  # samples in a second that players take for sound
 
 
 class Signal(Modality):
@@ -96,8 +97,8 @@ class Signal(Modality):
         return page.expand(3, -1, -1).contiguous()
 
     def sound(self, x: Tensor, spec: InputSpec) -> Tensor | None:
-        """The first channel of the first 8, with pauses, where the sample rate is known."""
-        if spec.rate is None:
+        """The first channel of the first 8, with pauses, if the sample rate is that of sound."""
+        if spec.rate is None or spec.rate < SLOWEST:
             return None
         low, high = spec.range
         x = 2 * (as_float(x[:HEARD, 0]) - low) / (high - low) - 1
