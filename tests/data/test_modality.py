@@ -151,7 +151,7 @@ def test_sound_is_what_was_said() -> None:
     assert sound.shape == (1, 3 * (800 + 1200))
     silent = InputSpec((1, 800), (-1.0, 1.0))
     assert silent.kind.sound(x, silent) is None
-    slow = InputSpec((1, 800), (-1.0, 1.0), rate=0.2)  # a sensor's, of which no player makes a sound
+    slow = InputSpec((1, 800), (-1.0, 1.0), rate=0.2)  # a sensor's
     assert slow.kind.sound(x, slow) is None
     assert IMAGE.kind.sound(torch.rand(2, 1, 8, 8), IMAGE) is None
 
