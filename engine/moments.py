@@ -99,7 +99,8 @@ def _inputs(
     if settings["data_free"]:
         assert teacher is not None, "a run without data has a teacher"
         plain = copy.deepcopy(config)
-        plain.student.transform = None
+        # What is synthesized needs a student that takes it, and the run's own may not.
+        plain.student.transform, plain.student.model = None, copy.deepcopy(plain.teacher.model)
         plain.students, plain.teachers, plain.views, plain.deploy = {}, {}, {}, "student"
         return _first(Probe(plain, dataset, teacher, runtime).split)
     split = dataset.open("train")

@@ -58,6 +58,18 @@ def test_without_data_they_are_those_of_synthesized_inputs(
     assert result["cost"]["real_training_inputs_read"] == 0
 
 
+def test_a_student_of_images_learns_from_synthesized_signals(tmp_path: Path) -> None:
+    """What is synthesized to measure moments is seen by a student that takes signals."""
+    words = ["data=two_tones", "method=dfad", "student.transform=log_mel"]
+    words += ["student=digits_cnn_small", "generator.channels=8"]
+    words += ["data.dataset.count=40", "data.training.steps=2", "data.training.batch_size=8"]
+    words += ["steps=2", "batch_size=8", "device=cpu", "evaluations=1", f"run_root={tmp_path}"]
+    made = compose(words)
+    made.probe = {"size": 16, "methods": PROBE}
+    result = run(made, Runtime("cpu"))
+    assert result["cost"]["real_training_inputs_read"] == 0
+
+
 def test_a_teacher_may_see_another_modality(tmp_path: Path) -> None:
     more = [TEACHER, "steps=2", f"run_dir={tmp_path / 'run'}", "data.training.steps=4"]
     made = run_config("kd", tmp_path, *more, f"run_root={tmp_path}")
