@@ -169,8 +169,6 @@ class Synthesizer(Protocol):
 class Drawing(Protocol):
     """A synthesizer that also makes inputs between its updates."""
 
-    generator: GeneratorNetwork
-
     def draw(self, size: int, noise: torch.Generator) -> Batch:
         """New inputs [size, *shape] without gradient, with the classes aimed at, if any."""
 

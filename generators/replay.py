@@ -44,7 +44,7 @@ class EMAGenerator(Stream):
         self.num_classes, self.runtime, self.decay = num_classes, runtime, decay
 
     def start(self, synthesizer: Synthesizer, place: Place) -> None:
-        if not isinstance(synthesizer, Drawing):
+        if not isinstance(synthesizer, Drawing) or synthesizer.generator is None:
             raise ValueError(
                 f"{type(synthesizer).__name__} has no generator that draws inputs, of which an "
                 "average could: use generators.trained.TrainedGenerator, or a bank in its place"

@@ -162,7 +162,8 @@ class Fresh(Stream):
             assert isinstance(self.synthesizer, Drawing)
             return self.synthesizer.draw(size, noise)
         input, label, answers = (
-            None if x is None else x[:size] for x in (made.input, made.label, made.teacher_logits)
+            None if x is None else x[:size].to(noise.device)  # a resumed one is on the host
+            for x in (made.input, made.label, made.teacher_logits)
         )
         assert input is not None
         return Batch(input, label, teacher_logits=answers)
@@ -176,8 +177,5 @@ class Fresh(Stream):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.made = None
         if "made" in state:
-            assert self.synthesizer.generator is not None  # it draws
-            device = next(self.synthesizer.generator.parameters()).device
-            input, *known = state["made"]
-            label, answers = (None if x is None else x.to(device) for x in known)
-            self.made = Made(input.to(device), label, teacher_logits=answers)
+            input, label, answers = state["made"]
+            self.made = Made(input, label, teacher_logits=answers)
