@@ -114,7 +114,7 @@ def smoke(options: argparse.Namespace) -> list[Job]:
     pytest += ["-n", workers] if importlib.util.find_spec("xdist") else []
     methods = ["benchmarks/gpu_methods.py", "--device", options.device]
     methods += ["--runs", str(options.runs / "methods"), "--processes", workers]
-    few = ["kd", "dfq", "--steps", "2", "--teacher-steps", "2", "--processes", "1"]
+    few = ["kd", "dfq-text", "--steps", "2", "--teacher-steps", "2", "--processes", "1"]
     times = [
         Job(f"step_time-{name}", ["benchmarks/step_time.py", *overrides, device], 30, once)
         for name, overrides in STEP_TIMES.items()

@@ -31,6 +31,7 @@ TITLES = {
     "data-free": "Data-free methods",
     "transfer": "Transfer losses",
     "schemes": "Schemes with several networks, views or modalities",
+    "modalities": "Sounds, texts and tables without data",
     "cross-modal": "From one modality to another",
     "untuned": "The default on different kinds of data",
     "ablation": "What each part of the default does",

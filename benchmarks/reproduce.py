@@ -5,6 +5,8 @@
     python benchmarks/reproduce.py digits mnist-dafl -- data.root=datasets
     python benchmarks/reproduce.py cifar10-public-teacher -- data.path=F teacher.checkpoint=F
     python benchmarks/reproduce.py gpu-cifar10-wrn_40_2-wrn_16_1-nayer -- data=npz data.path=F
+    python benchmarks/reproduce.py digits --seeds 1    one of a row's seeds; several such processes
+                                                       may run at once
     python benchmarks/reproduce.py --table             docs/results.md, docs/results/, and the
                                                        README's figures, from benchmarks/results/
 
@@ -50,6 +52,7 @@ def main() -> int:
     parser.add_argument("rows", nargs="*", help="all by default; a name's beginning is enough")
     parser.add_argument("--list", action="store_true")
     parser.add_argument("--table", action="store_true")
+    parser.add_argument("--seeds", type=int, nargs="+", help="only these of each row's")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "results")
     options, extra = parser.parse_known_args()
     options.runs = options.runs.resolve()
@@ -72,7 +75,10 @@ def main() -> int:
         named = any(meant(n, row["name"], known) for n in names)
         if named or not (names or row.get("optional")):
             try:
-                run_row(of[row["name"]], row, options.runs, extra, options.list)
+                chosen = row["seeds"] if options.seeds is None else options.seeds
+                seeds = [seed for seed in row["seeds"] if seed in chosen]
+                own = row | {"seeds": seeds}
+                run_row(of[row["name"]], own, options.runs, extra, options.list)
             except subprocess.CalledProcessError as error:
                 failed.append(f"{row['name']}: python {' '.join(error.cmd[1:])}")
     if failed:

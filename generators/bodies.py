@@ -80,7 +80,12 @@ class SignalBody:
 
 
 class VectorBody:
-    """Linear layers, BatchNorm and LeakyReLU(0.2): twice, of c and c/2 channels."""
+    """Linear layers, BatchNorm and LeakyReLU(0.2): twice, of c and c/2 channels. Then a draw from
+    the normal distribution that they describe.
+
+    Without the draw, vectors lie on a surface that is a small part of what a teacher can tell
+    apart, and a student may learn more from noise.
+    """
 
     places = 0
 
@@ -93,13 +98,29 @@ class VectorBody:
             norm(channels),
             *_upsampling(nn.Linear(channels, channels, bias=False), channels, norm),
             *_upsampling(nn.Linear(channels, half, bias=False), half, norm),
-            nn.Linear(half, spec.shape[0]),
+            Normal(half, spec.shape[0]),
         ]
+
+
+class Normal(nn.Module):
+    """[B, I] to a draw from a normal distribution for each value, m + exp(s)·ε, [B, O].
+
+    m and s are linear in the input, and the gradient passes through both (Kingma and Welling, ICLR
+    2014). ε is drawn anew in each call.
+    """
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(inputs, 2 * outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean, spread = self.linear(x).float().chunk(2, 1)
+        return torch.addcmul(mean, spread.exp(), torch.randn_like(spread))
 
 
 class TextBody:
     """Twice a convolution over 3 places, BatchNorm and LeakyReLU(0.2), and a linear layer to the
-    words with BatchNorm.
+    words with BatchNorm, from whose softmax words are drawn.
 
     All places are there from the beginning: words do not change gradually from one to the next, as
     upsampling would have them. Channels are c, c and c/2.
@@ -118,10 +139,12 @@ class TextBody:
 
 
 class Words(nn.Module):
-    """[B, C, L] to a value for each word at each place, [B, V, L].
+    """[B, C, L] to a value for each word at each place, [B, V, L]: the largest is a draw.
 
-    BatchNorm gives every word its turn: without it a few words soon stand everywhere. At first
-    padding, the first word, takes about half of the places, so that texts differ in length.
+    Each value is a logit and noise of Gumbel's distribution, drawn anew in each call, so that the
+    largest one is a word drawn from the logits' softmax (Jang et al., ICLR 2017). Without a draw,
+    a narrow layer puts a few hundred words everywhere. BatchNorm gives every word its turn. At
+    first padding, the first word, takes about half of the places, so that texts differ in length.
     """
 
     def __init__(self, channels: int, words: int) -> None:
@@ -133,16 +156,18 @@ class Words(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """The largest of V normal values is near 0.85 √(2 ln V), for V of ten to ten thousand."""
+        """The mean of exp(h) is exp(1/2) for standard normal h."""
         nn.init.ones_(self.scale)
         nn.init.zeros_(self.shift)
         with torch.no_grad():
-            self.shift[0] = 0.85 * math.sqrt(2 * math.log(len(self.shift)))
+            self.shift[0] = math.log(len(self.shift)) + 0.5
 
     def forward(self, x: Tensor) -> Tensor:
         values = self.linear(x.transpose(1, 2))
-        normal = self.norm(values.flatten(0, 1)).view_as(values)
-        return torch.addcmul(self.shift.to(normal), normal, self.scale.to(normal)).transpose(1, 2)
+        normal = self.norm(values.flatten(0, 1)).view_as(values).float()
+        logits = torch.addcmul(self.shift, normal, self.scale)
+        noise = torch.empty_like(logits).exponential_().log()
+        return (logits - noise).transpose(1, 2)
 
 
 BODIES: dict[str, Body] = {

@@ -43,8 +43,8 @@ def recorded() -> dict[str, dict[str, list[str]]]:
     return found
 
 
-def parts_of(kind: str, *overrides: str) -> Parts:
-    """The parts of a run with untrained teachers.
+def parts_of(kind: str, *overrides: str, runtime: Runtime | None = None) -> Parts:
+    """The parts of a run with untrained teachers, on the CPU by default.
 
     Raises:
         ValueError: for what does not know the modality.
@@ -55,7 +55,7 @@ def parts_of(kind: str, *overrides: str) -> Parts:
         if OmegaConf.select(config, key) is not None:
             OmegaConf.update(config, key, value)
     settings = plain(config)
-    runtime = Runtime("cpu")
+    runtime = runtime or Runtime("cpu")
     dataset = build_dataset(settings, runtime)
     nodes = networks_of(settings)
     nodes |= {"teacher": settings["teacher"]} if settings["needs_teacher"] else {}
@@ -66,16 +66,18 @@ def parts_of(kind: str, *overrides: str) -> Parts:
 
 def untrained(node: dict[str, Any], dataset: Dataset, runtime: Runtime) -> Classifier:
     torch.manual_seed(7)
+    device = runtime.device
     shape, width = dataset.shape, dataset.shape[0]
     moments = ((0.0,), (1.0,)) if dataset.words else ((0.3,) * width, (0.4,) * width)
     known = (dataset.kind.name, dataset.rate, dataset.words)
     spec = InputSpec(shape, dataset.range, *moments, *known)
     teacher = Classifier(
         build_network(node["model"], shape, dataset.classes, spec=spec), spec, dataset.classes
-    ).train()
+    )
+    teacher.to(device).train()
     with torch.no_grad():
         for _ in range(3):
-            teacher(spec.noise(16, torch.device("cpu")))
+            teacher(spec.noise(16, device))
     return runtime.prepare(freeze(teacher))  # type: ignore[return-value]
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks.gpu_methods import BEYOND
 from core.runtime import Runtime, Stopped
 from data.spec import InputSpec
 from engine.config import plain
@@ -17,6 +18,7 @@ from engine.train import Training, run
 from generators.store import Store
 from models.checkpoint import load_weights, save_network
 from tests.cycles import of_method
+from tests.modalities import DATA, parts_of
 from tests.test_contracts import METHODS, small, teacher_for
 from tests.test_losses import TERMS, make
 
@@ -32,6 +34,27 @@ def test_no_step_makes_the_device_wait(method: str, precision: str) -> None:
     """Not in an update or a round either, nor in clip, EMA, meter and what a source is told."""
     cycles = of_method(method, "device=cuda", f"precision={precision}")
     _second_without_waiting(cycles.run)
+
+
+@pytest.mark.parametrize("kind", DATA)
+@pytest.mark.parametrize("method", BEYOND)
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_no_step_on_another_modality_makes_the_device_wait(
+    method: str, kind: str, precision: str
+) -> None:
+    runtime = Runtime("cuda", precision=precision)
+    parts = parts_of(kind, f"method={method}", runtime=runtime)
+
+    def cycle() -> None:
+        for _ in range(parts.source.student_steps):  # type: ignore[attr-defined]
+            losses = parts.distiller(batch := parts.source.next())
+            losses.total.backward()
+            parts.optimizer.step()
+            parts.optimizer.zero_grad()
+            parts.distiller.updated()
+            parts.source.learned(batch, losses)
+
+    _second_without_waiting(cycle)
 
 
 def _second_without_waiting(step: Callable[[], None]) -> None:

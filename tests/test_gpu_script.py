@@ -104,7 +104,16 @@ def test_packages_may_lie_in_a_folder(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_a_methods_short_run_has_the_parts_of_a_long_one(tmp_path: Path) -> None:
     config = gpu_methods.settings("fast_dfkd", device="cpu", steps=7, runs=tmp_path)
     assert (config.steps, config.synthesizer.iterations, config.source.warmup) == (7, 5, 1)
-    assert config.teacher.checkpoint == str(tmp_path / "teacher" / "student.safetensors")
+    assert config.teacher.checkpoint == str(tmp_path / "image" / "student.safetensors")
+
+
+def test_cases_of_other_modalities_compose(tmp_path: Path) -> None:
+    known = gpu_methods.cases()
+    assert {kind for kind, _ in known.values()} == set(gpu_methods.KINDS)
+    gpu_methods.write_texts(tmp_path / "texts.csv")
+    for case in ("cmi-text", "reverie-fourier"):
+        config = gpu_methods.settings(case, device="cpu", steps=7, runs=tmp_path)
+        assert Path(config.teacher.checkpoint).parent.name == known[case][0]
 
 
 def test_a_method_that_fails_is_told(tmp_path: Path) -> None:

@@ -45,11 +45,13 @@ def test_a_generator_respects_categories(output: str) -> None:
     torch.manual_seed(0)
     net = StandardGenerator(SPEC, 2, latent_size=5, channels=8, output=output)
     z = torch.randn(6, 5, generator=noise())
+    torch.manual_seed(1)
     x = net(3 * z)
     for block in shares(x):
         torch.testing.assert_close(block.sum(1), torch.ones(6))
         assert block.min() >= 0
     net.spec = PLAIN
+    torch.manual_seed(1)
     torch.testing.assert_close(net(3 * z)[:, [0, 6]], x[:, [0, 6]])
     weight = net.stages[-1].weight
     assert isinstance(weight, torch.Tensor)
