@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from data.spec import InputSpec
+from generators.bodies import Normal, Words
 from generators.networks import OUTPUTS, GeneratorEnsemble, StandardGenerator
 from tests.generators.test_networks import spec
 
@@ -31,7 +32,10 @@ def test_shape_and_range(shape: tuple[int, ...], output: str) -> None:
 
 @pytest.mark.parametrize("shape", [(2, 96), (13,)])
 @pytest.mark.parametrize("conditioning", ["concat", "add", "norm"])
-def test_classes_make_a_difference(shape: tuple[int, ...], conditioning: str) -> None:
+def test_classes_make_a_difference(
+    shape: tuple[int, ...], conditioning: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "randn_like", torch.zeros_like)  # vectors are drawn
     torch.manual_seed(0)
     options = {"channels": 8, "conditional": True, "conditioning": conditioning}
     net = StandardGenerator(spec(*shape), 3, **options).eval()  # type: ignore[arg-type]
@@ -61,3 +65,35 @@ def test_texts_have_one_word_at_each_place(places: int, output: str) -> None:
 def test_an_ensemble_of_signals() -> None:
     net = GeneratorEnsemble(spec(1, 64), 4, members=2, latent_size=5, channels=8)
     assert net(torch.randn(5, 5)).shape == (5, 1, 64)
+
+
+def test_vectors_are_draws_from_normal_distributions() -> None:
+    """With the gradient of the reparameterised draw: dx/dm = 1, dx/ds = x - m."""
+    torch.manual_seed(0)
+    layer = Normal(3, 2)
+    features = torch.randn(3)
+    mean, spread = layer.linear(features).chunk(2)
+    x = layer(features.expand(20000, 3))
+    torch.testing.assert_close(x.mean(0), mean, atol=0.05, rtol=0.0)
+    torch.testing.assert_close(x.std(0), spread.exp(), atol=0.05, rtol=0.0)
+    [gradient] = torch.autograd.grad(x.sum(), layer.linear.bias)
+    expected = torch.cat([torch.full((2,), 20000.0), (x - mean).sum(0)])
+    torch.testing.assert_close(gradient, expected, rtol=1e-3, atol=0.5)
+
+
+def test_words_are_draws_from_a_softmax() -> None:
+    """Of the logits after BatchNorm, here in evaluation mode, where it changes nothing."""
+    torch.manual_seed(0)
+    layer = Words(3, 5).eval()
+    features = torch.randn(1, 3, 1)
+    logits = layer.linear(features[..., 0])[0] + layer.shift
+    drawn = layer(features.expand(-1, -1, 40000)).argmax(1)
+    shares = drawn.flatten().bincount(minlength=5) / 40000
+    torch.testing.assert_close(shares, logits.softmax(0), atol=0.01, rtol=0.0)
+
+
+def test_half_of_the_words_are_padding_at_first() -> None:
+    torch.manual_seed(0)
+    words = Words(16, 1000)(torch.randn(64, 16, 10)).argmax(1)
+    assert 0.35 < (words == 0).float().mean() < 0.65
+    assert len(words.unique()) > 250  # of 320 others, if none were drawn twice
