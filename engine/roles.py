@@ -144,8 +144,9 @@ def _students(
         student = Classifier(module, spec, classes, wanted, transform=transform, takes=takes)
         if line := check_network(student, len(classes), training=True):
             lines.append(f"{name}: {line}")
-        available["runtime"].prepare(student)
         students[name] = student
+    for student in students.values():  # a branch that is checked shares its trunk's device
+        available["runtime"].prepare(student)
     return students, lines
 
 

@@ -159,8 +159,7 @@ class Words(nn.Module):
         """The mean of exp(h) is exp(1/2) for standard normal h."""
         nn.init.ones_(self.scale)
         nn.init.zeros_(self.shift)
-        with torch.no_grad():
-            self.shift[0] = math.log(len(self.shift)) + 0.5
+        nn.init.constant_(self.shift[:1], math.log(len(self.shift)) + 0.5)
 
     def forward(self, x: Tensor) -> Tensor:
         values = self.linear(x.transpose(1, 2))

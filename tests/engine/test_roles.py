@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from core.runtime import Runtime
 from distillers.response import KD
 from distillers.step import Edge, Ref
+from engine import roles
 from engine.config import plain
 from engine.names import expand
 from engine.parts import Parts, build_dataset, build_parts
@@ -148,6 +150,25 @@ def test_a_branch_shares_its_trunk() -> None:
     torch.testing.assert_close(side.frozen()(x).logits, expected)
     own = set(parts.student.module.state_dict())
     assert own == set(make("scratch").student.module.state_dict())
+
+
+def test_no_student_moves_before_all_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A branch is checked together with its trunk: both have to be on one device."""
+    order: list[str] = []
+    check, prepare = roles.check_network, Runtime.prepare
+
+    def checked(*args: Any, **more: Any) -> str:
+        order.append("checked")
+        return check(*args, **more)
+
+    def moved(self: Runtime, module: torch.nn.Module) -> torch.nn.Module:
+        order.extend(["moved"] * isinstance(module, Classifier))
+        return prepare(self, module)
+
+    monkeypatch.setattr(roles, "check_network", checked)
+    monkeypatch.setattr(Runtime, "prepare", moved)
+    make("scratch", BRANCH, ALONG)
+    assert order == ["checked"] * 2 + ["moved"] * 2
 
 
 def test_an_average_is_in_eval_mode_and_follows_its_student() -> None:
