@@ -235,10 +235,13 @@ def test_generator(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", choices("experiment"))
-def test_experiment(name: str) -> None:
-    config = narrow(small(f"experiment={name}"))
-    if "lenet" not in config.student.model._target_:  # which takes 32 x 32 only
-        config.data.size = 16
+def test_experiment(name: str, tmp_path: Path) -> None:
+    data = compose([f"experiment={name}"]).choices.data
+    path = [f"data.path={OWN[data](tmp_path)}"] if data in OWN else []
+    config = narrow(small(f"experiment={name}", *path, *FEWER.get(data, [])))
+    networks = (config.teacher.model._target_, config.student.model._target_)
+    if config.data.size is not None and not any("lenet" in n for n in networks):
+        config.data.size = 16  # LeNet-5 takes 32 x 32 only
     two_steps(config)
 
 

@@ -220,3 +220,24 @@ def test_the_files_of_a_run_are_named(tmp_path: Path) -> None:
         }
         (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
         assert chosen(tmp_path) == ["loss/at", "loss/rkd", "method/kd", *recipe, "model/wrn"]
+
+
+@pytest.mark.parametrize(
+    ("experiment", "row"),
+    [
+        ("digits_to_edges", "crossmodal-soft_labels"),
+        ("digits_to_edges method=c2kd shuffled_pairs=true", "crossmodal-c2kd-shuffled"),
+        ("digits_to_edges method=kd loss=at", "crossmodal-kd-at"),
+        ("digits_to_edges_alone", "crossmodal-alone"),
+        ("digits_to_edges_without_data", "crossfree-edges-reverie"),
+        ("digits_to_edges_without_data student.transform=fourier", "crossfree-fourier-reverie"),
+        ("written_to_spoken", "labelpairs-kd"),
+    ],
+)
+def test_an_experiment_is_the_row_that_it_names(experiment: str, row: str) -> None:
+    [found] = [r for table in TABLES for r in table["rows"] if r["name"] == row]
+    overrides = [*found["overrides"], f"budget={found['seconds']}s"]
+    a, b = (plain(compose(given)) for given in (f"experiment={experiment}".split(), overrides))
+    a["choices"].pop("experiment")
+    b["choices"].pop("experiment", None)
+    assert a == b
