@@ -26,7 +26,7 @@ from tests.engine.runs import (
 
 INVERSION = ["method=deep_inversion", "synthesizer.iterations=3", "synthesizer.size=16"]
 INVERSION += ["source.student_steps=6", "source.streams.bank.capacity=40"]
-# The one thing that draws from the global random state.
+# Draws from the global random state, as generators of vectors and texts do.
 DROPOUT = ["method=kd", "student=vit_digits", "~student.model.width", "student.model.depth=1"]
 DROPOUT += ["student.model.embed_dim=16", "student.model.proj_drop_rate=0.3"]
 # One after the other in one run directory: each process continues where the one before died.
