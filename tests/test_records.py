@@ -241,3 +241,14 @@ def test_an_experiment_is_the_row_that_it_names(experiment: str, row: str) -> No
     a["choices"].pop("experiment")
     b["choices"].pop("experiment", None)
     assert a == b
+
+
+def test_one_seed_of_a_row(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["crossfree-edges", "--seeds", "1", "7", "--list", "--", "device=cpu"]
+    monkeypatch.setattr(sys, "argv", ["reproduce.py", *arguments])
+    assert reproduce.main() == 0
+    commands = capsys.readouterr().out.splitlines()
+    assert len(commands) == 2  # seed 1 of two rows; neither has a seed 7
+    assert all(" seed=1 " in command and "device=cpu" in command for command in commands)
