@@ -241,7 +241,7 @@ def test_experiment(name: str, tmp_path: Path) -> None:
     config = narrow(small(f"experiment={name}", *path, *FEWER.get(data, [])))
     networks = (config.teacher.model._target_, config.student.model._target_)
     if config.data.size is not None and not any("lenet" in n for n in networks):
-        config.data.size = 16  # LeNet-5 takes 32 x 32 only
+        config.data.size = 8  # LeNet-5 takes 32 x 32 only
     two_steps(config)
 
 
