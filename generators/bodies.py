@@ -143,8 +143,8 @@ class Words(nn.Module):
 
     Each value is a logit and noise of Gumbel's distribution, drawn anew in each call, so that the
     largest one is a word drawn from the logits' softmax (Jang et al., ICLR 2017). Without a draw,
-    a narrow layer puts a few hundred words everywhere. BatchNorm gives every word its turn. At
-    first padding, the first word, takes about half of the places, so that texts differ in length.
+    the same features would always give the same word. BatchNorm gives every word its turn. At first
+    padding, the first word, takes about half of the places, so that texts differ in length.
     """
 
     def __init__(self, channels: int, words: int) -> None:
