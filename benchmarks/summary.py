@@ -34,7 +34,7 @@ deviation over seeds.
 LINKS = """
 - [Data-free methods](results/data-free.md): equal time on MNIST and digits, ViT teachers, CIFAR-10
 - [The default](results/untuned.md): seven testbeds, from digits to waveforms and a table
-- [Sounds, texts and tables](results/modalities.md): without data, with pictures of what is synthesized
+- [Sounds, texts and tables](results/modalities.md): without data, with pictures of inputs
 - [Transfer losses](results/transfer.md): with few labels, and beside a data-free method
 - [Schemes](results/schemes.md): several students or teachers, attacked inputs, another modality
 - [Across modalities](results/cross-modal.md): digits to edges with few labels, and its controls
