@@ -34,12 +34,7 @@ from engine.train import run
 
 ROOT = Path(__file__).resolve().parents[1]
 SHORT = {"synthesizer.iterations": 5, "synthesizer.size": 128, "source.warmup": 1}
-KINDS = {
-    "image": ["data=digits"],
-    "signal": ["data=two_tones"],
-    "vector": ["data=breast_cancer"],
-    "text": ["data=csv_text"],
-}
+KINDS = {"image": "digits", "signal": "two_tones", "vector": "breast_cancer", "text": "csv_text"}
 BEYOND = ("dfq", "reverie", "fast_dfkd", "cmi", "deep_inversion", "dfad")
 TRANSFORMS = ("edges", "fourier")
 SUBJECTS = {"bank": ("account", "loan", "interest"), "travel": ("train", "hotel", "luggage")}
@@ -98,7 +93,7 @@ def write_texts(path: Path) -> None:
 def given(kind: str, device: str, runs: Path) -> list[str]:
     """The overrides of all cases of a modality."""
     path = [f"data.path={runs / 'texts.csv'}"] if kind == "text" else []
-    return [*KINDS[kind], *path, f"device={device}"]
+    return [f"data={KINDS[kind]}", *path, f"device={device}"]
 
 
 def train_teacher(kind: str, steps: int, device: str, runs: Path) -> None:
