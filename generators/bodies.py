@@ -63,9 +63,9 @@ class ImageBody:
 
 
 class SignalBody:
-    """An image's layers for a map of 16 bands and 16 or more frames, which shapes noise.
+    """An image's layers for a map of bands and frames, which shapes noise.
 
-    The map has one plane per channel of the signal, and :class:`NoiseBands` makes sound of it.
+    The map has one plane per channel of the signal, and :class:`NoiseBands` draws the signal.
     Upsampled samples, as in WaveGAN (Donahue et al., ICLR 2019), are slow to leave one spectrum and
     one loudness: on spoken digits a student learned next to nothing of them.
     """

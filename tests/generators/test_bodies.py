@@ -35,15 +35,17 @@ def test_shape_and_range(shape: tuple[int, ...], output: str) -> None:
 def test_classes_make_a_difference(
     shape: tuple[int, ...], conditioning: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch, "randn_like", torch.zeros_like)  # vectors are drawn
     torch.manual_seed(0)
+    z = torch.randn(1, 100).expand(3, -1)
+    # The same draw for each class: of vectors, and of signals.
+    monkeypatch.setattr(torch, "randn_like", torch.zeros_like)
+    monkeypatch.setattr(torch, "randn", lambda *shape, device: torch.ones(shape, device=device))
     options = {"channels": 8, "conditional": True, "conditioning": conditioning}
     net = StandardGenerator(spec(*shape), 3, **options).eval()  # type: ignore[arg-type]
     if conditioning == "norm":
         for name, p in net.named_parameters():
             if name.endswith("shift"):
                 torch.nn.init.normal_(p)
-    z = torch.randn(1, 100).expand(3, -1)
     x = net(z, torch.arange(3))
     assert not torch.allclose(x[0], x[1])
     assert not torch.allclose(x[1], x[2])

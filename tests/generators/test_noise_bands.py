@@ -1,48 +1,73 @@
-"""Bands of noise: the sum by definition, the spectrum and the loudness that they begin with."""
+"""Noise drawn by bands: power, window and spectrum, the loudness at first, and the gradient."""
 
 from __future__ import annotations
+
+import math
 
 import pytest
 import torch
 
-from generators.noise_bands import NoiseBands, bands_of_noise
+from generators.noise_bands import NoiseBands, band_shares
+
+LENGTHS = [(1, 64), (2, 101), (3, 4500), (1, 8), (1, 1)]
 
 
 def amplitudes(layer: NoiseBands, x: torch.Tensor) -> torch.Tensor:
     return (layer.norm(layer.conv(x)) + layer.level).exp()
 
 
-@pytest.mark.parametrize(("channels", "length"), [(1, 64), (2, 101), (3, 4500), (1, 8)])
-def test_sum_of_bands_under_straight_lines(channels: int, length: int) -> None:
-    torch.manual_seed(0)
-    layer = NoiseBands(5, channels, length).double().eval()
-    frames = layer.frames(length)
-    x = torch.randn(2, 5, layer.bands, frames, dtype=torch.float64)
+@pytest.mark.parametrize(("channels", "length"), LENGTHS)
+def test_a_sum_of_cosines_under_overlapping_windows(
+    channels: int, length: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With both parts of the noise at 1, sample by sample."""
+    monkeypatch.setattr(torch, "randn", lambda *shape, device: torch.ones(shape, device=device))
+    layer = NoiseBands(5, channels, length).eval()
+    frames, hop = layer.frames(length), layer.hop
+    x = torch.rand(2, 5, layer.bands, frames)
     found = layer(x)
     assert found.shape == (2, channels, length)
-    noise, _ = bands_of_noise(channels, layer.bands, frames * layer.hop)
-    a = amplitudes(layer, x)
-    for t in range(length):
-        # A sample's middle in frames, where frame f's is at f.
-        at = (t + 0.5 - (layer.hop - layer.hop // 2)) / layer.hop
-        left = min(max(int(at // 1), 0), frames - 1)
-        right = min(max(int(at // 1) + 1, 0), frames - 1)
-        part = at % 1
-        value = (1 - part) * a[..., left] + part * a[..., right]
-        expected = (value * noise[:, :, t]).sum(-1)
-        torch.testing.assert_close(found[:, :, t], expected, atol=1e-6, rtol=1e-5)
+    power = torch.einsum(
+        "bckf,kn->bcfn", amplitudes(layer, x).square(), band_shares(layer.bands, hop + 1)
+    ).double()
+    for t in range(0, length, max(1, length // 50)):
+        place = t + hop // 2
+        expected = torch.zeros(2, channels, dtype=torch.float64)
+        for frame in (place // hop - 1, place // hop):
+            if not 0 <= frame < frames:
+                continue
+            at = place - frame * hop
+            alone = (frame == 0 and at < hop) or (frame == frames - 1 and at >= hop)
+            window = 1 if alone else math.sin(math.pi * (at + 0.5) / (2 * hop))
+            angles = math.pi * torch.arange(hop + 1).double() * at / hop
+            waves = math.sqrt(2) * (angles.cos() - angles.sin())
+            waves[0], waves[-1] = 1, math.cos(math.pi * at)
+            terms = power[:, :, frame].sqrt() * waves
+            expected += window * terms.sum(-1) / math.sqrt(2 * hop)
+        torch.testing.assert_close(found[:, :, t].double(), expected, atol=1e-4, rtol=1e-3)
 
 
-def test_bands_add_up_to_white_noise() -> None:
-    noise, share = bands_of_noise(2, 16, 4096)
-    assert noise.shape == (2, 16, 4096)
-    assert share.sum().item() == pytest.approx(1)
-    assert noise.square().mean((0, 2)).sum().item() == pytest.approx(1)
-    spectrum = torch.fft.rfft(noise.sum(1)).abs().square().unfold(1, 256, 256).mean(2)
-    assert (spectrum / spectrum.mean()).sub(1).abs().max() < 0.3
-    powers = torch.fft.rfft(noise).abs().square()
-    peaks = (powers * torch.arange(2049)).sum(2) / powers.sum(2)
-    assert (peaks.diff(dim=1) > 0).all()
+def test_shares_of_the_bands() -> None:
+    shares = band_shares(32, 257)
+    torch.testing.assert_close(shares.sum(0), torch.ones(257))
+    peaks = shares.argmax(1)
+    assert (peaks.diff() > 0).all()
+    assert peaks[0] == 0
+    assert peaks[-1] == 256
+    assert peaks[16].item() / 256 == pytest.approx((9**0.5 - 1) / 8, abs=0.02)
+
+
+@pytest.mark.parametrize("length", [4096, 8000, 101])
+def test_power_that_is_constant_gives_white_noise_of_unit_variance(length: int) -> None:
+    torch.manual_seed(0)
+    layer = NoiseBands(4, 1, length).eval()
+    torch.nn.init.zeros_(layer.norm.weight)
+    torch.nn.init.zeros_(layer.level)
+    x = layer(torch.zeros(4000, 4, layer.bands, layer.frames(length))).detach()[:, 0]
+    places = torch.linspace(0, length - 1, 50).long()
+    torch.testing.assert_close(x[:, places].var(0), torch.ones(50), atol=0.15, rtol=0.0)
+    assert (x[:, 1:] * x[:, :-1]).mean().abs() < 0.02
+    assert (x[1:] * x[:-1]).mean().abs() < 0.02  # each has noise of its own
 
 
 def test_begins_with_unit_variance_and_a_falling_spectrum() -> None:
@@ -54,7 +79,38 @@ def test_begins_with_unit_variance_and_a_falling_spectrum() -> None:
     assert powers[10:100].mean() > 20 * powers[-500:].mean()
 
 
+def test_another_draw_in_each_call() -> None:
+    layer = NoiseBands(4, 1, 64).eval()
+    x = torch.randn(2, 4, layer.bands, layer.frames(64))
+    assert not torch.equal(layer(x), layer(x))
+
+
 def test_every_parameter_has_a_gradient() -> None:
     layer = NoiseBands(4, 2, 300)
-    (layer(torch.randn(3, 4, 16, 16)) * torch.randn(3, 2, 300)).sum().backward()
+    x = torch.randn(3, 4, layer.bands, layer.frames(300))
+    (layer(x) * torch.randn(3, 2, 300)).sum().backward()
     assert all(p.grad is not None and p.grad.any() for p in layer.parameters())
+
+
+def test_the_gradient_is_that_of_the_same_draw() -> None:
+    layer = NoiseBands(2, 1, 40).eval()
+    with torch.no_grad():
+        layer.level.zero_()
+    x = torch.randn(2, 2, layer.bands, layer.frames(40))
+    weights = torch.randn(2, 1, 40)
+
+    def value() -> torch.Tensor:
+        torch.manual_seed(0)
+        return (layer(x) * weights).sum()
+
+    value().backward()
+    for band in (0, 9, 31):
+        with torch.no_grad():
+            layer.level[0, band] += 0.01
+            above = value()
+            layer.level[0, band] -= 0.02
+            below = value()
+            layer.level[0, band] += 0.01
+        assert layer.level.grad is not None
+        slope = layer.level.grad[0, band, 0].item()
+        assert ((above - below) / 0.02).item() == pytest.approx(slope, rel=0.05, abs=2e-3)
