@@ -139,6 +139,26 @@ class Dataset:
         known = (self.kind.name, self.rate, self.words, self.groups)
         return InputSpec(self.shape, self.kind.natural, mean, std, *known)
 
+    def before_transform(self) -> InputSpec:
+        """:attr:`spec` where a teacher sees these inputs through a transform.
+
+        Its file has the mean and std of what comes out. Those of what goes in are only the start of
+        a generator: if they are not given either, a data-free run takes those of uniform noise.
+        """
+        if self._moments or self._training_open:
+            return self.spec
+        low, high = self.kind.natural
+        mean, std = (low + high) / 2, (high - low) / math.sqrt(12)
+        note(
+            self._runtime,
+            f"data {self.name}: the mean and std of what goes into teacher.transform are unknown; "
+            f"those of uniform noise are taken, {mean:.3g} and {std:.3g} (others: "
+            "data.dataset.mean=[M] data.dataset.std=[S])",
+        )
+        known = (self.kind.name, self.rate, self.words, self.groups)
+        channels = self.shape[0]
+        return InputSpec(self.shape, (low, high), (mean,) * channels, (std,) * channels, *known)
+
     @property
     def real_training_inputs_read(self) -> int:
         """Rows of the training set handed out so far, or since the training data was closed."""

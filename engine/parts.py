@@ -114,7 +114,7 @@ def blank_teacher(config: dict[str, Any], dataset: Dataset) -> Classifier:
     known = (dataset.rate, dataset.words, dataset.groups)
     seen: tuple[Any, ...] = (dataset.range, dataset.kind.name, *known)
     if node["transform"] is not None:
-        takes = dataset.spec
+        takes = dataset.before_transform()
         transform = build(node["transform"], Transform, "teacher.transform", spec=takes)
         shown = transform.measured(takes, takes.noise(64, torch.device("cpu")))
         shape, seen = shown.shape, (shown.range, shown.modality, shown.rate)

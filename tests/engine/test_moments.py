@@ -58,6 +58,20 @@ def test_without_data_they_are_those_of_synthesized_inputs(
     assert result["cost"]["real_training_inputs_read"] == 0
 
 
+def test_what_goes_into_a_teachers_transform_is_unknown_without_data(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = [TEACHER, "steps=2", f"run_root={tmp_path}", "data.training.steps=2", "data.size=8"]
+    more += [f"run_dir={tmp_path / 'run'}"]
+    made = run_config("dfad", tmp_path, *more)
+    made.student.transform, made.student.mean, made.student.std = None, None, None
+    made.teacher.checkpoint = None
+    result = run(made, Runtime("cpu"))
+    assert "those of uniform noise are taken, 0.5 and 0.289" in capsys.readouterr().out
+    assert result["cost"]["real_training_inputs_read"] == 0
+    assert student_of(tmp_path / "run").spec.mean == (0.5,)
+
+
 def test_a_student_of_images_learns_from_synthesized_signals(tmp_path: Path) -> None:
     """What is synthesized to measure moments is seen by a student that takes signals."""
     words = ["data=two_tones", "method=dfad", "student.transform=log_mel"]
