@@ -72,11 +72,18 @@ class NoiseBands(nn.Module):
         logs = 2 * (self.norm(self.conv(x)) + self.level).float()
         power = torch.einsum("bckf,kn->bcfn", logs.exp(), self.shares)
         noise = torch.randn(*power.shape, 2, device=x.device) * power.sqrt()[..., None]
-        parts = torch.fft.irfft(torch.view_as_complex(noise), n=2 * self.hop, norm="ortho")
+        parts = _inverse_transform(noise)
         first, second = (parts * self.window).split(self.hop, -1)
         sums = F.pad(first, (0, 0, 0, 1)) + F.pad(second, (0, 0, 1, 0))
         start = self.hop // 2
         return sums.flatten(2)[:, :, start : start + self.length]
+
+
+@torch.compiler.disable  # which has no code for complex numbers, and would warn of that
+def _inverse_transform(parts: Tensor) -> Tensor:
+    """Real and imaginary parts at each frequency [..., N + 1, 2] to 2·N samples."""
+    spectrum = torch.view_as_complex(parts)
+    return torch.fft.irfft(spectrum, n=2 * (parts.shape[-2] - 1), norm="ortho")
 
 
 def band_shares(bands: int, frequencies: int) -> Tensor:
