@@ -114,3 +114,12 @@ def test_the_gradient_is_that_of_the_same_draw() -> None:
         assert layer.level.grad is not None
         slope = layer.level.grad[0, band, 0].item()
         assert ((above - below) / 0.02).item() == pytest.approx(slope, rel=0.05, abs=2e-3)
+
+
+def test_it_compiles_with_the_transform_left_out() -> None:
+    """Inductor has no code for complex numbers."""
+    layer = NoiseBands(2, 1, 40)
+    graphs = torch._dynamo.explain(layer)(torch.randn(2, 2, layer.bands, layer.frames(40)))
+    assert graphs.graph_count == 2
+    called = {str(node.target) for graph in graphs.graphs for node in graph.graph.nodes}
+    assert not any("complex" in name or "irfft" in name for name in called)
