@@ -11,6 +11,7 @@ from torch import Tensor, nn
 LONGEST = 256  # samples from one frame to the next
 SPREAD = 1.5  # of a log amplitude, at first
 TILT = 3.0  # by how much the log amplitude falls from the lowest band to the highest, at first
+LIMIT = 60.0  # of the log of a power, either way, so that its root has a gradient
 WARP = 8.0  # bands are narrow up to 1/8 of the highest frequency and widen above it
 
 
@@ -69,8 +70,9 @@ class NoiseBands(nn.Module):
             self.level.copy_((fall - power / 2).view(1, -1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        logs = 2 * (self.norm(self.conv(x)) + self.level).float()
-        power = torch.einsum("bckf,kn->bcfn", logs.exp(), self.shares)
+        logs = 2 * (self.norm(self.conv(x)) + self.level).to(self.shares.dtype)
+        bands = logs.clamp(-LIMIT, LIMIT).exp()
+        power = torch.einsum("bckf,kn->bcfn", bands, self.shares)
         noise = torch.randn(*power.shape, 2, device=x.device) * power.sqrt()[..., None]
         parts = _inverse_transform(noise)
         first, second = (parts * self.window).split(self.hop, -1)

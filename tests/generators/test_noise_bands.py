@@ -92,6 +92,19 @@ def test_every_parameter_has_a_gradient() -> None:
     assert all(p.grad is not None and p.grad.any() for p in layer.parameters())
 
 
+@pytest.mark.parametrize("level", [-300.0, 300.0])
+def test_silence_and_noise_without_bound_have_a_gradient(level: float) -> None:
+    layer = NoiseBands(4, 1, 64)
+    with torch.no_grad():
+        layer.level += level
+    x = torch.randn(3, 4, layer.bands, layer.frames(64), requires_grad=True)
+    signals = layer(x)
+    signals.square().sum().backward()
+    assert signals.isfinite().all()
+    assert x.grad is not None
+    assert x.grad.isfinite().all()
+
+
 def test_the_gradient_is_that_of_the_same_draw() -> None:
     layer = NoiseBands(2, 1, 40).eval()
     with torch.no_grad():
