@@ -222,6 +222,9 @@ def test_the_files_of_a_run_are_named(tmp_path: Path) -> None:
         assert chosen(tmp_path) == ["loss/at", "loss/rkd", "method/kd", *recipe, "model/wrn"]
 
 
+HALF = "student.model.embed_dim=32"  # of the width
+
+
 @pytest.mark.parametrize(
     ("experiment", "row"),
     [
@@ -232,8 +235,8 @@ def test_the_files_of_a_run_are_named(tmp_path: Path) -> None:
         ("digits_to_edges_without_data", "crossfree-edges-reverie"),
         ("digits_to_edges_without_data student.transform=fourier", "crossfree-fourier-reverie"),
         ("written_to_spoken", "labelpairs-kd"),
-        ("digits_to_edges_vit loss=minilm shuffled_pairs=true", "crossvit-minilm-shuffled"),
-        ("digits_to_edges_vit_without_data ~synthesis.losses.bn", "crossvit-free-plain"),
+        (f"digits_to_edges_vit {HALF} loss=minilm shuffled_pairs=true", "crossvit-minilm-shuffled"),
+        (f"digits_to_edges_vit_without_data {HALF} ~synthesis.losses.bn", "crossvit-free-plain"),
     ],
 )
 def test_an_experiment_is_the_row_that_it_names(experiment: str, row: str) -> None:
