@@ -6,9 +6,10 @@ import hashlib
 import os
 import re
 import resource
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -114,6 +115,20 @@ class Runtime:
         seed = int.from_bytes(hashlib.blake2b(key, digest_size=8).digest()) >> 1
         return torch.Generator(self.device).manual_seed(seed)
 
+    def random_state(self) -> dict[str, Tensor | None]:
+        """The global random state, which layers that draw in their forward pass use."""
+        cuda = self.device.type == "cuda"
+        return {
+            "random": torch.get_rng_state(),
+            "random_cuda": torch.cuda.get_rng_state() if cuda else None,
+        }
+
+    def restore_random_state(self, state: dict[str, Any]) -> None:
+        """Put back what :meth:`random_state` gave, perhaps on another device."""
+        torch.set_rng_state(state["random"])
+        if state["random_cuda"] is not None and self.device.type == "cuda":
+            torch.cuda.set_rng_state(state["random_cuda"])
+
     def prepare(self, module: nn.Module) -> nn.Module:
         """Move to the device, in the memory layout that convolutions are fastest in.
 
@@ -144,6 +159,10 @@ class Runtime:
         return DistributedDataParallel(
             module, device_ids=ids, broadcast_buffers=False, find_unused_parameters=spare
         )
+
+    def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Replace each gradient that there is by its mean over ranks."""
+        self.average([p.grad for p in parameters if p.grad is not None])
 
     def average(self, tensors: list[Tensor]) -> None:
         """Replace each floating-point tensor by its mean over ranks, in place."""

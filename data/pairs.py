@@ -58,7 +58,15 @@ class Alike:
         self.starts = self.counts.cumsum(0) - self.counts
 
     def draw(self, labels: Tensor, noise: torch.Generator) -> Tensor:
-        """For each label [B] a row of that class, each as likely as any other."""
+        """For each label [B] a row of that class, each as likely as any other.
+
+        Of a class without any row it is a row of another class; see :meth:`has`.
+        """
         here = torch.Generator(labels.device).manual_seed(noise.initial_seed())
         u = torch.rand(labels.shape, generator=here, device=labels.device, dtype=torch.float64)
-        return self.order[self.starts[labels] + (u * self.counts[labels]).long()]
+        place = self.starts[labels] + (u * self.counts[labels]).long()
+        return self.order[place.clamp(max=len(self.order) - 1)]
+
+    def has(self, labels: Tensor) -> Tensor:
+        """[B] whether there is a row of each label's class."""
+        return self.counts[labels] > 0

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from core.runtime import Runtime
-from generators.base import Planner, Practising, Source, Workload
+from generators.base import Planner, Source, Workload
 
 if TYPE_CHECKING:
     from engine.loop import Training
@@ -81,7 +81,8 @@ class Pace:
 
     Args:
         step: seconds of a batch and the student's step on it.
-        update: seconds of an iteration of a round; 0 where synthesis is a part of the steps.
+        update: seconds of an iteration of a round, or of an update before the first batch; 0 where
+            synthesis is a part of the steps.
         evaluation: seconds of an evaluation.
         memory: peak bytes so far.
     """
@@ -143,8 +144,8 @@ def time_steps(training: Training, seconds: float) -> Timing:
     parts.compile(runtime)
     network = runtime.parallel(parts.distiller, parts.spare)
     source, step, update = parts.source, 0, 0.0
-    if isinstance(source, Practising) and source.practice(1):
-        update = _timed_rounds(source, runtime, seconds)
+    if isinstance(source, Planner) and source.practice(1):
+        update = _timed_updates(source, runtime, seconds)
 
     def period() -> None:
         nonlocal step
@@ -160,8 +161,8 @@ def time_steps(training: Training, seconds: float) -> Timing:
     return Timing(pace, source, training.config["evaluations"])
 
 
-def _timed_rounds(source: Practising, runtime: Runtime, seconds: float) -> float:
-    """Seconds of an iteration, from one round that is as long as the time allows."""
+def _timed_updates(source: Planner, runtime: Runtime, seconds: float) -> float:
+    """Seconds of an update, from as many as the time allows."""
     one = _timed(lambda: source.practice(1), runtime, 0.0)
     began = _now(runtime)
     count = source.practice(max(2, int(seconds / max(one, 1e-4))))

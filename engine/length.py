@@ -76,7 +76,8 @@ class Length:
         if self.budget is not None:
             [left] = runtime.first([self.budget - self.seconds])
             self._set(timing.steps_within(left, str(settings["budget"])))
-        self.timing = timing, parts.student
+        if self._planned(dataset):
+            self.timing = timing, parts.student
 
     def _set(self, steps: int) -> None:
         self.settings["steps"] = steps

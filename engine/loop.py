@@ -23,7 +23,7 @@ from engine.probe import Inputs
 from engine.result import finish, summarize
 from engine.run import RunDirectory
 from engine.snapshot import put_back, take
-from generators.base import Practising
+from generators.base import Planner
 from models.classifier import Classifier
 
 
@@ -260,7 +260,8 @@ class Training:
         """Why the run took more or less time than its budget, if it did."""
         if (budget := self.config["budget"]) is not None:
             taken = self._wall() + self.clock.seconds["timing"]
-            rounds = isinstance(self.parts.source, Practising)
+            source = self.parts.source
+            rounds = isinstance(source, Planner) and source.in_rounds
             if words := verdict(parse_budget(budget), taken, rounds):
                 print(words, flush=True)
 

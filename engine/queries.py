@@ -37,7 +37,8 @@ def check_budget(
     planned = partial(planned_queries, teacher, source, distiller, batch_size)
     if planned(steps) > share:
         most = bisect.bisect_right(range(steps), share, key=planned) - 1
+        enough = f"enough for steps={most}" if most > 0 else "not enough for the first step"
         raise ValueError(
             f"{steps:,} steps need {processes * planned(steps):,} queries of the teacher, but "
-            f"teacher.black_box.budget is {teacher.budget:,}: that is enough for steps={most}"
+            f"teacher.black_box.budget is {teacher.budget:,}: that is {enough}"
         )

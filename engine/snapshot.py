@@ -12,13 +12,10 @@ from engine.parts import Parts
 
 def take(parts: Parts, runtime: Runtime) -> dict[str, Any]:
     """Weights, optimizers, schedules, banks, averages, and the state of random numbers."""
-    cuda = runtime.device.type == "cuda"
-    return {
+    return runtime.random_state() | {
         "distiller": parts.distiller.state_dict(),
         "optimizer": parts.optimizer.state_dict(),
         "source": parts.source.state_dict(),
-        "random": torch.get_rng_state(),
-        "random_cuda": torch.cuda.get_rng_state() if cuda else None,
     }
 
 
@@ -32,9 +29,7 @@ def put_back(state: dict[str, Any], parts: Parts, runtime: Runtime, folder: Any)
         parts.distiller.load_state_dict(state["distiller"])
         parts.optimizer.load_state_dict(state["optimizer"])
         parts.source.load_state_dict(state["source"])
-        torch.set_rng_state(state["random"])
-        if state["random_cuda"] is not None and runtime.device.type == "cuda":
-            torch.cuda.set_rng_state(state["random_cuda"])
+        runtime.restore_random_state(state)
     except torch.OutOfMemoryError:
         raise
     except (KeyError, RuntimeError, ValueError) as error:  # all that load_state_dict raises

@@ -71,13 +71,19 @@ class Bank(Stream):
         answers = self.store.answers_to(index) if self.ask else None
         return Batch(images, label if self.labelled else None, index, answers)
 
-    def alike(self, label: Tensor, noise: torch.Generator) -> Tensor:
-        if not self.labelled:
-            raise ValueError("its inputs are aimed at no class: use pairs of the same_input")
+    def alike(self, batch: Batch, noise: torch.Generator) -> Tensor:
+        label = batch.label
+        if not self.labelled or label is None:
+            raise ValueError(
+                "an input is aimed at no class here, so that none is of the same class: use a "
+                "conditional generator, or pairs of the same_input"
+            )
         if self.classes is None:
             rows = torch.arange(len(self.store), device=label.device)
             self.classes = Alike(rows, self.store.labels[: len(self.store)], self.num_classes)
-        return self.store.at(self.classes.draw(label, noise))
+        found = self.store.at(self.classes.draw(label, noise))
+        known = self.classes.has(label).view(-1, *(1,) * (found.dim() - 1))
+        return torch.where(known, found, batch.input)
 
     def state_dict(self) -> dict[str, Any]:
         return {"bank": self.store.state_dict(), "updates": self.updates, "labelled": self.labelled}

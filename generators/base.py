@@ -93,7 +93,8 @@ class Workload:
         answers: inputs for which it asks the teacher's answer.
         gradients: inputs for which it asks the teacher's answer and gradient.
         known_batches: of the student's batches, those that bring the answers with them.
-        updates: iterations of rounds, which take time besides the student's steps.
+        updates: iterations of rounds, or updates before the first batch, which take time besides
+            the student's steps.
     """
 
     answers: int = 0
@@ -175,20 +176,22 @@ class Drawing(Protocol):
 
 @runtime_checkable
 class Planner(Protocol):
-    """A source that asks a teacher itself, and can say how often."""
+    """A source whose work is more than its batches, and is known before.
+
+    Attributes:
+        in_rounds: whether synthesis comes in rounds, which a run makes whole or not at all.
+    """
+
+    in_rounds: bool
 
     def plan(self, steps: int) -> Workload:
         """The work for a number of batches on one rank; an upper bound."""
 
-
-@runtime_checkable
-class Practising(Protocol):
-    """A source whose work may come in rounds that are too long to be timed whole."""
-
     def practice(self, updates: int) -> int:
-        """Run one round of at most so many iterations; returns how many it took, 0 without rounds.
+        """Do at most so many of ``plan``'s updates, for timing; returns how many.
 
-        The batches after it are drawn without a round. Afterwards the object is for timing only.
+        The batches after them are drawn as if all had been made. Afterwards the object is for
+        timing only.
         """
 
 

@@ -201,8 +201,13 @@ class ClassBatchNorm(nn.Module):
     def __init__(self, places: int, channels: int, num_classes: int) -> None:
         super().__init__()
         self.norm = BATCHNORMS[places](channels, affine=False)
-        self.scale = nn.Parameter(torch.ones(num_classes, channels))
-        self.shift = nn.Parameter(torch.zeros(num_classes, channels))
+        self.scale = nn.Parameter(torch.empty(num_classes, channels))
+        self.shift = nn.Parameter(torch.empty(num_classes, channels))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.ones_(self.scale)
+        nn.init.zeros_(self.shift)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         ones = (1,) * (x.dim() - 2)

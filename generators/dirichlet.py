@@ -77,5 +77,5 @@ class SoftTarget(SynthesisLoss):
 
     def forward(self, synthesis: Synthesis) -> Tensor:
         if synthesis.target is None:
-            raise ValueError("SoftTarget needs soft targets: name source.targets")
+            raise ValueError("SoftTarget needs soft targets: name synthesizer.targets")
         return F.cross_entropy(synthesis.teacher.logits / self.temperature, synthesis.target)

@@ -61,8 +61,8 @@ class Experience(Stream):
             )
         self.period = place.period
 
-    def due(self, batch: int, period: int, noise: torch.Generator) -> bool:
-        return len(self.store) > 0 and batch >= period - self.batches
+    def due(self, turn: int, noise: torch.Generator) -> bool:
+        return len(self.store) > 0 and turn >= self.period - self.batches
 
     def plan(self, batches: int) -> Workload:
         periods, rest = divmod(batches, self.period)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from core.objective import Losses
-from core.runtime import Runtime
+from core.runtime import Runtime, Stopped
 from data.augment import Augmentation, through
 from data.pairs import Pair, checked
 from data.spec import Batch
@@ -78,6 +78,7 @@ class Mixture:
                 "none: add {_target_: generators.bank.Bank}, with a fraction beside other streams"
             )
         self.remembering = next(iter(remembering), None)
+        self._check_together()
         self._start()
         self.in_rounds = synthesizer.plan().updates > 0
         self.period = 1 if self.in_rounds else student_steps  # ``plan`` counts rounds
@@ -88,7 +89,7 @@ class Mixture:
         updated = self._update()
         noise = self.runtime.noise("batch", self.batches)
         turn = self.batches % self.student_steps
-        due = (s for s in self.whole if s.due(turn, self.student_steps, noise))
+        due = (s for s in self.whole if s.due(turn, noise))
         if (whole := next(due, None)) is None:
             batch = self._compose(noise, updated)
         else:
@@ -122,6 +123,8 @@ class Mixture:
         """The work of updates and streams; see :class:`~generators.base.Workload`."""
         updates = self._updates(steps)
         work = self.synthesizer.plan().times(updates)
+        if not self.in_rounds:  # then only those before the first batch are no part of the steps
+            work.updates += self.warmup
         work.answers += len(self.asking) * updates * self.synthesizer.size
         for stream in self.streams.values():
             work += stream.plan(steps)
@@ -130,12 +133,16 @@ class Mixture:
         return work
 
     def practice(self, updates: int) -> int:
-        """See :class:`~generators.base.Practising`."""
-        if not self.in_rounds:
-            return 0
-        count = min(updates, self.synthesizer.plan().updates)
-        self._show(0.0, count)
-        self.updates = UPDATES
+        """See :class:`~generators.base.Planner`."""
+        if self.in_rounds:
+            count = min(updates, self.synthesizer.plan().updates)
+            self._show(0.0, count)
+            self.updates = UPDATES
+            return count
+        self.updates, count = 0, min(updates, self.warmup)
+        for _ in range(count):
+            self._show(0.0)
+        self.updates = self.warmup
         return count
 
     def state_dict(self) -> dict[str, Any]:
@@ -153,6 +160,21 @@ class Mixture:
             stream.load_state_dict(state["streams"][name])
         self.batches, self.updates = state["batches"], state["updates"]
         self.drawn = state["drawn"]
+
+    def _check_together(self) -> None:
+        """Refuse streams that do not work beside each other, or with the pairs."""
+        streams = self.streams.items()
+        if "same_class" in self.pairs.values() and (no := [n for n, s in streams if s.classless]):
+            raise ValueError(
+                f"source.pairs: inputs of source.streams.{no[0]} have no class, so that none is of "
+                "the same class: use pairs of the same_input"
+            )
+        first = [name for name, stream in streams if stream.takes_first]
+        if first and (late := [name for name, stream in streams if stream.follows]):
+            raise ValueError(
+                f"source.streams.{late[0]} learns from the first batch after every update, and "
+                f"source.streams.{first[0]} may be the whole of it: leave one of them out"
+            )
 
     def _updates(self, steps: int) -> int:
         """How many come before the last of so many batches."""
@@ -200,6 +222,8 @@ class Mixture:
         if self.updates >= due:
             return False
         while self.updates < due:
+            if self.updates < self.warmup and self.runtime.asked_to_stop(self.updates):
+                raise Stopped
             self._show(self.batches / self.steps)
             self.updates += 1
         return True
@@ -233,12 +257,10 @@ class Mixture:
         noise, images = self.runtime.noise(f"pair {name}", self.batches), batch.input
         if self.pairs[name] == "same_class":
             assert self.remembering is not None
-            if batch.label is None:
-                raise ValueError(
-                    "source.pairs: an input is aimed at no class here, so that none is of the same "
-                    "class: use a conditional generator, or pairs of the same_input"
-                )
-            images = self.remembering.alike(batch.label, noise)
+            try:
+                images = self.remembering.alike(batch, noise)
+            except ValueError as error:
+                raise ValueError(f"source.pairs: {error}") from error
         return through(self.augment, images, noise)
 
     def _changed(self, batch: Batch) -> Batch:

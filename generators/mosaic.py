@@ -152,7 +152,7 @@ class PatchDiscrimination(SynthesisLoss):
             made = F.softplus(self._judge(synthesis.images.detach())).mean()
             ((natural + made) / 2).backward()
         self.discriminator.requires_grad_(False)
-        self.runtime.average([p.grad for p in parameters if p.grad is not None])
+        self.runtime.average_gradients(parameters)
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.updates += 1

@@ -148,6 +148,8 @@ class Observer:
         losses = self.objective(synthesis, skip=() if student_knows else ("needs_student",))
         if self.remembering:
             self.latest = _each(Tensor.detach, synthesis)  # the graph holds every activation
+        if not losses.total.requires_grad:  # all losses are off
+            losses.total = losses.total + 0 * images.sum()
         losses.teacher_logits = teacher.logits.detach()
         return losses  # type: ignore[no-any-return]
 
@@ -174,7 +176,7 @@ class Observer:
 
     def average_gradients(self) -> None:
         """The losses' own parameters are the same on every rank, and stay so."""
-        self.runtime.average([p.grad for p in self.parameters if p.grad is not None])
+        self.runtime.average_gradients(self.parameters)
 
 
 def _losses(objective: Objective) -> list[SynthesisLoss]:

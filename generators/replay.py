@@ -110,6 +110,7 @@ class VAE(Stream):
         fraction: float = 1 / 9,
     ) -> None:
         super().__init__(fraction)
+        self.follows = True
         require(spec, ("image",), "the VAE's encoder", "choose another method")
         self.encoder = runtime.prepare(Encoder(spec, decoder.latent_size, channels)).train()
         self.decoder: GeneratorNetwork = runtime.prepare(decoder).train()  # type: ignore[assignment]
@@ -170,7 +171,7 @@ class VAE(Stream):
         prior = -0.5 * (1 + log_variance - mean**2 - log_variance.exp()).sum(1).mean()
         loss = pixels + F.l1_loss(logits, target) + self.kl_weight * prior
         loss.backward()
-        self.runtime.average([p.grad for p in self.parameters if p.grad is not None])
+        self.runtime.average_gradients(self.parameters)
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.losses = {"replay": loss.detach()}

@@ -71,12 +71,13 @@ class Rounds:
     def update(
         self, progress: float, student_knows: bool = True, iterations: int | None = None
     ) -> Made:
-        before = copy.deepcopy(self._lasting())
+        before, random = copy.deepcopy(self._lasting()), self.runtime.random_state()
         self.observe.objective.at(progress)
         try:
             made, losses = self._synthesize(iterations or self.iterations, student_knows)
         except Stopped:
             self._restore(before)
+            self.runtime.restore_random_state(random)
             raise
         self.variable.end()
         self.observe.commit()

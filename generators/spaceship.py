@@ -40,7 +40,7 @@ class FeatureExchange(Stream):
         ValueError: for a capacity below 1, and a probability out of range.
     """
 
-    whole = synthesizes = True
+    whole = synthesizes = classless = takes_first = True
 
     def __init__(self, runtime: Runtime, capacity: int = 2048, probability: float = 0.7) -> None:
         super().__init__()
@@ -65,7 +65,7 @@ class FeatureExchange(Stream):
         self.generator = generator
         synthesizer.watch([generator.stages[depth] for depth in generator.depths])
 
-    def due(self, batch: int, period: int, noise: torch.Generator) -> bool:
+    def due(self, turn: int, noise: torch.Generator) -> bool:
         return _host(noise).random() < self.probability
 
     def learn(self, made: Made) -> None:

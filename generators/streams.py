@@ -49,6 +49,9 @@ class Stream:
             answers with them.
         remembers_classes: whether it can give inputs of a class.
         synthesizes: whether what it drew last is new, and so counted as synthesized.
+        classless: whether its inputs come without the classes aimed at.
+        takes_first: whether it may supply the whole of the first batch after an update.
+        follows: whether it learns in :meth:`follow`, for which it needs every such batch.
         losses: losses of its own latest training, detached device scalars.
 
     Raises:
@@ -61,6 +64,9 @@ class Stream:
     can_keep_answers = False
     remembers_classes = False
     synthesizes = False
+    classless = False
+    takes_first = False
+    follows = False
 
     def __init__(self, fraction: float | None = None) -> None:
         if fraction is not None and not 0 < fraction < 1:
@@ -85,16 +91,22 @@ class Stream:
     def follow(self, ahead: Tensor, noise: torch.Generator) -> None:
         """Take in the inputs before its own in the first batch after an update, [B, *shape]."""
 
-    def due(self, batch: int, period: int, noise: torch.Generator) -> bool:
-        """Whether it supplies the whole of a batch: number ``batch`` of ``period``, from 0."""
+    def due(self, turn: int, noise: torch.Generator) -> bool:
+        """Whether it supplies the whole of a batch, number ``turn`` after an update, from 0."""
         return False
 
     def draw(self, size: int, noise: torch.Generator) -> Batch:
         """Inputs [size, *shape] without gradient, with what is known of them."""
         raise NotImplementedError
 
-    def alike(self, label: Tensor, noise: torch.Generator) -> Tensor:
-        """For each class [B] an input of it that it remembers, where it ``remembers_classes``."""
+    def alike(self, batch: Batch, noise: torch.Generator) -> Tensor:
+        """For each input another one of its class, where it ``remembers_classes``.
+
+        It is the input itself as long as none of its class was made.
+
+        Raises:
+            ValueError: if inputs are aimed at no class.
+        """
         raise NotImplementedError
 
     def learned(self, batch: Batch, losses: Losses) -> None:

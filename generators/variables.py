@@ -192,8 +192,7 @@ class MetaGenerated(Variable):
 
     @torch.no_grad()
     def end(self) -> None:
-        gradients = [p.grad for p in self.generator.parameters() if p.grad is not None]
-        self.runtime.average(gradients)
+        self.runtime.average_gradients(self.generator.parameters())
         self.meta_optimizer.step()
         self.meta_optimizer.zero_grad()
 
@@ -264,7 +263,7 @@ class NoisyLayer(Variable):
         return self.generator(latent), latent
 
     def after_backward(self) -> None:
-        self.runtime.average([p.grad for p in self.generator.parameters() if p.grad is not None])
+        self.runtime.average_gradients(self.generator.parameters())
 
 
 def one_hot(num_classes: int) -> Tensor:

@@ -95,7 +95,7 @@ class BlackBox(Classifier):
     def ask(self, x: Tensor) -> Tensor:
         """Recovered logits [B, C] without gradient."""
         self.meter.add(len(x))
-        with torch.autocast(x.device.type, enabled=False), exact_convolutions():
+        with torch.autocast(x.device.type, enabled=False), without_tf32():
             p = self.module(x)
         log_p = p.clamp_min(torch.finfo(p.dtype).tiny).log()
         return log_p - log_p.mean(dim=1, keepdim=True)
@@ -203,11 +203,12 @@ def _per_input(values: Tensor, x: Tensor) -> Tensor:
 
 
 @contextmanager
-def exact_convolutions() -> Iterator[None]:
+def without_tf32() -> Iterator[None]:
     """A context without TF32, whose rounding exceeds a step of ε in a random direction."""
-    before = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = False
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = cudnn.allow_tf32, matmul.allow_tf32
+    cudnn.allow_tf32 = matmul.allow_tf32 = False
     try:
         yield
     finally:
-        torch.backends.cudnn.allow_tf32 = before
+        cudnn.allow_tf32, matmul.allow_tf32 = before

@@ -22,6 +22,8 @@ def initialize(module: nn.Module) -> None:
 def reinitialize(module: nn.Module, noise: torch.Generator) -> None:
     """Draw the weights of every layer anew, as its own ``reset_parameters`` does.
 
+    A layer comes after those inside it, whose first values it may set differently.
+
     The draw depends on the seed that ``noise`` started from and leaves the global random state
     as it was, so that a resumed run draws the same.
     """
@@ -29,6 +31,9 @@ def reinitialize(module: nn.Module, noise: torch.Generator) -> None:
     devices = [parameter.device] if parameter is not None and parameter.is_cuda else []
     with torch.random.fork_rng(devices), torch.no_grad():
         torch.manual_seed(noise.initial_seed())
-        for layer in module.modules():
-            if hasattr(layer, "reset_parameters"):
-                layer.reset_parameters()  # type: ignore[operator]
+        module.apply(_reset)
+
+
+def _reset(layer: nn.Module) -> None:
+    if hasattr(layer, "reset_parameters"):
+        layer.reset_parameters()  # type: ignore[operator]

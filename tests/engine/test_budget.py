@@ -44,6 +44,11 @@ def test_times_are_spelled_out(seconds: float, text: str) -> None:
 class Rounds:
     """200 iterations every 10 steps, and 3 rounds before the first."""
 
+    in_rounds = True
+
+    def practice(self, updates: int) -> int:
+        return updates
+
     def plan(self, steps: int) -> Workload:
         return Workload(updates=200 * (3 - (-steps // 10)))
 

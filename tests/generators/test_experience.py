@@ -37,9 +37,9 @@ def answered(seed: int) -> tuple[Batch, Losses]:
 def test_the_last_batches_of_a_period_are_replayed(period: int) -> None:
     stored = experience()
     stored.start(generative().synthesizer, Place(6, 0, period))
-    assert not stored.due(period - 1, period, torch.Generator())  # nothing is stored yet
+    assert not stored.due(period - 1, torch.Generator())  # nothing is stored yet
     stored.learned(*answered(0))
-    due = [stored.due(i % period, period, torch.Generator()) for i in range(40)]
+    due = [stored.due(i % period, torch.Generator()) for i in range(40)]
     assert due[:period] == [False] * (period - 2) + [True] * 2
     assert due[period : 2 * period] == due[:period]
     for batches in range(41):

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from core.objective import Losses
-from core.runtime import Runtime
+from core.runtime import Runtime, Stopped
 from data.augment import RandomAffine
 from data.spec import Batch
 from engine.queries import planned_queries
@@ -160,6 +160,19 @@ def test_warm_up_updates_come_first_with_either_synthesizer(rounds: bool) -> Non
     assert set(ran) == {2, 3}
 
 
+def test_a_stop_in_the_warm_up() -> None:
+    runtime = Runtime("cpu")
+    source = generative(runtime, warmup=3)
+    runtime.stop_requested = True
+    with pytest.raises(Stopped):
+        source.next()
+    assert source.batches == source.updates == 0
+    runtime.stop_requested = False
+    source.next()
+    runtime.stop_requested = True
+    source.next()  # from now on a run stops between its steps
+
+
 def test_whole_batches_are_no_mixture() -> None:
     source = generative(
         streams={"experience": STREAMS["experience"](), "bank": STREAMS["bank"]()},
@@ -191,6 +204,17 @@ def test_whole_batches_are_no_mixture() -> None:
         (lambda: Mixture(generative().synthesizer, {}, RUNTIME, 6, 20), "none would"),
         (lambda: mixed("bank", False, batch_size=1), "batch_size of at least 2"),
         (lambda: mixed("bank", False, warmup=-1), "warmup 0"),
+        (
+            lambda: generative(streams={k: STREAMS[k]() for k in ("vae", "exchange")}),
+            r"streams\.vae learns from the first batch .* source\.streams\.exchange may be the",
+        ),
+        (
+            lambda: generative(
+                streams={k: STREAMS[k]() for k in ("bank", "exchange")},
+                pairs={"partner": "same_class"},
+            ),
+            r"source\.pairs: inputs of source\.streams\.exchange have no class, .* same_input",
+        ),
         (lambda: Bank(SPEC, RUNTIME, CLASSES, fraction=1.0), r"lies in \(0, 1\)"),
         (
             lambda: Mixture(
@@ -215,7 +239,7 @@ def test_rounds_without_a_bank_hand_on_their_inputs() -> None:
     assert source.counts()["images_synthesized"] == 16
 
 
-def test_only_rounds_are_practised(rounds: bool) -> None:
+def test_what_comes_before_batches_is_practised(rounds: bool) -> None:
     source = mixed("bank", rounds)
     assert source.period == (1 if rounds else 3)
     assert source.practice(2) == (2 if rounds else 0)
@@ -223,6 +247,16 @@ def test_only_rounds_are_practised(rounds: bool) -> None:
     before = source.updates
     source.next()
     assert (source.updates == before) is rounds, "batches after it come without a round"
+
+
+def test_the_warm_up_is_practised_and_planned() -> None:
+    source, without = generative(warmup=4, student_steps=2), generative(student_steps=2)
+    assert source.plan(6).updates == 4
+    assert without.plan(6).updates == 0
+    assert (source.practice(1), source.practice(3), source.practice(9)) == (1, 3, 4)
+    for _ in range(3):
+        source.next()
+    assert source.updates == 4 + 2
 
 
 BOX = "teacher.black_box={_target_: models.black_box.BlackBox, directions: 2}"
@@ -270,6 +304,23 @@ def test_pairs_from_a_bank() -> None:
     augmented = inversion(pairs=pairs, augment=[RandomAffine(SPEC, 20.0)])
     batch = augmented.next()
     assert not torch.equal(batch.views["again"], batch.input)
+
+
+def test_an_input_whose_class_the_bank_lacks_is_its_own_partner() -> None:
+    source = inversion(pairs={"partner": "same_class"}, capacity=40)
+    source.next()
+    bank = source.streams["bank"]
+    assert isinstance(bank, Bank)
+    kept, aim = bank.store.labels[:8].clone(), bank.store.labels[0].clone()
+    bank.store.labels[:8] = torch.where(kept == aim, (aim + 1) % CLASSES, kept)
+    bank.classes = None
+    batch = Batch(torch.rand(3, *SPEC.shape), torch.stack([aim, (aim + 1) % CLASSES, aim]))
+    found = bank.alike(batch, torch.Generator())
+    assert [torch.equal(a, b) for a, b in zip(found, batch.input, strict=True)] == [
+        True,
+        False,
+        True,
+    ]
 
 
 def test_pairs_of_a_class_need_a_bank_and_classes() -> None:

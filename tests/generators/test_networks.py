@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from data.spec import InputSpec
 from generators.bodies import ClassBatchNorm, UpsampledConv2d
 from generators.networks import OUTPUTS, StandardGenerator
+from models.initialization import reinitialize
 
 
 def spec(*shape: int, low: float = -1.0, high: float = 3.0) -> InputSpec:
@@ -19,6 +20,7 @@ def spec(*shape: int, low: float = -1.0, high: float = 3.0) -> InputSpec:
 @pytest.mark.parametrize("shape", [(1, 8, 8), (1, 28, 28), (3, 32, 32), (5, 64, 64), (2, 4, 12)])
 @pytest.mark.parametrize("output", OUTPUTS)
 def test_shape_and_range(shape: tuple[int, ...], output: str) -> None:
+    torch.manual_seed(0)
     net = StandardGenerator(spec(*shape), 10, latent_size=7, channels=8, output=output)
     x = net(100 * torch.randn(3, 7))
     assert x.shape == (3, *shape)
@@ -101,6 +103,16 @@ def test_norms_by_class_scale_and_shift_what_the_batch_normalised() -> None:
         for c in range(4):
             expected = net.scale[y[i], c] * (x[i, c] - mean[c]) / std[c] + net.shift[y[i], c]
             torch.testing.assert_close(made[i, c], expected)
+
+
+def test_a_norm_by_class_is_drawn_anew_with_its_network() -> None:
+    net = torch.nn.Sequential(ClassBatchNorm(2, 4, 3))
+    with torch.no_grad():
+        net[0].scale.zero_()
+        net[0].shift.fill_(2.0)
+    reinitialize(net, torch.Generator())
+    assert torch.equal(net[0].scale, torch.ones(3, 4))
+    assert torch.equal(net[0].shift, torch.zeros(3, 4))
 
 
 @pytest.mark.parametrize("output", ["sigmoid", "tanh_bn", "bn_tanh", "bn"])

@@ -6,8 +6,10 @@ import math
 
 import pytest
 import torch
+from torch import nn
 
 from generators.noise_bands import NoiseBands, band_shares
+from models.initialization import reinitialize
 
 LENGTHS = [(1, 64), (2, 101), (3, 4500), (1, 8), (1, 1)]
 
@@ -77,6 +79,16 @@ def test_begins_with_unit_variance_and_a_falling_spectrum() -> None:
     assert 0.8 < x.std() < 1.25
     powers = torch.fft.rfft(x).abs().square().mean((0, 1))
     assert powers[10:100].mean() > 20 * powers[-500:].mean()
+
+
+def test_drawn_anew_it_begins_as_a_new_one() -> None:
+    layer = nn.Sequential(NoiseBands(16, 1, 4096))
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.zero_()
+    reinitialize(layer, torch.Generator().manual_seed(3))
+    assert torch.equal(layer[0].norm.weight, NoiseBands(16, 1, 4096).norm.weight)
+    assert 0.8 < layer(torch.randn(200, 16, layer[0].bands, 16)).std() < 1.25
 
 
 def test_another_draw_in_each_call() -> None:

@@ -4,18 +4,22 @@ import copy
 import functools
 import io
 import itertools
+from collections.abc import Callable
 
 import pytest
 import torch
 
 from core.runtime import Runtime
+from core.schedules import constant
 from data.augment import RandomAffine
 from generators.base import Synthesis, SynthesisLoss
 from generators.losses import Adversarial, BatchNormStatistics, InformationEntropy, OneHot
+from generators.mixture import Mixture
 from tests.generators.small import (
     CLASSES,
     SPEC,
     generative,
+    inversion,
     objective,
     same,
     snapshot,
@@ -98,6 +102,15 @@ def test_adversarial_loss_sees_the_student_of_now() -> None:
     source.next()
     source.next()
     assert source.report()["adv"].item() < -1e-3
+
+
+@pytest.mark.parametrize("make", [generative, inversion])
+def test_an_update_while_all_losses_are_off_changes_nothing(make: Callable[..., Mixture]) -> None:
+    source = make(objective=objective(adv=Adversarial()), student_steps=1)
+    source.synthesizer.observe.objective.losses["adv"].schedule = constant(warmup=0.5)
+    source.next()
+    assert source.report()["adv"] == 0
+    assert source.updates == 1
 
 
 def test_student_is_not_run_for_nothing() -> None:

@@ -12,9 +12,9 @@ from core.runtime import Runtime
 from data.spec import InputSpec
 from models.black_box import (
     BlackBox,
-    exact_convolutions,
     forward_differences,
     unit_directions,
+    without_tf32,
 )
 from models.classifier import Classifier
 from models.digits import DigitsCNN
@@ -233,16 +233,23 @@ def test_a_compiled_box_answers_alike() -> None:
 
 
 def test_tf32_is_off_while_the_box_answers() -> None:
-    before = torch.backends.cudnn.allow_tf32
+    def allowed() -> list[bool]:
+        return [torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32]
+
+    before = allowed()
     seen = []
     black_box = box()
     answer = black_box.module.answer
-    black_box.module.answer = lambda x: seen.append(torch.backends.cudnn.allow_tf32) or answer(x)
-    black_box(inputs())
-    assert seen == [False]
-    with pytest.raises(RuntimeError), exact_convolutions():
-        raise RuntimeError
-    assert torch.backends.cudnn.allow_tf32 == before
+    black_box.module.answer = lambda x: seen.append(allowed()) or answer(x)
+    try:
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
+        black_box(inputs())
+        assert seen == [[False, False]]
+        with pytest.raises(RuntimeError), without_tf32():
+            raise RuntimeError
+        assert allowed() == [True, True]
+    finally:
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
 
 
 @pytest.mark.parametrize("wrong", [{"directions": 0}, {"epsilon": 0.0}, {"budget": 0}])
