@@ -25,11 +25,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from core.files import write_whole
 from core.runtime import Runtime
 from engine.config import compose, plain
-from engine.parts import build_dataset, load_teacher
+from engine.parts import build_dataset
 from engine.probe import Probe
 from engine.run import RunDirectory
 from engine.student import student_of
 from engine.teacher import teacher_config
+from engine.teacher_file import load_teacher
 
 ROOT = Path(__file__).resolve().parents[1]
 SETS = {"digits": "digits-half-minute-", "MNIST": "mnist-2min-"}  # rows, by what they begin with

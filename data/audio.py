@@ -16,7 +16,7 @@ from data.dataset import Dataset
 from data.files import existing
 from data.folders import class_files, class_folders, split_folders
 from data.notes import note
-from data.waves import check_sound, clipped, fitted, one_channel, read_wave
+from data.waves import check_sound, clipped, fitted, one_channel, read_wave, say_clipped
 
 Arrays = tuple[NDArray[np.int16], NDArray[np.int64]]
 EXTENSIONS = (".wav",)
@@ -90,10 +90,7 @@ def _read(
                 "data.dataset.rate or the first file: resample it"
             )
         check_sound(str(file), wave)
-        mono = one_channel(str(file), wave)
-        loud += [file] if clipped(mono) else []
-        signals[i] = fitted(mono, length)
-    if loud:
-        words = f"{len(loud)} of {len(files)} recordings are clipped, such as {loud[0].name}"
-        note(runtime, f"data {folder}: {words}")
+        loud += [file.name] if clipped(wave) else []
+        signals[i] = fitted(one_channel(str(file), wave), length)
+    say_clipped(str(folder), loud, len(files), runtime)
     return signals, np.array([label for _, label in files], dtype=np.int64)

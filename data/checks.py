@@ -137,3 +137,13 @@ def check_vocabulary(where: str, words: Sequence[str], others: Sequence[str]) ->
                 f"the vocabulary of {where} is not the teacher's: word {i} {has}, and the "
                 f"teacher's {has_not}: choose data or a teacher with the same words"
             )
+
+
+def resized(wanted: Sequence[int], given: Sequence[int]) -> str:
+    """What to do about inputs [C, ...] of another size than the wanted one."""
+    if wanted[0] != given[0] or len(wanted) != len(given) or len(set(wanted[1:])) != 1:
+        return "choose other data"
+    size = wanted[-1]
+    if len(wanted) > 2:
+        return f"set data.size={size}"
+    return f"set data.dataset.length={size} (or, without such a key, data.size={size})"

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from core.memory import check_memory
 from core.runtime import Runtime
-from data.checks import check_classes, check_split, check_vocabulary
+from data.checks import check_classes, check_split, check_vocabulary, resized
 from data.modality import labels_of, modality_named
 from data.notes import note
 from data.spec import InputSpec
@@ -208,12 +208,17 @@ class Dataset:
                 f"has {self.kind.plural} {list(self.shape)}: choose other data or another teacher"
             )
         check_vocabulary(f"data {self.name}", self.words, spec.words)
+        if spec.rate and self.rate and spec.rate != self.rate:
+            raise ValueError(
+                f"the teacher takes {spec.kind.plural} of {spec.rate:g} samples in a second, but "
+                f"those of data {self.name} have {self.rate:g}: resample them, or choose another "
+                "teacher"
+            )
         if tuple(spec.shape) != self.shape:
-            same = spec.shape[0] == self.shape[0] and len(set(spec.shape[1:])) == 1
-            hint = f"set data.size={spec.shape[-1]}" if same else "choose another data set"
+            hint = f"{resized(spec.shape, self.shape)}, or another teacher"
             raise ValueError(
                 f"the teacher expects inputs of shape {tuple(spec.shape)}, but data {self.name} "
-                f"gives {self.shape}: {hint}, or another teacher"
+                f"gives {self.shape}: {hint}"
             )
         if spec.groups != self.groups:
             blocks = [[list(group) for group in groups] for groups in (spec.groups, self.groups)]

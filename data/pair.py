@@ -17,7 +17,7 @@ from data.modality import COMPOSED, Modality, as_float, modality_named
 if TYPE_CHECKING:
     from data.spec import InputSpec
 
-PART = re.compile(r"(\w+)\[(\d+(?:,\d+){0,3})\](?:@(\d+(?:\.\d+)?))?")
+PART = re.compile(r"(\w+)\[(\d+(?:,\d+){0,3})\](?:@(\d+(?:\.\d+)?(?:e[+-]?\d+)?))?")
 PARTS = ("a", "b")
 GAP, LARGEST = 12, 1200  # pixels between the pictures of the two, and of both together
 
@@ -123,7 +123,7 @@ def plain_spec(kind: str, shape: tuple[int, ...], rate: float | None = None) -> 
 
 
 def _said(spec: InputSpec) -> str:
-    rate = "" if spec.rate is None else f"@{spec.rate:g}"
+    rate = "" if spec.rate is None else f"@{spec.rate:.15g}"
     return f"{spec.modality}[{','.join(map(str, spec.shape))}]{rate}"
 
 

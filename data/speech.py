@@ -22,7 +22,7 @@ from data.modality import decode
 from data.signals import Signal
 from data.spec import InputSpec
 from data.spectrograms import LogMel
-from data.waves import check_sound, fitted, read_wave
+from data.waves import check_sound, clipped, fitted, read_wave, say_clipped
 
 Arrays = tuple[NDArray[Any], NDArray[np.int64]]
 Reader = Callable[[], Arrays]
@@ -79,7 +79,7 @@ def fsdd(
         ValueError: for settings out of range, and a path that is not as above; when a split is
             opened, for a recording of another kind, which is named.
     """
-    readers, names = _readers(path, length, task, test, test_speakers)
+    readers, names = _readers(path, runtime, length, task, test, test_speakers)
     given: dict[str, Any] = {"size": size, "val_fraction": val_fraction, "mean": mean, "std": std}
     return Dataset("fsdd", readers, names, runtime, modality="signal", rate=RATE, **given)
 
@@ -108,7 +108,7 @@ def fsdd_logmel(
     Raises:
         ValueError: as these two.
     """
-    readers, names = _readers(path, length, task, test, test_speakers)
+    readers, names = _readers(path, runtime, length, task, test, test_speakers)
     logmel = LogMel(InputSpec((1, length), (-1.0, 1.0), rate=RATE), mels, window, hop)
 
     def pictures(read: Reader) -> Arrays:
@@ -133,7 +133,12 @@ def _decoded(stored: Tensor) -> Tensor:
 
 
 def _readers(
-    path: str | Path | None, length: int, task: Task, test: Test, test_speakers: Sequence[str]
+    path: str | Path | None,
+    runtime: Runtime,
+    length: int,
+    task: Task,
+    test: Test,
+    test_speakers: Sequence[str],
 ) -> tuple[dict[str, Reader], list[str]]:
     """What reads the signals [N, length] and labels of each split, and the names of the classes."""
     if length < 16:
@@ -143,7 +148,7 @@ def _readers(
     if path is None or not Path(path).exists():
         lost = "" if path is None else f"; {path} does not exist"
         raise ValueError(f"spoken digits need data.path=..., {WHERE}{lost}")
-    found = functools.cache(functools.partial(_read, Path(path)))
+    found = functools.cache(functools.partial(_read, Path(path), runtime))
     names = [str(digit) for digit in range(10)]
     if task == "digit_and_speaker":
         names = [f"{digit} {name}" for digit in names for name in found().names]
@@ -163,6 +168,11 @@ def _split(
             f"data.dataset.test_speakers names {', '.join(sorted(unknown))}; there is: "
             f"{', '.join(all_of.names)}"
         )
+    if test == "speaker" and not 0 < len(set(speakers)) < len(all_of.names):
+        raise ValueError(
+            "data.dataset.test_speakers needs one speaker at least, and has to leave one for "
+            f"training; there is: {', '.join(all_of.names)}"
+        )
     own = all_of.index < OWN_TEST
     away = np.isin(all_of.speakers, [all_of.names.index(name) for name in speakers])
     rows = np.flatnonzero((own if test == "index" else away) == tested)
@@ -172,8 +182,11 @@ def _split(
     return np.stack([fitted(all_of.waveforms[i], length) for i in rows]), labels[rows]
 
 
-def _read(path: Path) -> Recordings:
-    return _folder(path) if path.is_dir() else _archive(path)
+def _read(path: Path, runtime: Runtime) -> Recordings:
+    found = _folder(path) if path.is_dir() else _archive(path)
+    loud = [str(i) for i, wave in enumerate(found.waveforms) if clipped(wave)]
+    say_clipped(str(path), loud, len(found.digits), runtime)
+    return found
 
 
 def _archive(path: Path) -> Recordings:
@@ -183,6 +196,11 @@ def _archive(path: Path) -> Recordings:
     count = len(digits)
     if wave.dtype != np.int16 or len(offsets) != count + 1 or offsets[-1] > len(wave):
         raise ValueError(f"{path}: waveforms are not int16, or offsets do not fit: {WHERE}")
+    if {len(speakers), len(index)} != {count}:
+        raise ValueError(
+            f"{path} has {count} labels, {len(speakers)} speakers and {len(index)} values of "
+            "index: each recording has one of each"
+        )
     waves = [wave[a:b] for a, b in itertools.pairwise(offsets)]
     for i, one in enumerate(waves):
         _check(f"recording {i} of {path}", one, RATE)

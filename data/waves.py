@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from core.runtime import Runtime
+from data.notes import note
+
 CLIPPED = 0.01  # of the samples at the largest value: more is a note
+NAMED = 5  # recordings of many
 
 
 def read_wave(file: Path) -> tuple[int, NDArray[Any]]:
@@ -55,9 +60,21 @@ def check_sound(where: str, wave: NDArray[Any]) -> None:
         raise ValueError(f"{where} is empty or silent: remove it")
 
 
-def clipped(wave: NDArray[np.int16]) -> bool:
-    """Whether more than 1 % of the samples are as large as 16 bits can say."""
-    return bool(((wave >= 32767) | (wave <= -32768)).mean() > CLIPPED)
+def clipped(wave: NDArray[Any]) -> bool:
+    """Whether more than 1 % of a channel's samples, [L] or [L, channels], are at an end of their
+    range."""
+    low, high = -1.0, 1.0
+    if wave.dtype.kind != "f":
+        low, high = np.iinfo(wave.dtype).min, np.iinfo(wave.dtype).max
+        high -= 255 if wave.dtype == np.int32 else 0  # 24 bits are read as the upper ones of 32
+    return bool(((wave >= high) | (wave <= low)).mean(axis=0).max() > CLIPPED)
+
+
+def say_clipped(where: str, names: Sequence[str], count: int, runtime: Runtime) -> None:
+    """A line on recordings that are :func:`clipped`, if there are any."""
+    if names:
+        some = ", ".join(names[:NAMED]) + (", ..." if len(names) > NAMED else "")
+        note(runtime, f"data {where}: {len(names)} of {count} recordings are clipped: {some}")
 
 
 def fitted(wave: NDArray[np.int16], length: int) -> NDArray[np.int16]:

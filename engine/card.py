@@ -236,14 +236,19 @@ def _use(config: dict[str, Any], parts: Parts) -> str:
     path = config["data"]["path"]
     where = f" {shlex.quote(f'data.path={path}')}" if path else ""
     data = config["choices"]["data"] if parts.dataset.has("test") else "NAME"
+    seen = ""
+    if student.transform is not None:
+        seen = (
+            "Here `x` is what the student's transform makes of an input; an export contains it.\n\n"
+        )
     lines = loading_lines(node, student.spec, len(parts.dataset.classes))
     return (
-        f"## Use\n\nIn plain PyTorch, from this folder:\n\n```python\n{lines}\n```\n\n"
+        f"## Use\n\nIn plain PyTorch, from this folder:\n\n```python\n{lines}\n```\n\n{seen}"
         "To export it with its normalisation, as ONNX or as PyTorch's own `.pt2`, which need no "
         "source of its network, run this in Reverie's folder or with that on PYTHONPATH; RUN is "
         "this folder:\n\n"
         + _indented(f"python -m tools.export RUN student.pt2{trust}")
-        + f"\n\n```python\n{exported_lines(student.spec)}\n```\n\n"
+        + f"\n\n```python\n{exported_lines(student.takes)}\n```\n\n"
         "To measure it on any data:\n\n"
         + _indented(f"python -m tools.evaluate RUN data={data}{where}{own[0] if own else trust}")
     )

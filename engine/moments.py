@@ -102,17 +102,19 @@ def _inputs(
         # What is synthesized needs a student that takes it, and the run's own may not.
         plain.student.transform, plain.student.model = None, copy.deepcopy(plain.teacher.model)
         plain.students, plain.teachers, plain.views, plain.deploy = {}, {}, {}, "student"
-        return _first(Probe(plain, dataset, teacher, runtime).split)
+        return _some(Probe(plain, dataset, teacher, runtime).split)
     split = dataset.open("train")
     limit = settings["source"].get("limit")
     if limit is None:
-        return _first(split)
+        return _some(split)
     rows = torch.from_numpy(balanced(split.labels.cpu().numpy())[: min(limit, MOST)])
     return split.batch(rows)[0]  # type: ignore[no-any-return]
 
 
-def _first(split: Any) -> Tensor:
-    return split.batch(slice(0, min(len(split), MOST)))[0]  # type: ignore[no-any-return]
+def _some(split: Any) -> Tensor:
+    """Inputs from all over the split, whose rows may be sorted by class."""
+    rows = torch.linspace(0, len(split) - 1, min(len(split), MOST), dtype=torch.float64)
+    return split.batch(rows.long())[0]  # type: ignore[no-any-return]
 
 
 def _listed(values: Sequence[float]) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,11 +16,10 @@ from core.runtime import Runtime
 from core.schedules import Factor, Schedule
 from data.dataset import Dataset
 from data.spec import InputSpec
-from data.transforms import Transform
 from distillers.distiller import Distiller
-from engine.expected import ASSUMED, expected
+from engine.expected import expected
 from engine.names import averaged
-from engine.networks import build_network, build_objective, build_observer
+from engine.networks import build_objective, build_observer
 from engine.pairing import pairs_of
 from engine.queries import check_budget
 from engine.roles import build_distiller
@@ -30,12 +28,7 @@ from generators.base import Source, Synthesizer
 from generators.observer import unread_statistics
 from models.black_box import BlackBox
 from models.classifier import Classifier
-from models.external import library_defaults
 from models.meter import Meter, queries
-from models.pretrained import freeze, load_classifier
-
-# Errors of a network that is built for other inputs or classes than its file's.
-MISFIT = re.compile("of another shape|logits of shape|cannot take inputs")
 
 
 @dataclass
@@ -105,91 +98,6 @@ def build_dataset(config: dict[str, Any], runtime: Runtime) -> Dataset:
     if config["data_free"]:
         dataset.close_training()
     return dataset
-
-
-def blank_teacher(config: dict[str, Any], dataset: Dataset) -> Classifier:
-    """The teacher's architecture, untrained; a file or the user gives its normalisation."""
-    node = config["teacher"]
-    shape, transform, takes = dataset.shape, None, None
-    known = (dataset.rate, dataset.words, dataset.groups)
-    seen: tuple[Any, ...] = (dataset.range, dataset.kind.name, *known)
-    if node["transform"] is not None:
-        takes = dataset.before_transform()
-        transform = build(node["transform"], Transform, "teacher.transform", spec=takes)
-        shown = transform.measured(takes, takes.noise(64, torch.device("cpu")))
-        shape, seen = shown.shape, (shown.range, shown.modality, shown.rate)
-    spec = InputSpec.unscaled(shape, *seen)
-    module = build_network(node["model"], shape, dataset.classes, "teacher.model", spec)
-    return Classifier(module, spec, dataset.classes, transform=transform, takes=takes)
-
-
-def load_teacher(
-    config: dict[str, Any], path: str, dataset: Dataset, runtime: Runtime
-) -> Classifier:
-    """The frozen teacher in a checkpoint, checked against the data."""
-    node = config["teacher"]
-    known = expected(node)
-    _check_keys(node, dataset)
-    try:
-        blank = blank_teacher(config, dataset)
-        teacher = load_classifier(
-            blank.module,
-            path,
-            blank.spec,
-            known.values.get("mean"),
-            known.values.get("std"),
-            dataset.classes,
-            range=None if known.origins["range"] == ASSUMED else known.values["range"],
-            weights=node["weights"],
-            say=print if runtime.main else str,  # str says nothing
-        )
-    except ValueError as error:
-        if dataset.has("test") or not MISFIT.search(str(error)):
-            raise
-        raise ValueError(
-            f"{error}. Without data, {len(known.classes)} classes{known.origin('classes')} and "
-            f"inputs of shape {list(dataset.shape)}{known.origin('shape')} are assumed: give other "
-            "teacher.classes=... or teacher.shape=..., or settings of the network's own as "
-            "teacher.model.KEY=..."
-        ) from error
-    if blank.transform is not None:
-        _check_seen(teacher.spec, blank.spec, path)
-        seen, takes = blank.transform, blank.takes
-        teacher = Classifier(
-            teacher.module, teacher.spec, teacher.classes, transform=seen, takes=takes
-        )
-    dataset.adapt(teacher.takes, len(teacher.classes))
-    if runtime.main and (origin := known.origins.get("mean")) == library_defaults(node["model"])[0]:
-        moments = f"teacher.mean={list(teacher.spec.mean)} teacher.std={list(teacher.spec.std)}"
-        print(f"teacher: its inputs are normalised as for {origin}: {moments}", flush=True)
-    freeze(teacher)
-    runtime.prepare(teacher)
-    return teacher
-
-
-def _check_seen(expects: InputSpec, seen: InputSpec, path: str) -> None:
-    """Raise a ValueError where a teacher's file expects other inputs than its transform gives."""
-    ours, theirs = ((s.kind.plural, list(s.shape), list(s.range)) for s in (seen, expects))
-    if ours != theirs:
-        words = ("{} {} with values in {}".format(*what) for what in (theirs, ours))
-        raise ValueError(
-            "{} is of a network for {}, but teacher.transform gives {}: choose another transform, "
-            "or another teacher".format(path, *words)
-        )
-
-
-def _check_keys(node: dict[str, Any], dataset: Dataset) -> None:
-    """Check what the user says about a teacher's input against the data."""
-    if node["shape"] is not None and tuple(node["shape"]) != dataset.shape:
-        raise ValueError(
-            f"teacher.shape={node['shape']}, but data {dataset.name} gives {list(dataset.shape)}: "
-            "leave the key out, or choose other data or data.size"
-        )
-    if node["classes"] is not None and len(expected(node).classes) != len(dataset.classes):
-        raise ValueError(
-            f"teacher.classes names {len(expected(node).classes)} classes, but data "
-            f"{dataset.name} has {len(dataset.classes)}: leave the key out, or choose other data"
-        )
 
 
 def offered(

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import fields
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from core.runtime import Runtime
 from data.dataset import Dataset
@@ -17,10 +17,11 @@ from engine.choices import own_folder, own_words
 from engine.config import compose, name_of, own_recipe, plain
 from engine.evaluate import Evaluator
 from engine.moments import provisional
-from engine.parts import blank_teacher, build_parts, load_teacher
+from engine.parts import build_parts
 from engine.rehearsal import rehearse
 from engine.run import RunDirectory
 from engine.schema import TeacherConfig
+from engine.teacher_file import blank_teacher, load_teacher
 from models.check import check_network
 from models.classifier import Classifier
 from models.pretrained import freeze, specification
@@ -108,6 +109,8 @@ def as_teacher(config: DictConfig, node: Mapping[str, Any]) -> DictConfig:
     role.teacher = _with_defaults({k: v for k, v in node.items() if k != "seed"})
     role.choices.teacher = name_of(role.teacher.model, own_folder(config))
     role.needs_teacher = True
+    # A split that follows the seed stays this run's own: another one would hold its test inputs.
+    role.data = OmegaConf.create(OmegaConf.to_container(config.data, resolve=True))
     role.seed += APART * (node.get("seed") or 0)
     return role
 

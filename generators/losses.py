@@ -184,11 +184,11 @@ DISTANCES = {"kl": kl_divergences, "l1": _l1, "js": _js}
 class TotalVariation(SynthesisLoss):
     """Σ_d ‖x − shift_d(x)‖ of normalised inputs (R_TV of DeepInversion, CVPR 2020).
 
-    As in the authors' code, d are the steps to the right, down and along both diagonals; of a
-    signal, the step in time is all there is; vectors have no neighbours, and those of a word need
-    not be like it. ``l2``
-    is the Frobenius norm over the whole batch, and so grows with the square root of its size;
-    ``l1`` is the mean absolute difference, which does not.
+    As in the authors' code, d are the steps to the right, down and along both diagonals of an
+    image; of a signal, the step in time is all there is, and of inputs with more axes, the step
+    along each. Vectors have no neighbours, and those of a word need not be like it. ``l2`` is the
+    Frobenius norm over the whole batch, and so grows with the square root of its size; ``l1`` is
+    the mean absolute difference, which does not.
 
     Args:
         spec: of the inputs.
@@ -213,10 +213,10 @@ class TotalVariation(SynthesisLoss):
 
     def forward(self, synthesis: Synthesis) -> Tensor:
         x = self.spec.normalize(synthesis.images)
-        differences = [x[..., 1:] - x[..., :-1]] if self.applies else []
+        axes = range(x.dim() - 1, 1, -1) if self.applies else ()
+        differences = [x.diff(dim=axis) for axis in axes]
         if self.applies and x.dim() == 4:
             differences += [
-                x[..., 1:, :] - x[..., :-1, :],
                 x[..., 1:, 1:] - x[..., :-1, :-1],
                 x[..., 1:, :-1] - x[..., :-1, 1:],
             ]

@@ -143,6 +143,21 @@ def taken(metadata: Mapping[str, str], path: str | os.PathLike[str]) -> InputSpe
         ) from None
 
 
+def before_transform(path: str | os.PathLike[str]) -> InputSpec | None:
+    """What a file's network is shown, before its transform; only the header is read.
+
+    Returns:
+        None for a network without one, and where the file does not say.
+
+    Raises:
+        ValueError: for a file that cannot be read, or whose header makes no sense.
+    """
+    if _first_bytes(Path(path))[8:] != b"{":
+        return None
+    metadata = header_metadata(Path(path))
+    return taken(metadata, path) if "takes" in metadata else None
+
+
 def read_metadata(
     metadata: Mapping[str, str], path: str | os.PathLike[str]
 ) -> tuple[InputSpec | None, tuple[str, ...], int]:

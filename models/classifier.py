@@ -218,7 +218,7 @@ class Classifier(nn.Module):
         return sum(p.numel() for p in self.module.parameters())
 
     def _resolve(self, tap: str) -> tuple[nn.Module, bool, bool]:
-        """The module, and whether its maps are [B, H, W, C], or may be [B, C, L]."""
+        """The module, and whether its maps are [B, ..., C], or may be over a line."""
         named: dict[str, str] = getattr(self.module, "taps", {})
         modules = dict(self.module.named_modules())
         path = named.get(tap, tap)

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from torch import nn
 
+from data.checks import resized
 from data.spec import InputSpec
 from models.check import check_network
 from models.checkpoint import load_weights, read_metadata, save_network
@@ -90,11 +91,10 @@ def specification(
             "pass teacher.mean=[...] teacher.std=[...], one value per channel"
         )
     if default is not None and base.shape != default.shape:
-        square = base.shape[0] == default.shape[0] and len(set(base.shape[1:])) == 1
-        hint = f"set data.size={base.shape[-1]}" if square else "choose other data"
         raise ValueError(
             f"{path} takes inputs of shape {dims(base.shape)}, "
-            f"but the data has {dims(default.shape)}: {hint}, or another teacher"
+            f"but the data has {dims(default.shape)}: {resized(base.shape, default.shape)}, or "
+            "another teacher"
         )
     keys = {"mean": mean, "std": std, "range": range}
     given = {k: tuple(v) for k, v in keys.items() if v is not None}

@@ -46,9 +46,9 @@ class Tap(Hook):
     """A forward hook that records a module's output.
 
     Args:
-        turned: whether that is [B, H, W, C], to be recorded as [B, C, H, W].
-        line: whether it is a map over a line, [B, C, L], to be recorded as [B, C, 1, L], so that
-            what works on maps works on it.
+        turned: whether its channels come last, [B, ..., C], to be recorded as [B, C, ...].
+        line: whether it is a map over a line, then [B, C, L], to be recorded as [B, C, 1, L], so
+            that what works on maps works on it.
     """
 
     def __init__(self, record: Record, name: str, turned: bool = False, line: bool = False) -> None:
@@ -64,9 +64,13 @@ class Tap(Hook):
                 "name a module inside it"
             )
         line = self.line and output.dim() == 3
-        x = output.movedim(-1, 1) if self.turned else output.unsqueeze(2) if line else output
+        x = output.movedim(-1, 1) if self.turned else output
+        x = x.unsqueeze(2) if line else x
         self.record.features.append((self.name, full_precision(x)))
-        return x.movedim(1, -1) if self.turned else x.squeeze(2) if line else None
+        if not (self.turned or line):
+            return None
+        x = x.squeeze(2) if line else x
+        return x.movedim(1, -1) if self.turned else x
 
 
 class _MeanAndVariance(torch.autograd.Function):

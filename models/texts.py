@@ -103,7 +103,7 @@ class TextGRU(nn.Module):
         hidden: values of the state, in each direction.
     """
 
-    tokens = ("states",)
+    channels_last = ("states",)
 
     def __init__(
         self, in_channels: int, num_classes: int, width: int = 64, hidden: int = 64
@@ -186,8 +186,8 @@ class TextTransformer(nn.Module):
         self.pool = nn.AdaptiveAvgPool1d(1)
         self.flatten = nn.Flatten()
         self.linear = nn.Linear(width, num_classes)
-        self.tokens = tuple(f"blocks.{i}" for i in range(depth))
-        self.tokens += tuple(f"blocks.{i}.qkv" for i in range(depth))
+        self.channels_last = tuple(f"blocks.{i}" for i in range(depth))
+        self.tokens = tuple(f"blocks.{i}.qkv" for i in range(depth))
         self.taps = {f"stage{i + 1}": f"blocks.{i}" for i in range(depth)}
         self.taps |= {"attention": f"blocks.{depth - 1}.qkv", "pooled": "flatten"}
         self.taps["logits"] = "linear"

@@ -24,7 +24,8 @@ from core.runtime import Runtime
 from engine.choices import ROOT
 from engine.config import compose, plain
 from engine.moments import provisional
-from engine.parts import blank_teacher, build_dataset, build_parts
+from engine.parts import build_dataset, build_parts
+from engine.teacher_file import blank_teacher
 from engine.train import run
 from models.pretrained import freeze
 from tests.texts import write_texts

@@ -16,7 +16,8 @@ from core.runtime import Runtime
 from engine.catalogue import losses, methods
 from engine.config import compose, plain
 from engine.networks import build_network
-from engine.parts import build_dataset, load_teacher
+from engine.parts import build_dataset
+from engine.teacher_file import load_teacher
 from tests.modalities import DATA, RECORD, recorded, refusal
 
 METHODS = [name for name, _, _ in methods()]

@@ -33,8 +33,9 @@ from engine.choices import KEY, groups, own_folder
 from engine.config import ConfigError, compose, plain
 from engine.evaluate import Evaluator, Measured
 from engine.ownership import CONFIG, mapping
-from engine.parts import build_dataset, load_teacher
+from engine.parts import build_dataset
 from engine.student import FILE, student_of
+from engine.teacher_file import load_teacher
 from engine.trust import sort_trust
 from engine.user_parts import user_folder
 from models.classifier import Classifier

@@ -11,6 +11,7 @@ from scipy.io import wavfile
 
 from core.runtime import Runtime
 from data.audio import audio_folder
+from data.waves import clipped
 
 RUNTIME = Runtime("cpu")
 WAVE = (1000 * np.sin(np.arange(24))).astype(np.int16)
@@ -72,8 +73,26 @@ def test_what_is_clipped_or_left_out_is_said_once(
     for _ in range(2):
         row(folder, loud)
     said = capsys.readouterr().out
-    assert said.count("1 of 3 recordings are clipped, such as b.wav") == 1
+    assert said.count("1 of 3 recordings are clipped: b.wav\n") == 1
     assert said.count("1 are left out, as they are not recordings in class folders: 1 .txt") == 1
+
+
+@pytest.mark.parametrize(
+    ("wave", "loud"),
+    [
+        (np.array([3, 32767, 5], np.int16), True),
+        (np.array([[3, 32767], [1, 2], [3, 4]], np.int16), True),
+        (np.array([[3, 32766], [1, 2], [3, 4]], np.int16), False),
+        (np.array([128, 255, 100], np.uint8), True),
+        (np.array([128, 254, 1], np.uint8), False),
+        (np.array([2, 2**31 - 256, 7], np.int32), True),  # the largest value of 24 bits
+        (np.array([2, 2**31 - 512, 7], np.int32), False),
+        (np.array([0.1, -1.0], np.float32), True),
+        (np.array([0.1, -0.99], np.float32), False),
+    ],
+)
+def test_any_channel_of_any_kind_may_be_clipped(wave: Any, loud: bool) -> None:
+    assert clipped(wave) is loud
 
 
 def test_one_sample_in_a_thousand_is_not_clipped(

@@ -229,10 +229,21 @@ def test_a_teacher_that_does_not_fit_is_refused(runtime: Runtime) -> None:
     data = dataset(runtime)
     with pytest.raises(ValueError, match=r"\(1, 8, 8\).*\(1, 4, 4\).*data\.size=8"):
         data.check(InputSpec((1, 8, 8)), 3)
-    with pytest.raises(ValueError, match="another data set"):
+    with pytest.raises(ValueError, match="choose other data"):
         data.check(InputSpec((3, 4, 4), mean=(0,) * 3, std=(1,) * 3), 3)
     with pytest.raises(ValueError, match=r"10 classes.*has 3"):
         data.check(InputSpec((1, 4, 4)), 10)
+
+
+def test_a_teacher_of_another_sample_rate_is_refused(runtime: Runtime) -> None:
+    reader = {"test": lambda: (np.ones((2, 8), np.int16), np.arange(2))}
+    data = Dataset("heard", reader, ["a", "b"], runtime, modality="signal", rate=16000.0)
+    data.check(InputSpec((1, 8), (-1.0, 1.0), rate=16000.0), 2)
+    data.check(InputSpec((1, 8), (-1.0, 1.0)), 2)  # its rate is not known
+    with pytest.raises(ValueError, match=r"of 8000 samples in a second, .* have 16000: re"):
+        data.check(InputSpec((1, 8), (-1.0, 1.0), rate=8000.0), 2)
+    with pytest.raises(ValueError, match=r"data\.dataset\.length=16 \(or, .* data\.size=16\)"):
+        data.check(InputSpec((1, 16), (-1.0, 1.0), rate=16000.0), 2)
 
 
 def test_values_are_delivered_in_a_teachers_range(runtime: Runtime) -> None:

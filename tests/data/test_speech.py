@@ -97,6 +97,9 @@ def test_a_speaker_whom_training_does_not_hear(file: Path) -> None:
     assert len(data.open("test")) == len(data.open("train")) == 40
     with pytest.raises(ValueError, match="test_speakers names theo; there is: ann, bob"):
         fsdd(file, RUNTIME, test="speaker").open("test")
+    for speakers in ([], ["ann", "bob"]):
+        with pytest.raises(ValueError, match="needs one speaker at least, and has to leave one"):
+            fsdd(file, RUNTIME, test="speaker", test_speakers=speakers).open("train")
 
 
 def test_digit_and_speaker(file: Path) -> None:
@@ -139,6 +142,11 @@ def test_what_is_no_data_set(folder: Path, tmp_path: Path) -> None:
         fsdd(tmp_path / "other.npz", RUNTIME).open("train")
     with pytest.raises(ValueError, match=r"spoken digits need data\.path"):
         fsdd(None, RUNTIME)
+    arrays = {"waveforms": np.arange(8, dtype=np.int16), "offsets": np.array([0, 4, 8])}
+    arrays |= {"labels": np.arange(2), "speakers": np.zeros(2, int), "index": np.arange(3)}
+    np.savez(tmp_path / "long.npz", **arrays, speaker_names=["ann"])
+    with pytest.raises(ValueError, match="has 2 labels, 2 speakers and 3 values of index"):
+        fsdd(tmp_path / "long.npz", RUNTIME).open("train")
     with pytest.raises(ValueError, match="at least 16"):
         fsdd(folder, RUNTIME, length=3)
 

@@ -12,9 +12,12 @@ from omegaconf import DictConfig
 from core.runtime import Runtime
 from data.builtin import digits
 from data.transforms import FourierMagnitude
-from engine.config import compose
+from engine import moments
+from engine.config import compose, plain
 from engine.evaluate import Evaluator
+from engine.parts import build_dataset
 from engine.student import student_of
+from engine.teacher_file import load_teacher
 from engine.train import run
 from tests.schemes import FOURIER, run_config
 
@@ -46,6 +49,45 @@ def test_moments_are_those_of_training_inputs(
     assert "measured on 30 training inputs" in capsys.readouterr().out
     again = Evaluator(student, None, data.open("test"), Runtime("cpu"))()
     assert again["accuracy"] == pytest.approx(result["student"]["accuracy"])
+    card = (tmp_path / "run" / "README.md").read_text()
+    assert "`x` is what the student's transform makes of an input; an export contains it" in card
+
+
+def test_a_file_of_a_network_behind_a_transform(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As a teacher without it, a line says so; with it, what was shown has to be what is shown."""
+    run(config(tmp_path, "kd", "student.transform=edges", "source.limit=30"), Runtime("cpu"))
+    file = str(tmp_path / "run" / "student.safetensors")
+    overrides = ["teacher=digits_cnn_small", "teacher.model.width=4", f"teacher.checkpoint={file}"]
+    cpu = Runtime("cpu")
+    data = digits(cpu)
+    capsys.readouterr()
+    load_teacher(plain(compose(overrides)), file, data, cpu)
+    assert "of a network that saw images [1, 8, 8] through a transform" in capsys.readouterr().out
+    overrides += ["teacher.transform=edges"]
+    assert load_teacher(plain(compose(overrides)), file, data, cpu).transform
+    assert not capsys.readouterr().out
+    larger = plain(compose([*overrides, "data.size=9"]))
+    with pytest.raises(ValueError, match=r"inputs of shape \(1, 8, 8\), but .* data\.size=8"):
+        load_teacher(larger, file, build_dataset(larger, cpu), cpu)
+
+
+@pytest.mark.parametrize(("rows", "looked_at"), [(30, 30), (50_000, 2048)])
+def test_inputs_from_all_over_a_split_are_looked_at(rows: int, looked_at: int) -> None:
+    """Its rows may be sorted by class."""
+
+    class Sorted:
+        def __len__(self) -> int:
+            return rows
+
+        def batch(self, index: torch.Tensor) -> tuple[torch.Tensor]:
+            return (index,)
+
+    found = moments._some(Sorted())
+    assert (len(found), found[0], found[-1]) == (looked_at, 0, rows - 1)
+    assert found.diff().min() >= rows // looked_at
+    assert found.diff().max() <= rows // looked_at + 1
 
 
 def test_without_data_they_are_those_of_synthesized_inputs(

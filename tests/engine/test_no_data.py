@@ -18,8 +18,9 @@ from PIL import Image
 import train
 from core.runtime import Runtime, Stopped
 from engine.config import ConfigError, compose, plain, written
-from engine.parts import build_dataset, load_teacher
+from engine.parts import build_dataset
 from engine.probe import Probe
+from engine.teacher_file import load_teacher
 from engine.train import run
 from models.checkpoint import load_weights
 from models.digits import DigitsCNN

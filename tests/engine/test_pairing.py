@@ -16,7 +16,8 @@ from distillers.response import soft_kl
 from distillers.step import Edge, Ref
 from engine.config import compose, plain
 from engine.moments import provisional
-from engine.parts import Parts, blank_teacher, build_dataset, build_parts, load_teacher
+from engine.parts import Parts, build_dataset, build_parts
+from engine.teacher_file import blank_teacher, load_teacher
 from models.checkpoint import save_network
 from models.classifier import Classifier
 from models.digits import DigitsCNN

@@ -11,8 +11,9 @@ from torch import nn
 import train
 from core.runtime import Runtime
 from engine.config import compose, plain
-from engine.parts import blank_teacher, build_dataset, offered
+from engine.parts import build_dataset, offered
 from engine.plan import methods_for
+from engine.teacher_file import blank_teacher
 from models.classifier import Classifier
 from models.digits import DigitsCNN
 from models.pretrained import freeze

@@ -12,9 +12,10 @@ from core.runtime import Runtime
 from data.spec import Batch
 from distillers.base import TransferLoss
 from engine.config import compose, plain
-from engine.parts import blank_teacher, build_dataset, build_parts
+from engine.parts import build_dataset, build_parts
 from engine.rehearsal import rehearse
 from engine.teacher import rehearse_blank
+from engine.teacher_file import blank_teacher
 from engine.train import run
 from generators.base import Synthesis, SynthesisLoss
 from models.classifier import Classifier, Outputs

@@ -13,9 +13,10 @@ from core.runtime import Runtime
 from distillers.response import KD
 from distillers.step import Edge, Ref
 from engine import roles
-from engine.config import plain
+from engine.config import compose, plain
 from engine.names import expand
 from engine.parts import Parts, build_dataset, build_parts
+from engine.teacher import as_teacher, networks_of
 from models.branch import Branch
 from models.classifier import Classifier
 from tests.test_contracts import small, teacher_for
@@ -99,6 +100,13 @@ def test_mistakes_are_found_before_anything_is_trained(overrides: list[str], wor
 def test_a_network_may_be_named_and_a_wrong_name_is_a_mistake() -> None:
     with pytest.raises(ValueError, match="did you mean 'digits_cnn'"):
         small("scratch", "students={peer: {model: digits_cn}}")
+
+
+def test_a_further_teacher_has_another_seed_and_this_runs_own_split() -> None:
+    config = compose(["experiment=wine_splits", "method=aver", "seed=3"])
+    [other, *_] = [as_teacher(config, node) for node in networks_of(plain(config)).values()]
+    assert other.seed == 103
+    assert other.data.dataset.split == config.data.dataset.split == 3
 
 
 def test_each_peer_learns_from_the_others_detached_answer() -> None:

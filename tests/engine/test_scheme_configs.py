@@ -8,8 +8,9 @@ import torch
 from core.runtime import Runtime
 from distillers.step import Edge, Ref
 from engine.config import compose, plain
-from engine.parts import Parts, blank_teacher, build_dataset, build_parts
+from engine.parts import Parts, build_dataset, build_parts
 from engine.roles import expand
+from engine.teacher_file import blank_teacher
 from models.pretrained import freeze
 
 STUDENT, TEACHER, PEER = Ref("student"), Ref("teacher"), Ref("peer")

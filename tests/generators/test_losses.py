@@ -191,6 +191,22 @@ def test_total_variation() -> None:
     assert TotalVariation(spec)(synthesis(images=diagonal)).item() == pytest.approx(3 * 2**0.5)
 
 
+def test_total_variation_of_other_inputs_is_along_each_axis() -> None:
+    line = InputSpec((2, 5), mean=(0.0, 0.0), std=(0.1, 0.1))
+    ramp = torch.arange(5.0) / 10
+    assert TotalVariation(line, "l1")(synthesis(images=ramp.expand(1, 2, 5))).item() == (
+        pytest.approx(1.0)
+    )
+    loss = TotalVariation(InputSpec((1, 2, 2), mean=(0.0,), std=(0.1,)), "l1")
+    volume = torch.zeros(1, 1, 3, 4, 5)
+    for axis, size in ((2, 3), (3, 4), (4, 5)):
+        along = torch.arange(float(size)) / 10
+        shape = [size if d == axis else 1 for d in range(5)]
+        loss.spec = InputSpec((1, 4, 5), mean=(0.0,), std=(0.1,))
+        value = loss(synthesis(images=volume + along.view(shape)))
+        assert value.item() == pytest.approx(1.0), axis
+
+
 def test_l2() -> None:
     spec = InputSpec((1, 1, 2), mean=(1.0,), std=(2.0,))
     images = torch.tensor([[7.0, 9.0], [1.0, 1.0]]).view(2, 1, 1, 2)

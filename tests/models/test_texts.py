@@ -51,7 +51,16 @@ def test_taps_are_what_they_say(name: str) -> None:
     assert torch.equal(found.features["logits"], found.logits)
     assert found.features["pooled"].dim() == 2
     stages = [f for tap, f in found.features.items() if tap.startswith("stage")]
-    assert all(f.dim() in (3, 4) and 5 in f.shape for f in stages)  # maps or tokens, of 5 places
+    assert all(f.shape[2:] == (1, 5) for f in stages)  # maps over a line of 5 places
+    named = dict(module.named_modules())
+    for tap, path in module.taps.items():  # type: ignore[union-attr]
+        if tap.startswith("stage"):
+            alone: list[torch.Tensor] = []
+            handle = named[path].register_forward_hook(lambda m, a, out: alone.append(out))  # noqa: B023
+            module.eval()(x)
+            handle.remove()
+            own = alone[0] if path not in getattr(module, "channels_last", ()) else alone[0].mT
+            torch.testing.assert_close(found.features[tap][:, :, 0], own)
     head = module.get_submodule(module.taps["logits"])  # type: ignore[index]
     torch.testing.assert_close(head(found.features["pooled"]), found.logits)
     [gradient] = torch.autograd.grad(found.logits.square().sum(), x)

@@ -17,7 +17,8 @@ from data.dataset import Split
 from data.spec import InputSpec
 from engine.config import compose, plain
 from engine.networks import build_network
-from engine.parts import blank_teacher, build_dataset
+from engine.parts import build_dataset
+from engine.teacher_file import blank_teacher
 from engine.train import run as train
 from models.classifier import Classifier
 from models.pretrained import save_network

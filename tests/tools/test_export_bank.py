@@ -15,8 +15,9 @@ from data.builtin import digits
 from data.dataset import Dataset
 from data.files import image_folder, npz
 from engine.config import compose, plain
-from engine.parts import blank_teacher, build_dataset
+from engine.parts import build_dataset
 from engine.run import RunDirectory
+from engine.teacher_file import blank_teacher
 from engine.train import run as train
 from models.checkpoint import save_network
 from tools.export_bank import main
