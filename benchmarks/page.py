@@ -20,7 +20,7 @@ changed since the run.
 """
 
 INPUTS = """
-Four columns describe the last inputs that the student was trained on, about 512 (with repeats if
+Some columns describe the last inputs that the student was trained on, about 512 (with repeats if
 the bank is small). Class balance is the entropy of the teacher's predicted classes; 1 means equal
 shares. Own agreement is the share of these inputs on which student and teacher agree. Diversity is
 the distance between nearest neighbours, relative to that among test inputs. Distance is the Fréchet
@@ -37,6 +37,7 @@ TITLES = {
     "ablation": "What each part of the default does",
 }
 MARK = " †"
+NAMED = 3  # rows of an entry that have not run
 
 
 def topic_page(name: str, tables: Sequence[dict[str, Any]], kept: Kept, more: str = "") -> str:
@@ -72,8 +73,11 @@ def rows(table: dict[str, Any], kept: Kept, columns: Sequence[str]) -> str:
         parts.append(mark)
     if columns is table["columns"]:
         parts.append("".join(f"- {row['title']}: {row['note']}\n" for row in run if "note" in row))
-        missing = Counter(row["entry"] for row in table["rows"] if row not in run)
-        rest = ", ".join(f"`{entry}`" + f" ({n})" * (n > 1) for entry, n in missing.items())
+        missing = [row for row in table["rows"] if row not in run]
+        entries = Counter(row["entry"] for row in missing)
+        few = [row["name"] for row in missing if entries[row["entry"]] <= NAMED]
+        many = [f"`{entry}` ({n})" for entry, n in entries.items() if n > NAMED]
+        rest = ", ".join([*(f"`{name}`" for name in few), *many])
         parts.append(f"Not run yet: {rest}.\n" if rest else "")
     return "".join(f"\n{part}" for part in parts if part)
 

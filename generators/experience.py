@@ -10,7 +10,7 @@ from core.objective import Losses
 from core.runtime import Runtime
 from data.spec import Batch, InputSpec
 from generators.base import Synthesizer, Workload
-from generators.store import Store
+from generators.store import Policy, Store
 from generators.streams import Place, Stream
 
 
@@ -19,9 +19,8 @@ class Experience(Stream):
 
     After each update of the synthesizer the student first learns from new batches, whose queries
     are paid for, and then from ``batches`` of stored ones, which cost none. Every answered batch is
-    stored, and a uniform sample of them is kept; the authors store one batch of five and keep all.
-    Inputs are stored in full precision, so that an answer belongs to exactly the input that it is
-    stored with.
+    stored; the authors store one batch of five and keep all. Inputs are stored in full precision,
+    so that an answer belongs to exactly the input that it is stored with.
 
     Args:
         spec: of the inputs.
@@ -29,10 +28,12 @@ class Experience(Stream):
         runtime: device and noise.
         batches: of stored inputs that follow each update.
         capacity: inputs kept.
+        policy: which ones, if there are more: a uniform sample of all ("reservoir"), so that none
+            is forgotten, or the latest ("fifo"), which follow the student.
 
     Raises:
-        ValueError: for fewer than one batch, a capacity below 1, and, once it is to start, for
-            more batches than fit between two updates.
+        ValueError: for fewer than one batch, a capacity below 1, another policy, and, once it is to
+            start, for more batches than fit between two updates.
     """
 
     whole = known = True
@@ -44,12 +45,13 @@ class Experience(Stream):
         runtime: Runtime,
         batches: int = 10,
         capacity: int = 50_000,
+        policy: Policy = "reservoir",
     ) -> None:
         super().__init__()
         if batches < 1:
             raise ValueError(f"an experience replays at least 1 batch, not {batches}")
         self.batches, self.runtime = batches, runtime
-        self.store = Store(spec, capacity, runtime.device, "reservoir", num_classes, exact=True)
+        self.store = Store(spec, capacity, runtime.device, policy, num_classes, exact=True)
         self.stored = 0
         self.replayed = False  # whether the latest batch was
 

@@ -95,7 +95,7 @@ def test_stream() -> None:
 
 
 def test_synthesizer() -> None:
-    first, second = (part("NoiseSource")["source"] for _ in range(2))
+    first, second = (part("UniformSource")["source"] for _ in range(2))
     x = first.next().input
     assert x.shape == (6, 1, 16, 16)
     assert -1 <= x.min() < 0 < x.max() <= 1

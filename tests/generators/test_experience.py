@@ -63,6 +63,19 @@ def test_what_is_drawn_was_stored_bit_for_bit_and_with_its_own_answer() -> None:
     assert len({x.numpy().tobytes() for x in drawn.input}) > 12
 
 
+def test_the_latest_or_a_sample_of_all_are_kept() -> None:
+    kept = {}
+    for policy in ("fifo", "reservoir"):
+        stored = experience(capacity=12, policy=policy)
+        for seed in range(20):
+            stored.learned(*answered(seed))
+        kept[policy] = sorted(stored.store.rounds[:12].tolist())
+    assert kept["fifo"] == [18] * 6 + [19] * 6
+    assert len(set(kept["reservoir"])) > 4
+    with pytest.raises(ValueError, match="policy must be one of fifo, reservoir, not 'best'"):
+        experience(policy="best")
+
+
 def test_a_replayed_batch_is_not_stored_again() -> None:
     stored = experience()
     stored.learned(*answered(0))
