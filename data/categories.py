@@ -4,12 +4,47 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 Groups = tuple[tuple[int, int], ...]
+
+
+class Column(NamedTuple):
+    """What a column of a table says.
+
+    Args:
+        name: in the header.
+        low, high: the numbers that become 0 and 1.
+        categories: in the order of their values; none for numbers.
+    """
+
+    name: str
+    low: float = 0.0
+    high: float = 1.0
+    categories: tuple[str, ...] = ()
+
+    @property
+    def width(self) -> int:
+        """How many values of a vector it takes."""
+        return len(self.categories) or 1
+
+
+def columns_of(columns: Any, shape: Sequence[int]) -> tuple[Column, ...]:
+    """Columns as an input's specification holds them.
+
+    Raises:
+        ValueError: for anything but columns that make up a vector.
+    """
+    try:
+        found = tuple(Column(n, low, high, tuple(c)) for n, low, high, c in columns)
+    except (TypeError, ValueError):
+        found = ()
+    if columns and sum(column.width for column in found) != shape[0]:
+        raise ValueError(f"columns of a vector {list(shape)} cannot be {columns!r:.80}")
+    return found
 
 
 def checked(groups: Any, shape: Sequence[int]) -> Groups:

@@ -24,6 +24,23 @@ CONVERSIONS = {  # by dtype, or else by its kind
 }
 
 
+def check_settings(
+    size: int | None,
+    val_fraction: float,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+) -> None:
+    """Raise a ValueError for settings of a data set that are out of range."""
+    if not 0 <= val_fraction < 1:
+        raise ValueError(f"data.val_fraction must be in [0, 1), but is {val_fraction}")
+    if size is not None and size < 1:
+        raise ValueError(f"data.size must be at least 1 (null: the images' own), not {size}")
+    if (mean is None) != (std is None):
+        raise ValueError(
+            "give both data.dataset.mean and data.dataset.std, or neither to have them computed"
+        )
+
+
 def check_classes(name: str, classes: Sequence[str]) -> tuple[str, ...]:
     """Class names in one Unicode form (NFC): file systems and keyboards use different ones.
 

@@ -3,46 +3,29 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from core.runtime import Runtime
+from data.categories import Column, columns_of
 from data.dataset import Dataset
 from data.delimited import Table, as_number, in_order, read_table
 from data.files import existing
 from data.notes import note
+from data.spec import Expected
 from data.tables import held_out, scaled
 
 MOST = 100  # different texts of a column that is not named in categories, and classes
 
 
-@dataclass
-class Column:
-    """What the training split says of a column.
-
-    Args:
-        name: in the header.
-        range: smallest and largest value, of numbers.
-        categories: sorted; none for numbers.
-    """
-
-    name: str
-    range: tuple[float, float] = (0.0, 1.0)
-    categories: tuple[str, ...] = ()
-
-    @property
-    def width(self) -> int:
-        """How many values of a vector it takes."""
-        return len(self.categories) or 1
-
-
 def csv(
     path: str | Path | None,
     runtime: Runtime,
+    expected: Callable[[], Expected] | None = None,
     label: str | None = None,
     categories: Sequence[str] = (),
     leave_out: Sequence[str] = (),
@@ -60,10 +43,13 @@ def csv(
     A column of numbers is scaled so that the training split lies in 0..1; test values beyond that
     count as its ends, and a printed line says so. A column of texts becomes one value for each
     category: ``groups`` of :class:`data.spec.InputSpec`. Ranges and categories are taken as
-    properties of the data, as 0..255 is of images: a data-free run reads training rows for them.
+    properties of the data, as 0..255 is of images: a data-free run reads training rows for them. A
+    teacher's file that names its columns and classes decides instead: then the file's other columns
+    are left out, and what it does not know is refused.
 
     Args:
         path: of all rows, or of the training split if there is ``test_path``.
+        expected: by a teacher.
         label: the column of classes; None is the last one.
         categories: columns that are categories though all their cells are numbers.
         leave_out: columns that are not read, such as names.
@@ -81,19 +67,34 @@ def csv(
     table = read_table(existing(path), delimiter)
     label = table.names[-1] if label is None else label
     _check_names(table, label, categories, leave_out)
-    classes = in_order(table.column(label))
+    known = expected() if expected else Expected({}, {})
+    columns = columns_of(known.values.get("columns", ()), known.values.get("shape", ()))
+    classes = list(known.classes) if columns else in_order(table.column(label))
     _check_classes(table, label, len(classes))
     if test_path is None:
         test = held_out(_codes(table, label, classes), test_fraction, split)
         halves = table.part(~test), table.part(test)
     else:
         halves = table, _beside(table, read_table(existing(test_path), delimiter), leave_out)
-    names = [name for name in table.names if name not in (label, *leave_out)]
-    columns = [_column(halves[0], name, name in categories) for name in names]
+    if columns:
+        _check_known(table, columns)
+    else:
+        names = [name for name in table.names if name not in (label, *leave_out)]
+        columns = tuple(_column(halves[0], name, name in categories) for name in names)
     both = [(_vectors(h, columns, runtime), _codes(h, label, classes)) for h in halves]
     readers = {"train": lambda: both[0], "test": lambda: both[1]}
     given = (classes, runtime, size, val_fraction, mean, std)
-    return Dataset(str(table.path), readers, *given, modality="vector", groups=_groups(columns))
+    more: dict[str, Any] = {"groups": _groups(columns), "columns": columns}
+    return Dataset(str(table.path), readers, *given, modality="vector", **more)
+
+
+def _check_known(table: Table, columns: Sequence[Column]) -> None:
+    """Raise a ValueError for a column of the teacher's that is not there."""
+    if lost := [column.name for column in columns if column.name not in table.names]:
+        raise ValueError(
+            f"{table.path} has no column {lost[0]!r}, which the teacher reads: add it, or choose "
+            "another teacher"
+        )
 
 
 def _check_names(
@@ -155,7 +156,7 @@ def _column(table: Table, name: str, category: bool) -> Column:
             )
         return Column(name, categories=tuple(found))
     values = _numbers(table, name)
-    return Column(name, (float(values.min()), float(values.max())))
+    return Column(name, float(values.min()), float(values.max()))
 
 
 def _vectors(table: Table, columns: Sequence[Column], runtime: Runtime) -> NDArray[np.float32]:
@@ -166,7 +167,7 @@ def _vectors(table: Table, columns: Sequence[Column], runtime: Runtime) -> NDArr
             codes = _codes(table, column.name, column.categories)
             blocks.append(np.eye(column.width, dtype=np.float32)[codes])
             continue
-        low, high = column.range
+        low, high = column.low, column.high
         values = _numbers(table, column.name)
         if values.size and (values.min() < low or values.max() > high):
             beyond.append(column.name)
@@ -174,8 +175,8 @@ def _vectors(table: Table, columns: Sequence[Column], runtime: Runtime) -> NDArr
     if beyond:
         note(
             runtime,
-            f"data {table.path}: test values beyond those of the training split count as its "
-            f"smallest or largest, in {shorten(beyond)}",
+            f"data {table.path}: values beyond those of the training split count as its smallest "
+            f"or largest, in {shorten(beyond)}",
         )
     return np.concatenate(blocks, axis=1)
 
@@ -194,7 +195,7 @@ def _codes(table: Table, name: str, known: Sequence[str]) -> NDArray[np.int64]:
     for i, cell in enumerate(cells):
         if cell not in places:
             raise ValueError(
-                f"{table.where(i, name)}: {cell!r} is not in the training split, which has "
+                f"{table.where(i, name)}: {cell!r} was not in the training split, which has "
                 f"{shorten(known)}: correct it, remove the row, or add such rows to the training "
                 "split (another data.dataset.split draws other rows)"
             )

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from core.memory import check_memory
 from core.runtime import Runtime
-from data.checks import check_classes, check_split, check_vocabulary, resized
+from data.categories import Column
+from data.checks import check_classes, check_settings, check_split, check_vocabulary, resized
 from data.modality import labels_of, modality_named
 from data.notes import note
 from data.spec import InputSpec
@@ -56,7 +57,7 @@ class Dataset:
         modality: the name of theirs.
         rate: samples in a second, of signals where it is known.
         words: the vocabulary of texts.
-        groups: of vectors, columns that are one category each; see :class:`data.spec.InputSpec`.
+        groups, columns: of vectors; see :class:`data.spec.InputSpec`.
 
     Raises:
         ValueError: for a fraction or a size out of range, a mean without std, or class names
@@ -80,25 +81,19 @@ class Dataset:
         rate: float | None = None,
         words: Sequence[str] = (),
         groups: Sequence[Sequence[int]] = (),
+        columns: Sequence[Column] = (),
     ) -> None:
-        if not 0 <= val_fraction < 1:
-            raise ValueError(f"data.val_fraction must be in [0, 1), but is {val_fraction}")
-        if size is not None and size < 1:
-            raise ValueError(f"data.size must be at least 1 (null: the images' own), not {size}")
-        if (mean is None) != (std is None):
-            raise ValueError(
-                "give both data.dataset.mean and data.dataset.std, or neither to have them computed"
-            )
+        check_settings(size, val_fraction, mean, std)
         self.name = name
         self.classes = check_classes(name, classes)
         self.size = size
         self.val_fraction = val_fraction
         self.kind, self.rate = spec.kind if spec else modality_named(modality), rate
         self.range, self.words = self.kind.natural, tuple(words)
-        self.groups = tuple((a, b) for a, b in groups)
+        self.groups, self.columns = tuple((a, b) for a, b in groups), tuple(columns)
         if spec is not None:
             self.range, self.words, self.groups = spec.range, spec.words, spec.groups
-            self.spec = spec
+            self.columns, self.spec = spec.columns, spec
         self._readers = readers
         self._runtime = runtime
         self._moments = None if mean is None or std is None else (tuple(mean), tuple(std))
@@ -111,6 +106,11 @@ class Dataset:
     @property
     def num_classes(self) -> int:
         return len(self.classes)
+
+    @property
+    def known(self) -> tuple[Any, ...]:
+        """Of its specification: modality, rate, words, groups and columns."""
+        return self.kind.name, self.rate, self.words, self.groups, self.columns
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -129,15 +129,15 @@ class Dataset:
         zeros of padding by almost nothing would give huge numbers.
         """
         mean, std = self._moments or self.open("train").moments()
+        low, high = self.kind.natural
         if self._moments is None:
-            least = LEAST_STD * (self.kind.natural[1] - self.kind.natural[0])
+            least = LEAST_STD * (high - low)
             for i, value in enumerate(std):
                 if value < least:
                     line = f"data {self.name}: channel {i + 1} of {len(std)} is all but constant"
                     note(self._runtime, f"{line} (std {value:.1g}); its std is taken as 1")
             std = tuple(1.0 if value < least else value for value in std)
-        known = (self.kind.name, self.rate, self.words, self.groups)
-        return InputSpec(self.shape, self.kind.natural, mean, std, *known)
+        return InputSpec(self.shape, (low, high), mean, std, *self.known)
 
     def before_transform(self) -> InputSpec:
         """:attr:`spec` where a teacher sees these inputs through a transform.
@@ -155,9 +155,8 @@ class Dataset:
             f"those of uniform noise are taken, {mean:.3g} and {std:.3g} (others: "
             "data.dataset.mean=[M] data.dataset.std=[S])",
         )
-        known = (self.kind.name, self.rate, self.words, self.groups)
-        channels = self.shape[0]
-        return InputSpec(self.shape, (low, high), (mean,) * channels, (std,) * channels, *known)
+        moments = (mean,) * self.shape[0], (std,) * self.shape[0]
+        return InputSpec(self.shape, (low, high), *moments, *self.known)
 
     @property
     def real_training_inputs_read(self) -> int:

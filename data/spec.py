@@ -12,13 +12,14 @@ import torch
 from torch import Tensor
 
 from data import images, pair, signals, texts, vectors  # noqa: F401 (known once they are defined)
-from data.categories import Groups, checked
+from data.categories import Column, Groups, checked, columns_of
 from data.modality import USUAL, Modality, modality_named, usual
 
 # Of the largest value. No inputs spread wider than half their range, but networks that take values
 # as they are have a std of 1; values in 0..255 have one of 50 or more.
 WIDEST_STD = 5.0
 EXPECTED = ("shape", "range", "mean", "std", "classes")
+MORE = ("rate", "words", "groups", "columns")  # that not every input has
 LARGEST = 3e38  # of float32, in which networks compute
 
 
@@ -38,6 +39,7 @@ class InputSpec:
         words: the vocabulary of texts, a word for each channel.
         groups: of vectors, [start, end) of columns that are one category each: at each input one of
             them is 1 and the others are 0, or they are shares that sum to 1.
+        columns: of vectors that are rows of a table, what its columns say, where they have names.
 
     Raises:
         ValueError: if the parts are not such numbers, or do not fit together.
@@ -51,6 +53,7 @@ class InputSpec:
     rate: float | None = None
     words: tuple[str, ...] = ()
     groups: Groups = ()
+    columns: tuple[Column, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("shape", "range", "mean", "std"):
@@ -82,6 +85,7 @@ class InputSpec:
             raise ValueError(f"std must be positive, but is {self.std}")
         self._check_scale()
         object.__setattr__(self, "groups", checked(self.groups, self.shape))
+        object.__setattr__(self, "columns", columns_of(self.columns, self.shape))
 
     @classmethod
     def unscaled(
@@ -92,12 +96,12 @@ class InputSpec:
         rate: float | None = None,
         words: tuple[str, ...] = (),
         groups: Groups = (),
+        columns: tuple[Column, ...] = (),
     ) -> InputSpec:
         """One with mean 0 and std 1, as where they are not known yet."""
         channels = 1 if modality and modality_named(modality).discrete else shape[0]
-        return cls(
-            shape, range, (0.0,) * channels, (1.0,) * channels, modality, rate, words, groups
-        )
+        mean, std = (0.0,) * channels, (1.0,) * channels
+        return cls(shape, range, mean, std, modality, rate, words, groups, columns)
 
     def _check_scale(self) -> None:
         """Refuse moments of another scale than the range's, such as 0..255 for 0..1."""
@@ -157,7 +161,7 @@ class InputSpec:
         values = asdict(self)
         if self.modality in USUAL:
             del values["modality"]
-        return {k: v for k, v in values.items() if k not in ("rate", "words", "groups") or v}
+        return {k: v for k, v in values.items() if k not in MORE or v}
 
 
 def _is(value: Any, kind: Any) -> bool:
@@ -201,7 +205,7 @@ class Expected:
         Raises:
             ValueError: if the values do not fit together.
         """
-        more = [n for n in ("modality", "rate", "words", "groups") if n in self.values]
+        more = [name for name in ("modality", *MORE) if name in self.values]
         names = [name for name in EXPECTED if name != "classes"]
         return InputSpec(**{name: self.values[name] for name in [*names, *more]})
 

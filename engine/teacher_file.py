@@ -28,8 +28,7 @@ def blank_teacher(config: dict[str, Any], dataset: Dataset) -> Classifier:
     """The teacher's architecture, untrained; a file or the user gives its normalisation."""
     node = config["teacher"]
     shape, transform, takes = dataset.shape, None, None
-    known = (dataset.rate, dataset.words, dataset.groups)
-    seen: tuple[Any, ...] = (dataset.range, dataset.kind.name, *known)
+    seen: tuple[Any, ...] = (dataset.range, *dataset.known)
     if node["transform"] is not None:
         takes = dataset.before_transform()
         transform = build(node["transform"], Transform, "teacher.transform", spec=takes)

@@ -26,7 +26,7 @@ class Experience(Stream):
         spec: of the inputs.
         num_classes: values of an answer.
         runtime: device and noise.
-        batches: of stored inputs that follow each update.
+        batches: of stored inputs before each update; where fewer come before it, all but the first.
         capacity: inputs kept.
         policy: which ones, if there are more: a uniform sample of all ("reservoir"), so that none
             is forgotten, or the latest ("fifo"), which follow the student.
@@ -56,20 +56,18 @@ class Experience(Stream):
         self.replayed = False  # whether the latest batch was
 
     def start(self, synthesizer: Synthesizer, place: Place) -> None:
-        if self.batches >= place.period:
+        if self.batches >= place.rhythm.period:
             raise ValueError(
-                f"it replays batches={self.batches} of the source.student_steps={place.period} "
-                "batches between two updates: at least one has to be new"
+                f"it replays batches={self.batches} of the source.student_steps="
+                f"{place.rhythm.period} batches between two updates: at least one has to be new"
             )
-        self.period = place.period
+        self.rhythm = place.rhythm
 
-    def due(self, turn: int, noise: torch.Generator) -> bool:
-        return len(self.store) > 0 and turn >= self.period - self.batches
+    def due(self, turn: int, left: int, noise: torch.Generator) -> bool:
+        return len(self.store) > 0 and turn > 0 and left < self.batches
 
     def plan(self, batches: int) -> Workload:
-        periods, rest = divmod(batches, self.period)
-        last = max(0, rest - (self.period - self.batches))
-        return Workload(known_batches=periods * self.batches + last)
+        return Workload(known_batches=self.rhythm.last(batches, self.batches))
 
     def draw(self, size: int, noise: torch.Generator) -> Batch:
         """Stored inputs with their answers."""

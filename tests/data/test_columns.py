@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import torch
 
 from core.runtime import Runtime
 from data.columns import csv
+from data.spec import Expected, InputSpec
 from data.tables import TABLES, held_out, table
 
 RUNTIME = Runtime("cpu")
@@ -46,6 +49,35 @@ def test_columns_become_values_in_order(tmp_path: Path) -> None:
         [0.5, 0, 0, 1, 1, 0],
     ]
     assert data.open("train").labels.tolist() == [1, 0, 1, 0]
+
+
+def test_another_file_is_read_as_the_teacher_knows_it(tmp_path: Path) -> None:
+    """Numbers on its scale, categories in its order; what it does not know is refused."""
+    first = own(tmp_path)
+    said = json.loads(json.dumps(first.spec.to_dict()))  # as a file keeps it
+    assert InputSpec(**said) == first.spec
+    teacher = functools.partial(Expected, said | {"classes": first.classes}, {})
+    text = "extra,bought,colour,age,grade\n7,yes,red,30,10\n7,yes,blue,20,9\n"
+
+    def read(text: str) -> Any:
+        return own(tmp_path, text, text, label="bought", expected=teacher)
+
+    data = read(text)
+    assert (data.columns, data.classes, data.groups) == (first.columns, ("no", "yes"), first.groups)
+    assert rows(data, "train") == [[0.5, 0, 0, 1, 1.0], [0.0, 1, 0, 0, 0.0]]
+    data.check(first.spec, 2)
+    with pytest.raises(ValueError, match=r"'pink' was not in the training split, which has blue"):
+        read(text.replace("red", "pink"))
+    with pytest.raises(ValueError, match=r"has no column 'age', which the teacher reads: add it"):
+        read(text.replace("age", "years"))
+    with pytest.raises(ValueError, match="'perhaps' was not in the training split, which has no"):
+        read(text.replace("yes,red", "perhaps,red"))
+
+
+@pytest.mark.parametrize("columns", [[["age", 0, 1, []]], [["a"]], 3, [["a", 0, 1, ["x", "y"]]]])
+def test_columns_that_are_no_vectors(columns: Any) -> None:
+    with pytest.raises(ValueError, match=r"columns of a vector \[3\] cannot be"):
+        InputSpec((3,), mean=(0.0,) * 3, std=(1.0,) * 3, columns=columns)
 
 
 def test_test_values_beyond_those_of_training_are_its_ends(
@@ -98,8 +130,8 @@ def test_a_part_of_each_class_is_held_out(tmp_path: Path) -> None:
         ({"train": TRAIN + "old,red,9,no\n"}, "line 6, column 'age': 'old' is no finite number"),
         ({"train": TRAIN + "nan,red,9,no\n"}, "line 6, column 'age': 'nan' is no finite number"),
         ({"test": TEST + "old,red,9,no\n"}, "line 5, column 'age': 'old' is no finite number"),
-        ({"test": TEST + "1,pink,9,no\n"}, "column 'colour': 'pink' is not in the training split"),
-        ({"test": TEST + "1,red,9,maybe\n"}, "line 5, column 'bought': 'maybe' is not in the"),
+        ({"test": TEST + "1,pink,9,no\n"}, "column 'colour': 'pink' was not in the training split"),
+        ({"test": TEST + "1,red,9,maybe\n"}, "line 5, column 'bought': 'maybe' was not in the"),
         ({"test": "age,grade,bought\n1,9,no\n"}, "new.csv has no column 'colour'"),
         ({"label": "sold"}, "no column 'sold', which data.dataset.label names; it has age, colour"),
         ({"label": "bought", "leave_out": ["ages"]}, "no column 'ages', which .*leave_out names"),
@@ -124,7 +156,7 @@ def test_a_column_of_names_is_neither_a_category_nor_a_label(tmp_path: Path) -> 
         csv(file, RUNTIME)
     with pytest.raises(ValueError, match="'who' has 150 different values in 150 rows: name the"):
         csv(file, RUNTIME, label="who")
-    with pytest.raises(ValueError, match=r"'name.*' is not in the training split"):
+    with pytest.raises(ValueError, match=r"'name.*' was not in the training split"):
         csv(file, RUNTIME, categories=["who"])
 
 

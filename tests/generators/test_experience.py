@@ -13,6 +13,7 @@ from core.runtime import Runtime
 from data.spec import Batch
 from generators.bank import Bank
 from generators.experience import Experience
+from generators.rhythm import Rhythm
 from generators.streams import Place
 from models.black_box import BlackBox
 from tests.generators.small import CLASSES, SPEC, generative, teacher
@@ -36,10 +37,11 @@ def answered(seed: int) -> tuple[Batch, Losses]:
 @pytest.mark.parametrize("period", [3, 4, 15])
 def test_the_last_batches_of_a_period_are_replayed(period: int) -> None:
     stored = experience()
-    stored.start(generative().synthesizer, Place(6, 0, period))
-    assert not stored.due(period - 1, torch.Generator())  # nothing is stored yet
+    stored.start(generative().synthesizer, Place(6, 0, Rhythm(period)))
+    assert not stored.due(period - 1, 0, torch.Generator())  # nothing is stored yet
     stored.learned(*answered(0))
-    due = [stored.due(i % period, torch.Generator()) for i in range(40)]
+    places = [Rhythm(period).at(i) for i in range(40)]
+    due = [stored.due(turn, left, torch.Generator()) for _, turn, left in places]
     assert due[:period] == [False] * (period - 2) + [True] * 2
     assert due[period : 2 * period] == due[:period]
     for batches in range(41):
