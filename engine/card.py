@@ -13,7 +13,7 @@ from engine.catalogue import comment
 from engine.choices import file_of, own_folder, own_words
 from engine.command import overrides_of
 from engine.loading import exported_lines, loading_lines
-from engine.ownership import CARD, MARK, SOUND, TEXT
+from engine.ownership import CARD, MARK, PICTURE, SEEN, SOUND, TEXT
 from engine.parts import Parts
 from models.classifier import Classifier
 
@@ -79,7 +79,10 @@ def _inputs(folder: Path) -> str:
     more = [f"[{name}]({name})" for name in (SOUND, TEXT) if (folder / name).is_file()]
     also = f" Also: {', '.join(more)}." if more else ""
     said = f"The last inputs that the student learned from.{also}"
-    return f"## Pictures\n\n{said}\n\n![inputs](inputs.png)"
+    seen = (
+        f"\n\nAs the student sees them:\n\n![inputs]({SEEN})" if (folder / SEEN).is_file() else ""
+    )
+    return f"## Pictures\n\n{said}\n\n![inputs]({PICTURE}){seen}"
 
 
 def _origin(config: dict[str, Any], parts: Parts, result: dict[str, Any]) -> str:

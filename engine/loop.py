@@ -22,6 +22,7 @@ from engine.parts import Parts
 from engine.probe import Inputs
 from engine.result import finish, summarize
 from engine.run import RunDirectory
+from engine.shown import seen_by
 from engine.snapshot import put_back, take
 from generators.base import Planner
 from models.classifier import Classifier
@@ -184,7 +185,10 @@ class Training:
             self.board.histogram("synthesized/classes", self.found["class_histogram"], step)
             scalars = {k: v for k, v in self.found.items() if isinstance(v, float)}
             self.board.scalars({f"synthesized/{k}": v for k, v in scalars.items()}, step)
-            self.board.inputs("synthesized/inputs", self.recent[-1], self.parts.student.takes, step)
+            student, inputs = self.parts.student, self.recent[-1]
+            self.board.inputs("synthesized/inputs", inputs, student.takes, step)
+            if (seen := seen_by(student, inputs)) is not None:
+                self.board.inputs("synthesized/inputs_student", seen, student.spec, step)
 
     def look(self) -> None:
         """Evaluate the student and the inputs that were synthesized last."""

@@ -23,9 +23,10 @@ from models.checksum import check, metadata
 CONFIG, VERSIONS, NEXT = "config.yaml", "versions.json", "config.yaml.next"
 RESULT, STUDENT, PICTURE = "result.json", "student.safetensors", "inputs.png"
 SOUND, TEXT = "inputs.wav", "inputs.txt"  # where inputs have one
+SEEN = "inputs_student.png"  # where the student sees them through a transform
 STUDENTS = "students"  # a folder of those that are not deployed
 METRICS, CARD, CHECKPOINTS = "metrics.jsonl", "README.md", "checkpoints"
-NAMES = (CONFIG, VERSIONS, NEXT, RESULT, STUDENT, PICTURE, SOUND, TEXT, METRICS, CARD)
+NAMES = (CONFIG, VERSIONS, NEXT, RESULT, STUDENT, PICTURE, SEEN, SOUND, TEXT, METRICS, CARD)
 MARK = "<!-- Written by train.py at the end of this run. -->"  # begins a card of ours
 TEXT_MARK = "The last inputs that the student learned from, written by train.py."
 LAYOUT = {"choices", "data_free", "distiller", "needs_teacher", "seed", "source", "student"}
@@ -112,7 +113,7 @@ def fault(path: Path) -> str | None:
             with safe_open(path, "pt"):  # this checks its length against its header
                 pass
             return None if metadata(path).get("format") == FORMAT else "is damaged"
-        if path.name == PICTURE:
+        if path.name in (PICTURE, SEEN):
             with Image.open(path) as image:
                 image.verify()
             return None
@@ -133,7 +134,7 @@ def make_way(path: Path) -> None:
 def _ours(path: Path) -> bool:
     if path.name == STUDENT or path.parent.name == STUDENTS:
         return metadata(path).get("format") == FORMAT
-    if path.name == PICTURE:
+    if path.name in (PICTURE, SEEN):
         return fault(path) is None
     if path.name in (SOUND, TEXT):
         first = b"RIFF" if path.name == SOUND else TEXT_MARK.encode()
@@ -146,7 +147,7 @@ def _ours(path: Path) -> bool:
 
 def remove_products(folder: Path, checkpoints: Checkpoints) -> None:
     """Remove what a run has made, except the files that show whose the folder is."""
-    for name in (RESULT, STUDENT, PICTURE, SOUND, TEXT, METRICS):
+    for name in (RESULT, STUDENT, PICTURE, SEEN, SOUND, TEXT, METRICS):
         make_way(folder / name)
         (folder / name).unlink(missing_ok=True)
     if (card := folder / CARD).is_file() and card.read_bytes().startswith(MARK.encode()):

@@ -154,7 +154,7 @@ def finish(
         beside.parent.mkdir(exist_ok=True)
         make_way(beside)
         save_network(beside, network, {"architecture": name})
-    write_inputs(directory.path, images, student.takes)
+    write_inputs(directory.path, images, student)
     board.summarize(swept(config))
     board.close()
     if (earlier := directory.result()) is not None:

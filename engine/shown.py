@@ -5,21 +5,26 @@ from __future__ import annotations
 from io import BytesIO
 from pathlib import Path
 
+import torch
 from torch import Tensor
 from torchvision.utils import save_image
 
 from core.files import write_whole
 from data.spec import InputSpec
-from engine.ownership import PICTURE, SOUND, TEXT, TEXT_MARK, make_way
+from engine.ownership import PICTURE, SEEN, SOUND, TEXT, TEXT_MARK, make_way
+from models.classifier import Classifier
 
 LOUDEST = 32767  # of 16 bits
 
 
-def write_inputs(folder: Path, inputs: Tensor, spec: InputSpec) -> None:
+def write_inputs(folder: Path, inputs: Tensor, student: Classifier) -> None:
     """Write inputs [B, *shape] as ``inputs.png``, and as ``inputs.wav`` or ``inputs.txt`` if their
-    modality has a sound, of a sample rate that is known, or a text."""
-    save_image(spec.kind.picture(inputs, spec), png := BytesIO(), format="png")
-    files = {PICTURE: png.getvalue()}
+    modality has a sound, of a sample rate that is known, or a text; and what the student sees of
+    them through a transform as ``inputs_student.png``."""
+    spec = student.takes
+    files = {PICTURE: _picture(inputs, spec)}
+    if (seen := seen_by(student, inputs)) is not None:
+        files[SEEN] = _picture(seen, student.spec)
     sound = spec.kind.sound(inputs, spec)
     if sound is not None and spec.rate is not None:
         from scipy.io import wavfile  # slow to import
@@ -32,3 +37,17 @@ def write_inputs(folder: Path, inputs: Tensor, spec: InputSpec) -> None:
     for name, content in files.items():
         make_way(folder / name)
         write_whole(folder / name, content)
+
+
+def seen_by(student: Classifier, inputs: Tensor) -> Tensor | None:
+    """What a student's transform makes of inputs; None without one."""
+    if student.transform is None:
+        return None
+    device = next(student.parameters()).device
+    with torch.no_grad():
+        return student.transform(inputs.to(device))  # type: ignore[no-any-return]
+
+
+def _picture(inputs: Tensor, spec: InputSpec) -> bytes:
+    save_image(spec.kind.picture(inputs, spec), png := BytesIO(), format="png")
+    return png.getvalue()
