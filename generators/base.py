@@ -93,8 +93,8 @@ class Workload:
         answers: inputs for which it asks the teacher's answer.
         gradients: inputs for which it asks the teacher's answer and gradient.
         known_batches: of the student's batches, those that bring the answers with them.
-        updates: iterations of rounds, or updates beside those that come before each period of
-            batches, which take time besides the student's steps.
+        updates: iterations of rounds, or updates before the first batch, which take time besides
+            the student's steps.
     """
 
     answers: int = 0

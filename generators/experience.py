@@ -10,7 +10,7 @@ from core.objective import Losses
 from core.runtime import Runtime
 from data.spec import Batch, InputSpec
 from generators.base import Synthesizer, Workload
-from generators.store import Policy, Store
+from generators.store import Store
 from generators.streams import Place, Stream
 
 
@@ -19,21 +19,20 @@ class Experience(Stream):
 
     After each update of the synthesizer the student first learns from new batches, whose queries
     are paid for, and then from ``batches`` of stored ones, which cost none. Every answered batch is
-    stored; the authors store one batch of five and keep all. Inputs are stored in full precision,
-    so that an answer belongs to exactly the input that it is stored with.
+    stored, and a uniform sample of them is kept; the authors store one batch of five and keep all.
+    Inputs are stored in full precision, so that an answer belongs to exactly the input that it is
+    stored with.
 
     Args:
         spec: of the inputs.
         num_classes: values of an answer.
         runtime: device and noise.
-        batches: of stored inputs before each update; where fewer come before it, all but the first.
+        batches: of stored inputs that follow each update.
         capacity: inputs kept.
-        policy: which ones, if there are more: a uniform sample of all ("reservoir"), so that none
-            is forgotten, or the latest ("fifo"), which follow the student.
 
     Raises:
-        ValueError: for fewer than one batch, a capacity below 1, another policy, and, once it is to
-            start, for more batches than fit between two updates.
+        ValueError: for fewer than one batch, a capacity below 1, and, once it is to start, for
+            more batches than fit between two updates.
     """
 
     whole = known = True
@@ -45,29 +44,30 @@ class Experience(Stream):
         runtime: Runtime,
         batches: int = 10,
         capacity: int = 50_000,
-        policy: Policy = "reservoir",
     ) -> None:
         super().__init__()
         if batches < 1:
             raise ValueError(f"an experience replays at least 1 batch, not {batches}")
         self.batches, self.runtime = batches, runtime
-        self.store = Store(spec, capacity, runtime.device, policy, num_classes, exact=True)
+        self.store = Store(spec, capacity, runtime.device, "reservoir", num_classes, exact=True)
         self.stored = 0
         self.replayed = False  # whether the latest batch was
 
     def start(self, synthesizer: Synthesizer, place: Place) -> None:
-        if self.batches >= place.rhythm.period:
+        if self.batches >= place.period:
             raise ValueError(
-                f"it replays batches={self.batches} of the source.student_steps="
-                f"{place.rhythm.period} batches between two updates: at least one has to be new"
+                f"it replays batches={self.batches} of the source.student_steps={place.period} "
+                "batches between two updates: at least one has to be new"
             )
-        self.rhythm = place.rhythm
+        self.period = place.period
 
-    def due(self, turn: int, left: int, noise: torch.Generator) -> bool:
-        return len(self.store) > 0 and turn > 0 and left < self.batches
+    def due(self, turn: int, noise: torch.Generator) -> bool:
+        return len(self.store) > 0 and turn >= self.period - self.batches
 
     def plan(self, batches: int) -> Workload:
-        return Workload(known_batches=self.rhythm.last(batches, self.batches))
+        periods, rest = divmod(batches, self.period)
+        last = max(0, rest - (self.period - self.batches))
+        return Workload(known_batches=periods * self.batches + last)
 
     def draw(self, size: int, noise: torch.Generator) -> Batch:
         """Stored inputs with their answers."""

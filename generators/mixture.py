@@ -16,7 +16,6 @@ from data.augment import Augmentation, through
 from data.pairs import Pair, checked
 from data.spec import Batch
 from generators.base import Ask, Synthesizer, Workload
-from generators.rhythm import Later, Rhythm
 from generators.streams import Place, Stream
 
 UPDATES = 2**30  # more than a run makes
@@ -39,7 +38,6 @@ class Mixture:
         steps: batches in the whole run, over which learning rates and weights of losses follow
             their schedules.
         student_steps: batches between two updates.
-        later: another number of them, from some update on; None for the same throughout.
         augment: augmentations, in order, of what the student gets.
         pairs: further views of each batch, by name: for each input another one of the same class
             from a stream that remembers some, or the same input; augmented anew.
@@ -60,7 +58,6 @@ class Mixture:
         batch_size: int,
         steps: int,
         student_steps: int = 1,
-        later: Later | None = None,
         augment: Sequence[Augmentation] = (),
         warmup: int = 0,
         pairs: Mapping[str, Pair] | None = None,
@@ -69,7 +66,7 @@ class Mixture:
         if min(batch_size, student_steps) < 1 or warmup < 0:
             raise ValueError("batch_size and student_steps must be at least 1, and warmup 0")
         self.synthesizer, self.streams, self.runtime = synthesizer, dict(streams), runtime
-        self.batch_size, self.steps, self.rhythm = batch_size, steps, Rhythm(student_steps, later)
+        self.batch_size, self.steps, self.student_steps = batch_size, steps, student_steps
         self.augment, self.warmup = tuple(augment), warmup
         self.sizes = _sizes(self.streams, batch_size)
         self.whole = [stream for stream in self.streams.values() if stream.whole]
@@ -91,8 +88,8 @@ class Mixture:
     def next(self) -> Batch:
         updated = self._update()
         noise = self.runtime.noise("batch", self.batches)
-        _, turn, left = self.rhythm.at(self.batches)
-        due = (s for s in self.whole if s.due(turn, left, noise))
+        turn = self.batches % self.student_steps
+        due = (s for s in self.whole if s.due(turn, noise))
         if (whole := next(due, None)) is None:
             batch = self._compose(noise, updated)
         else:
@@ -126,8 +123,8 @@ class Mixture:
         """The work of updates and streams; see :class:`~generators.base.Workload`."""
         updates = self._updates(steps)
         work = self.synthesizer.plan().times(updates)
-        if not self.in_rounds:  # one in each period is a part of the steps
-            work.updates += updates - -(-steps // self.period)
+        if not self.in_rounds:  # then only those before the first batch are no part of the steps
+            work.updates += self.warmup
         work.answers += len(self.asking) * updates * self.synthesizer.size
         for stream in self.streams.values():
             work += stream.plan(steps)
@@ -142,8 +139,7 @@ class Mixture:
             self._show(0.0, count)
             self.updates = UPDATES
             return count
-        most = updates if self.rhythm.later else self.warmup
-        self.updates, count = 0, min(updates, most)
+        self.updates, count = 0, min(updates, self.warmup)
         for _ in range(count):
             self._show(0.0)
         self.updates = self.warmup
@@ -182,7 +178,7 @@ class Mixture:
 
     def _updates(self, steps: int) -> int:
         """How many come before the last of so many batches."""
-        return self.warmup + self.rhythm.updates(steps)
+        return self.warmup - (-steps // self.student_steps)
 
     def _answered(self, keeping: Collection[Stream] = ()) -> bool:
         """Whether every batch brings the teacher's answers if these streams keep theirs too."""
@@ -211,10 +207,10 @@ class Mixture:
         places, ahead = {}, 0
         mixed = len(self.sizes) > 1 or self.augment or any(not s.known for s in self.whole)
         for name, size in self.sizes.items():
-            places[name] = Place(size, ahead, self.rhythm, not mixed)
+            places[name] = Place(size, ahead, self.student_steps, not mixed)
             ahead += size
         for name, stream in self.streams.items():
-            place = places.get(name, Place(self.batch_size, 0, self.rhythm))
+            place = places.get(name, Place(self.batch_size, 0, self.student_steps))
             try:
                 stream.start(self.synthesizer, place)
             except ValueError as error:
@@ -222,7 +218,7 @@ class Mixture:
 
     def _update(self) -> bool:
         """Make the updates that are due; returns whether there were any."""
-        due = self.warmup + self.rhythm.at(self.batches)[0] + 1
+        due = self.warmup + self.batches // self.student_steps + 1
         if self.updates >= due:
             return False
         while self.updates < due:

@@ -133,7 +133,7 @@ class VAE(Stream):
 
     def plan(self, batches: int) -> Workload:
         seen = self.updates * (self.place.ahead + self._own(self.place.ahead))
-        return Workload(answers=seen, gradients=seen).times(self.place.rhythm.updates(batches))
+        return Workload(answers=seen, gradients=seen).times(-(-batches // self.place.period))
 
     @torch.no_grad()
     def draw(self, size: int, noise: torch.Generator) -> Batch:

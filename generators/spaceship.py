@@ -65,7 +65,7 @@ class FeatureExchange(Stream):
         self.generator = generator
         synthesizer.watch([generator.stages[depth] for depth in generator.depths])
 
-    def due(self, turn: int, left: int, noise: torch.Generator) -> bool:
+    def due(self, turn: int, noise: torch.Generator) -> bool:
         return _host(noise).random() < self.probability
 
     def learn(self, made: Made) -> None:

@@ -11,7 +11,6 @@ from torch import Tensor
 from core.objective import Losses
 from data.spec import Batch
 from generators.base import Ask, Drawing, Made, Synthesizer, Workload
-from generators.rhythm import Rhythm
 
 
 @dataclass(frozen=True)
@@ -21,14 +20,14 @@ class Place:
     Args:
         size: inputs of each batch that it supplies.
         ahead: inputs of a batch that stand before those.
-        rhythm: of the synthesizer's updates.
+        period: batches between two updates of the synthesizer.
         alone: whether all batches but those that come with answers consist of what it supplies, and
             nothing changes them.
     """
 
     size: int
     ahead: int
-    rhythm: Rhythm
+    period: int
     alone: bool = False
 
 
@@ -92,9 +91,8 @@ class Stream:
     def follow(self, ahead: Tensor, noise: torch.Generator) -> None:
         """Take in the inputs before its own in the first batch after an update, [B, *shape]."""
 
-    def due(self, turn: int, left: int, noise: torch.Generator) -> bool:
-        """Whether it supplies the whole of a batch: number ``turn`` after an update, from 0, with
-        ``left`` more before the next one."""
+    def due(self, turn: int, noise: torch.Generator) -> bool:
+        """Whether it supplies the whole of a batch, number ``turn`` after an update, from 0."""
         return False
 
     def draw(self, size: int, noise: torch.Generator) -> Batch:
@@ -146,11 +144,11 @@ class Fresh(Stream):
 
     @property
     def answered(self) -> bool:  # type: ignore[override]
-        return self.reuse and self.rhythm.longest == 1 and self.synthesizer.answers
+        return self.reuse and self.period == 1 and self.synthesizer.answers
 
     def start(self, synthesizer: Synthesizer, place: Place) -> None:
-        self.synthesizer, self.rhythm, self.alone = synthesizer, place.rhythm, place.alone
-        if not isinstance(synthesizer, Drawing) and not (self.reuse and self.rhythm.longest == 1):
+        self.synthesizer, self.period, self.alone = synthesizer, place.period, place.alone
+        if not isinstance(synthesizer, Drawing) and not (self.reuse and place.period == 1):
             raise ValueError(
                 f"{type(synthesizer).__name__} draws nothing between its updates: use a bank, "
                 "generators.bank.Bank, or reuse: true with source.student_steps=1"
@@ -162,8 +160,9 @@ class Fresh(Stream):
             )
 
     def plan(self, batches: int) -> Workload:
-        known = self.reuse and self.alone and self.synthesizer.answers and self.rhythm.longest > 1
-        return Workload(known_batches=self.rhythm.updates(batches) if known else 0)
+        first = -(-batches // self.period)  # of the batches after an update
+        known = self.reuse and self.alone and self.synthesizer.answers and self.period > 1
+        return Workload(known_batches=first if known else 0)
 
     def learn(self, made: Made) -> None:
         self.made = made if self.reuse else None
@@ -183,7 +182,7 @@ class Fresh(Stream):
 
     def state_dict(self) -> dict[str, Any]:
         made = self.made  # still here if another stream supplied the first batch after the update
-        if made is None or self.rhythm.longest == 1:
+        if made is None or self.period == 1:
             return {}
         return {"made": [made.input, made.label, made.teacher_logits]}
 

@@ -46,7 +46,7 @@ def test_no_step_on_another_modality_makes_the_device_wait(
     parts = parts_of(kind, f"method={method}", runtime=runtime)
 
     def cycle() -> None:
-        for _ in range(parts.source.rhythm.period):  # type: ignore[attr-defined]
+        for _ in range(parts.source.student_steps):  # type: ignore[attr-defined]
             losses = parts.distiller(batch := parts.source.next())
             losses.total.backward()
             parts.optimizer.step()

@@ -76,8 +76,7 @@ def objective(**losses: SynthesisLoss) -> Objective:
 
 
 OBSERVER = ("teacher", "student", "objective", "views", "local_views", "student_by_batch")
-MIXTURE = ("pairs", "steps", "batch_size", "student_steps", "later", "augment", "warmup")
-MIXTURE += ("ask_teacher",)
+MIXTURE = ("pairs", "steps", "batch_size", "student_steps", "augment", "warmup", "ask_teacher")
 
 
 def generative(

@@ -13,7 +13,6 @@ from core.runtime import Runtime
 from data.spec import Batch
 from generators.bank import Bank
 from generators.experience import Experience
-from generators.rhythm import Rhythm
 from generators.streams import Place
 from models.black_box import BlackBox
 from tests.generators.small import CLASSES, SPEC, generative, teacher
@@ -37,11 +36,10 @@ def answered(seed: int) -> tuple[Batch, Losses]:
 @pytest.mark.parametrize("period", [3, 4, 15])
 def test_the_last_batches_of_a_period_are_replayed(period: int) -> None:
     stored = experience()
-    stored.start(generative().synthesizer, Place(6, 0, Rhythm(period)))
-    assert not stored.due(period - 1, 0, torch.Generator())  # nothing is stored yet
+    stored.start(generative().synthesizer, Place(6, 0, period))
+    assert not stored.due(period - 1, torch.Generator())  # nothing is stored yet
     stored.learned(*answered(0))
-    places = [Rhythm(period).at(i) for i in range(40)]
-    due = [stored.due(turn, left, torch.Generator()) for _, turn, left in places]
+    due = [stored.due(i % period, torch.Generator()) for i in range(40)]
     assert due[:period] == [False] * (period - 2) + [True] * 2
     assert due[period : 2 * period] == due[:period]
     for batches in range(41):
@@ -63,19 +61,6 @@ def test_what_is_drawn_was_stored_bit_for_bit_and_with_its_own_answer() -> None:
         assert torch.equal(known[x.numpy().tobytes()], logits)
         assert label == logits.argmax()
     assert len({x.numpy().tobytes() for x in drawn.input}) > 12
-
-
-def test_the_latest_or_a_sample_of_all_are_kept() -> None:
-    kept = {}
-    for policy in ("fifo", "reservoir"):
-        stored = experience(capacity=12, policy=policy)
-        for seed in range(20):
-            stored.learned(*answered(seed))
-        kept[policy] = sorted(stored.store.rounds[:12].tolist())
-    assert kept["fifo"] == [18] * 6 + [19] * 6
-    assert len(set(kept["reservoir"])) > 4
-    with pytest.raises(ValueError, match="policy must be one of fifo, reservoir, not 'best'"):
-        experience(policy="best")
 
 
 def test_a_replayed_batch_is_not_stored_again() -> None:

@@ -19,7 +19,6 @@ from generators.experience import Experience
 from generators.mixture import Mixture
 from generators.networks import StandardGenerator
 from generators.replay import EMAGenerator
-from generators.rhythm import Later
 from generators.rounds import Rounds
 from generators.spaceship import FeatureExchange
 from generators.streams import Fresh, Stream
@@ -41,7 +40,6 @@ STREAMS: dict[str, Callable[[], Stream]] = {
     "reuse": lambda: Fresh(fraction=0.3, reuse=True),
 }
 PERIOD = {"reuse": 1}
-LATER = Later(updates=2, student_steps=2)
 
 
 def lasting() -> Generated:
@@ -160,26 +158,6 @@ def test_warm_up_updates_come_first_with_either_synthesizer(rounds: bool) -> Non
     assert set(ran) == {2}
     source.next()
     assert set(ran) == {2, 3}
-
-
-def test_updates_may_come_more_often_later() -> None:
-    """Then each period has its first batch, and fewer stored ones; it is planned so."""
-    stored = {"experience": Experience(SPEC, CLASSES, RUNTIME, batches=2, capacity=30)}
-    source = generative(streams=stored, student_steps=3, later=LATER)
-    updates, known = [], []
-    for _ in range(11):
-        [batch] = steps(source, 1)
-        updates.append(source.updates)
-        known.append(batch.teacher_logits is not None)
-        assert source.plan(len(known)).known_batches == sum(known)
-        assert source.plan(len(known)).updates == source.updates - -(-len(known) // 3)
-    assert updates == [1, 1, 1, 2, 2, 2, 3, 3, 4, 4, 5]
-    assert known == [False, True, True] * 2 + [False, True] * 2 + [False]
-    assert source.practice(4) == 4
-    rounds = inversion(student_steps=3, later=LATER)
-    steps(rounds, 11)
-    assert rounds.updates == 5
-    assert rounds.plan(11).updates == 5 * 5
 
 
 def test_a_stop_in_the_warm_up() -> None:

@@ -114,7 +114,7 @@ def test_an_exchange_draws_two_inputs_of_one_depth() -> None:
     exchange.learn(features(generator, torch.arange(4)))
     state, depths = torch.get_rng_state(), set()
     for seed in range(12):
-        assert exchange.due(0, 0, noise(seed))
+        assert exchange.due(0, noise(seed))
         images = exchange.draw(7, noise(seed)).input
         host = random.Random(seed)
         host.random()
