@@ -50,9 +50,12 @@ def topic_page(name: str, tables: Sequence[dict[str, Any]], kept: Kept, more: st
     text = f"# {TITLES[name]}\n\n{MADE}\n\n{READING}"
     if any("distance" in table["columns"] for table in own):
         text += INPUTS
-    text += "".join(table_section(table, kept) for table in own if not table.get("appendix")) + more
-    if appendix := [table_section(table, kept, "###") for table in own if table.get("appendix")]:
+    run = [table for table in own if any(map(kept.lines, table["rows"]))]
+    text += "".join(table_section(table, kept) for table in run if not table.get("appendix")) + more
+    if appendix := [table_section(table, kept, "###") for table in run if table.get("appendix")]:
         text += "\n## Appendix: what did not help\n" + "".join(appendix)
+    if waiting := [f"- {t['title']}: {waits(t['rows'])}\n" for t in own if t not in run]:
+        text += "\n## Not run yet\n\n" + "".join(waiting)
     return text
 
 
@@ -73,13 +76,16 @@ def rows(table: dict[str, Any], kept: Kept, columns: Sequence[str]) -> str:
         parts.append(mark)
     if columns is table["columns"]:
         parts.append("".join(f"- {row['title']}: {row['note']}\n" for row in run if "note" in row))
-        missing = [row for row in table["rows"] if row not in run]
-        entries = Counter(row["entry"] for row in missing)
-        few = [row["name"] for row in missing if entries[row["entry"]] <= NAMED]
-        many = [f"`{entry}` ({n})" for entry, n in entries.items() if n > NAMED]
-        rest = ", ".join([*(f"`{name}`" for name in few), *many])
+        rest = waits([row for row in table["rows"] if row not in run])
         parts.append(f"Not run yet: {rest}.\n" if rest else "")
     return "".join(f"\n{part}" for part in parts if part)
+
+
+def waits(rows: Sequence[dict[str, Any]]) -> str:
+    """The names of rows, of many that belong together only the entry that they are of."""
+    entries = Counter(row["entry"] for row in rows)
+    few = [f"`{row['name']}`" for row in rows if entries[row["entry"]] <= NAMED]
+    return ", ".join([*few, *(f"`{entry}` ({n})" for entry, n in entries.items() if n > NAMED)])
 
 
 def line(row: dict[str, Any], columns: Sequence[str], kept: Kept) -> str:
