@@ -32,8 +32,8 @@ class Column(NamedTuple):
         return len(self.categories) or 1
 
 
-def columns_of(columns: Any, shape: Sequence[int]) -> tuple[Column, ...]:
-    """Columns as an input's specification holds them.
+def columns_of(columns: Any, shape: Sequence[int] | None = None) -> tuple[Column, ...]:
+    """Columns as an input's specification holds them, from any lists.
 
     Raises:
         ValueError: for anything but columns that make up a vector.
@@ -42,7 +42,7 @@ def columns_of(columns: Any, shape: Sequence[int]) -> tuple[Column, ...]:
         found = tuple(Column(n, low, high, tuple(c)) for n, low, high, c in columns)
     except (TypeError, ValueError):
         found = ()
-    if columns and sum(column.width for column in found) != shape[0]:
+    if columns and shape and sum(column.width for column in found) != shape[0]:
         raise ValueError(f"columns of a vector {list(shape)} cannot be {columns!r:.80}")
     return found
 

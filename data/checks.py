@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
+    from data.categories import Column
     from data.modality import Modality
 
 MOST_CHANNELS = 4
@@ -154,6 +155,32 @@ def check_vocabulary(where: str, words: Sequence[str], others: Sequence[str]) ->
                 f"the vocabulary of {where} is not the teacher's: word {i} {has}, and the "
                 f"teacher's {has_not}: choose data or a teacher with the same words"
             )
+
+
+def check_columns(where: str, columns: Sequence[Column], others: Sequence[Column]) -> None:
+    """Check that the columns of a data set, ``where``, are those of a teacher, ``others``, if both
+    are known.
+
+    Raises:
+        ValueError: naming the first that differs.
+    """
+    if not (columns and others):
+        return
+    for ours, theirs in zip_longest(columns, others):
+        if ours != theirs:
+            named = [c and f"{c.name!r}, {_scale(c)}" for c in (ours, theirs)]
+            here, there = ("no further column" if name is None else name for name in named)
+            raise ValueError(
+                f"data {where} has {here} where the teacher has {there}: the file in "
+                "teacher.checkpoint=... decides how a table is read, and other networks need the "
+                "same columns"
+            )
+
+
+def _scale(column: Column) -> str:
+    if column.categories:
+        return f"one of {', '.join(column.categories[:5])}"
+    return f"from {column.low:g} to {column.high:g}"
 
 
 def resized(wanted: Sequence[int], given: Sequence[int]) -> str:

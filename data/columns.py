@@ -68,16 +68,19 @@ def csv(
     label = table.names[-1] if label is None else label
     _check_names(table, label, categories, leave_out)
     known = expected() if expected else Expected({}, {})
-    columns = columns_of(known.values.get("columns", ()), known.values.get("shape", ()))
-    classes = list(known.classes) if columns else in_order(table.column(label))
+    columns = columns_of(known.values.get("columns", ()))
+    named = columns and known.origins.get("classes") == "its file"
+    classes = list(known.classes) if named else in_order(table.column(label))
     _check_classes(table, label, len(classes))
     if test_path is None:
         test = held_out(_codes(table, label, classes), test_fraction, split)
         halves = table.part(~test), table.part(test)
     else:
-        halves = table, _beside(table, read_table(existing(test_path), delimiter), leave_out)
+        test_table = read_table(existing(test_path), delimiter)
+        halves = table, test_table if columns else _beside(table, test_table, leave_out)
     if columns:
-        _check_known(table, columns)
+        for half in halves:
+            _check_known(half, [*(column.name for column in columns), label])
     else:
         names = [name for name in table.names if name not in (label, *leave_out)]
         columns = tuple(_column(halves[0], name, name in categories) for name in names)
@@ -88,9 +91,9 @@ def csv(
     return Dataset(str(table.path), readers, *given, modality="vector", **more)
 
 
-def _check_known(table: Table, columns: Sequence[Column]) -> None:
+def _check_known(table: Table, names: Sequence[str]) -> None:
     """Raise a ValueError for a column of the teacher's that is not there."""
-    if lost := [column.name for column in columns if column.name not in table.names]:
+    if lost := [name for name in names if name not in table.names]:
         raise ValueError(
             f"{table.path} has no column {lost[0]!r}, which the teacher reads: add it, or choose "
             "another teacher"
@@ -196,8 +199,8 @@ def _codes(table: Table, name: str, known: Sequence[str]) -> NDArray[np.int64]:
         if cell not in places:
             raise ValueError(
                 f"{table.where(i, name)}: {cell!r} was not in the training split, which has "
-                f"{shorten(known)}: correct it, remove the row, or add such rows to the training "
-                "split (another data.dataset.split draws other rows)"
+                f"{shorten(known)}: correct it, remove the row, or train with such rows (another "
+                "data.dataset.split draws other rows)"
             )
     return np.array([places[cell] for cell in cells], dtype=np.int64)
 

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from core.memory import check_memory
 from core.runtime import Runtime
+from data import checks
 from data.categories import Column
-from data.checks import check_classes, check_settings, check_split, check_vocabulary, resized
 from data.modality import labels_of, modality_named
 from data.notes import note
 from data.spec import InputSpec
@@ -83,9 +83,9 @@ class Dataset:
         groups: Sequence[Sequence[int]] = (),
         columns: Sequence[Column] = (),
     ) -> None:
-        check_settings(size, val_fraction, mean, std)
+        checks.check_settings(size, val_fraction, mean, std)
         self.name = name
-        self.classes = check_classes(name, classes)
+        self.classes = checks.check_classes(name, classes)
         self.size = size
         self.val_fraction = val_fraction
         self.kind, self.rate = spec.kind if spec else modality_named(modality), rate
@@ -206,7 +206,7 @@ class Dataset:
                 f"the teacher takes {spec.kind.plural} {list(spec.shape)}, but data {self.name} "
                 f"has {self.kind.plural} {list(self.shape)}: choose other data or another teacher"
             )
-        check_vocabulary(f"data {self.name}", self.words, spec.words)
+        checks.check_vocabulary(f"data {self.name}", self.words, spec.words)
         if spec.rate and self.rate and spec.rate != self.rate:
             raise ValueError(
                 f"the teacher takes {spec.kind.plural} of {spec.rate:g} samples in a second, but "
@@ -214,7 +214,7 @@ class Dataset:
                 "teacher"
             )
         if tuple(spec.shape) != self.shape:
-            hint = f"{resized(spec.shape, self.shape)}, or another teacher"
+            hint = f"{checks.resized(spec.shape, self.shape)}, or another teacher"
             raise ValueError(
                 f"the teacher expects inputs of shape {tuple(spec.shape)}, but data {self.name} "
                 f"gives {self.shape}: {hint}"
@@ -225,6 +225,7 @@ class Dataset:
                 f"the teacher has categories in columns {blocks[0]}, but data {self.name} in "
                 f"{blocks[1]}: choose the data that it was trained on, or another teacher"
             )
+        checks.check_columns(self.name, self.columns, spec.columns)
         if num_classes != self.num_classes:
             raise ValueError(
                 f"the teacher tells {num_classes} classes apart, but data {self.name} has "
@@ -241,7 +242,7 @@ class Dataset:
     def _load(self, which: str) -> Split:
         where = f"data {self.name}: {which}"
         arrays, labels = self._read(which)
-        numbers = check_split(where, arrays, labels, self.num_classes, self.kind)
+        numbers = checks.check_split(where, arrays, labels, self.num_classes, self.kind)
         if self.words and arrays.max() >= len(self.words):
             raise ValueError(f"{where} has word {arrays.max()}, but there are {len(self.words)}")
         inputs = self.kind.tensor(arrays)

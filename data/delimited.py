@@ -6,6 +6,7 @@ import csv
 import io
 import itertools
 import math
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -53,6 +54,7 @@ def read_table(path: Path, delimiter: str = ",") -> Table:
         ValueError: for a file that cannot be read, is not UTF-8 text or has no rows, for names that
             are empty or there twice, and for a row with more or fewer cells.
     """
+    delimiter = "\t" if delimiter == "\\t" else delimiter  # as a shell passes it
     if len(delimiter) != 1:
         raise ValueError(f"data.dataset.delimiter is one character, not {delimiter!r}")
     reader = csv.reader(io.StringIO(_text(path), newline=""), delimiter=delimiter, strict=True)
@@ -70,7 +72,7 @@ def read_table(path: Path, delimiter: str = ",") -> Table:
 def _text(path: Path) -> str:
     try:
         content = path.read_bytes()
-        text = content.decode("utf-8-sig")
+        text = unicodedata.normalize("NFC", content.decode("utf-8-sig"))  # as classes are
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
         raise ValueError(f"{path}, line {line}, is not UTF-8 text: save it as UTF-8") from None
@@ -114,7 +116,7 @@ def _check_rows(table: Table) -> None:
 
 def as_number(cell: str) -> float | None:
     try:
-        value = float(cell)
+        value = float(cell.replace("_", "x"))  # Python would read 18_25 as 1825
     except ValueError:
         return None
     return value if math.isfinite(value) else None

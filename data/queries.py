@@ -114,6 +114,9 @@ def csv_text(
         raise ValueError(f"data.dataset.test_fraction must be in (0, 1), but is {test_fraction}")
     splits = {"train": _csv(existing(path), text, label, delimiter)}
     classes = in_order(splits["train"].names)
+    known = expected().classes if expected else ()
+    if set(classes) < set(known):  # a new file need not have all of them
+        classes = list(known)
     if len(classes) < 2:
         raise ValueError(f"{path} has one class, {classes[0]!r}: at least two are needed")
     if test_path is None:

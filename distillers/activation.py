@@ -30,6 +30,8 @@ class SpatialActivation(TransferLoss):
         taps: maps [B, C, H, W] or tokens, in the order of the network.
     """
 
+    asks_networks = True
+
     def __init__(self, taps: Taps = STAGES) -> None:
         super().__init__(taps)
 

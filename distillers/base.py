@@ -54,10 +54,13 @@ class TransferLoss(nn.Module):
         read_taps: those of the answers under ``reads``, by their names.
         needs_teacher: whether it reads the teacher's outputs at all.
         needs_label: whether it reads ``batch.label``.
+        asks_networks: whether it asks both networks itself, at the student's input, besides reading
+            their answers.
     """
 
     needs_teacher = True
     needs_label = False
+    asks_networks = False
 
     def __init_subclass__(cls, **more: Any) -> None:
         super().__init_subclass__(**more)

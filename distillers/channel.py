@@ -93,7 +93,7 @@ class CATKD(TransferLoss):
         losses = []
         for pair in self.pairs(student, teacher):
             s, t = (self._class_maps(x, h) for x, h in zip(pair, self.heads, strict=True))
-            losses.append(F.mse_loss(s, t))
+            losses.append(F.mse_loss(s, t.detach()))  # or the head of a peer would learn
         return torch.stack(losses).sum()
 
     def _class_maps(self, feature: Tensor, head: nn.Linear | None) -> Tensor:

@@ -130,6 +130,8 @@ class Contrast(nn.Module):
         near = (z * partners).sum(dim=2) / self.temperature
         far = (z / self.temperature) @ entries.transpose(1, 2)
         allowed = labels != batch.label[:, None]
+        if self.memory.written >= labels.numel():  # what is unseen by now, such as what has no
+            allowed = allowed & (labels != UNSEEN)  # label, never comes, and is noise
         if first:
             detached = near.detach(), far.detach()
             self.log_mean.copy_(measure_log_mean(*detached, allowed, self.negatives))

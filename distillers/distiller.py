@@ -93,6 +93,11 @@ class Distiller(nn.Module):
             missing = set(taps.get(name, ())) - set(network.taps)
             assert not missing, f"build {name} with the taps {sorted(missing)}"
         ready = graded(objective, self.edges, parts, branches or {})
+        if idle := trained.keys() - {ref.name for ref in ready}:
+            raise ValueError(
+                f"no loss trains {', '.join(sorted(idle))}: name it as the student of one, or "
+                "leave it out"
+            )
         seen = dict(views or {})
         roles = Roles(trained, views_of, parts, seen, runtime, ready, branches or {})
         for name, value in (("teacher", views_of.get("teacher")), ("roles", roles)):
@@ -186,9 +191,10 @@ class Distiller(nn.Module):
         return (student, teacher, batch), more
 
     def _any_answer(self, step: Step, name: str) -> Any:
-        """An answer of a student with a graph; at the input where no loss has asked it."""
+        """An answer of a student with a graph, for which it is asked if no loss has done so."""
         known = (o for ref, o in step.answers.items() if ref.name == name and o.logits.grad_fn)
-        return next(known, None) or step.answer(name)
+        ref = min((ref for ref in self.roles.graded if ref.name == name), key=str)
+        return next(known, None) or step.answer(ref.name, ref.view)
 
     @torch.no_grad()
     def _prepare(self) -> None:

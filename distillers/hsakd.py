@@ -44,7 +44,7 @@ class HSAKD(TransferLoss):
         ValueError: for an argument out of range, or images that are not square.
     """
 
-    needs_label = True
+    needs_label = asks_networks = True
 
     def __init__(
         self,

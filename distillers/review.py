@@ -29,10 +29,12 @@ def hierarchical_context_loss(students: Sequence[Tensor], teachers: Sequence[Ten
 def _pyramid(student: Tensor, teacher: Tensor) -> Tensor:
     loss, weight, total = F.mse_loss(student, teacher), 1.0, 1.0
     for side in LEVELS:
-        if side < student.shape[2]:
+        height, width = student.shape[2:]
+        if side < max(height, width):  # a line has one row
             weight /= 2
             total += weight
-            a, b = (F.adaptive_avg_pool2d(x, side) for x in (student, teacher))
+            size = min(side, height), min(side, width)
+            a, b = (F.adaptive_avg_pool2d(x, size) for x in (student, teacher))
             loss = loss + weight * F.mse_loss(a, b)
     return loss / total
 

@@ -60,6 +60,7 @@ class SRRL(TransferLoss):
         [head] = self.heads
         assert head is not None
         connected = self.connector(places(grid(s))).mean(dim=2)
-        said = F.linear(connected, head.weight, head.bias)
+        bias = None if head.bias is None else head.bias.detach()  # of a peer, it would learn
+        said = F.linear(connected, head.weight.detach(), bias)
         regressed = F.mse_loss(said, teacher.logits)
         return F.mse_loss(connected, to_vector(grid(t))) + self.regression * regressed

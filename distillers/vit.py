@@ -81,6 +81,7 @@ class MiniLM(TransferLoss):
         for ours, theirs in self._read(student, teacher):
             for relation in self.relations:
                 log_s, log_t = (self._log_relation(qkv, relation) for qkv in (ours, theirs))
+                log_t = log_t.detach()  # or the projections of a peer would learn
                 losses.append((log_t.exp() * (log_t - log_s)).sum(dim=3).mean())
         return torch.stack(losses).sum()
 

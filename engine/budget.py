@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from core.runtime import Runtime
-from generators.base import Planner, Source, Workload
+from generators.base import Planner, Practising, Source, Workload
 
 if TYPE_CHECKING:
     from engine.loop import Training
@@ -144,7 +144,7 @@ def time_steps(training: Training, seconds: float) -> Timing:
     parts.compile(runtime)
     network = runtime.parallel(parts.distiller, parts.spare)
     source, step, update = parts.source, 0, 0.0
-    if isinstance(source, Planner) and source.practice(1):
+    if isinstance(source, Practising) and source.practice(1):
         update = _timed_updates(source, runtime, seconds)
 
     def period() -> None:
@@ -161,7 +161,7 @@ def time_steps(training: Training, seconds: float) -> Timing:
     return Timing(pace, source, training.config["evaluations"])
 
 
-def _timed_updates(source: Planner, runtime: Runtime, seconds: float) -> float:
+def _timed_updates(source: Practising, runtime: Runtime, seconds: float) -> float:
     """Seconds of an update, from as many as the time allows."""
     one = _timed(lambda: source.practice(1), runtime, 0.0)
     began = _now(runtime)

@@ -11,7 +11,7 @@ from typing import Any
 from core.files import write_whole
 from engine.catalogue import comment
 from engine.choices import file_of, own_folder, own_words
-from engine.command import overrides_of
+from engine.command import data_of, overrides_of
 from engine.loading import exported_lines, loading_lines
 from engine.ownership import CARD, MARK, PICTURE, SEEN, SOUND, TEXT
 from engine.parts import Parts
@@ -236,9 +236,7 @@ def _use(config: dict[str, Any], parts: Parts) -> str:
     root = node["_target_"].partition(".")[0]
     own = [f" {shlex.quote(word)}" for word in own_words(config)]
     trust = "" if root == "models" else own[0] if own else f" trust=[{root}]"
-    path = config["data"]["path"]
-    where = f" {shlex.quote(f'data.path={path}')}" if path else ""
-    data = config["choices"]["data"] if parts.dataset.has("test") else "NAME"
+    data = " ".join(map(shlex.quote, data_of(config))) if parts.dataset.has("test") else "data=NAME"
     seen = ""
     if student.transform is not None:
         seen = (
@@ -253,7 +251,7 @@ def _use(config: dict[str, Any], parts: Parts) -> str:
         + _indented(f"python -m tools.export RUN student.pt2{trust}")
         + f"\n\n```python\n{exported_lines(student.takes)}\n```\n\n"
         "To measure it on any data:\n\n"
-        + _indented(f"python -m tools.evaluate RUN data={data}{where}{own[0] if own else trust}")
+        + _indented(f"python -m tools.evaluate RUN {data}{own[0] if own else trust}")
     )
 
 

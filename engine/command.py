@@ -46,6 +46,15 @@ def overrides_of(config: Mapping[str, Any]) -> list[str]:
     return [*chosen, *(_override(base, key, value) for key, value in values.items())]
 
 
+def data_of(config: Mapping[str, Any]) -> list[str]:
+    """Of these arguments, those that say what data there is: for programs that only measure."""
+    base = _composed((*own_words(config), f"data={config['choices']['data']}"))
+    data = {k: v for k, v in config["data"].items() if k not in ("training", "steps", "root")}
+    left = {key: value for key, value in _plain(base)["data"].items() if key not in data}
+    values = _changes(OmegaConf.create(base), {**_plain(base), "data": {**left, **data}})
+    return [f"data={config['choices']['data']}", *(_override(base, *v) for v in values.items())]
+
+
 def _changes(base: DictConfig, config: Mapping[str, Any]) -> dict[str, Any]:
     """The keys that make ``base`` (which becomes it) the configuration, with their values."""
     values: dict[str, Any] = {}

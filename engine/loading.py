@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pkgutil import resolve_name
 from typing import Any
 
@@ -40,7 +41,7 @@ def loading_lines(
     """
     modules = {"torch", "safetensors.torch"}
     sizes = {"in_channels": spec.shape[0], "input_size": spec.shape[1:], "num_classes": num_classes}
-    sizes |= {"spec": spec}
+    sizes |= {"spec": replace(spec, columns=())}  # which no network reads
     network = _expression(node, sizes, modules)
     ones = (1,) * (len(spec.shape) - 1)
     moments = [list(spec.mean), list(spec.std)]
@@ -51,6 +52,8 @@ def loading_lines(
         f"mean, std = torch.tensor({moments}).view{(2, spec.shape[0], *ones)}",
         f"logits = model((x - mean) / std)  # x: {_expected(spec)}",
     ]
+    if spec.kind.discrete:  # which is not normalised
+        lines[-2:] = [f"logits = model(x)  # x: {_expected(spec)}"]
     if needs_source(node):
         own = " and ".join(sorted(modules - {"torch", "safetensors.torch", "functools"}))
         lines.insert(0, f"# needs the source of {own}, with what it imports, on the path")

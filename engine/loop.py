@@ -24,7 +24,7 @@ from engine.result import finish, summarize
 from engine.run import RunDirectory
 from engine.shown import seen_by
 from engine.snapshot import put_back, take
-from generators.base import Planner
+from generators.base import Practising
 from models.classifier import Classifier
 
 
@@ -265,7 +265,7 @@ class Training:
         if (budget := self.config["budget"]) is not None:
             taken = self._wall() + self.clock.seconds["timing"]
             source = self.parts.source
-            rounds = isinstance(source, Planner) and source.in_rounds
+            rounds = isinstance(source, Practising) and source.in_rounds
             if words := verdict(parse_budget(budget), taken, rounds):
                 print(words, flush=True)
 

@@ -31,9 +31,9 @@ def expand(
     edges: dict[str, Edge] = {}
     for name, entry in losses.items():
         reads = {key: Ref.parse(text) for key, text in (entry.get("reads") or {}).items()}
-        ours = _listed(entry.get("student", "student"))
+        ours = _listed(entry.get("student", "student"), f"the loss {name} names as student")
         for ref in map(Ref.parse, ours):
-            named = _listed(entry.get("teacher", "teacher"))
+            named = _listed(entry.get("teacher", "teacher"), f"the loss {name} names as teacher")
             if named == [OTHERS]:
                 named = [other for other in students if other != ref.name]
             if not named:
@@ -42,6 +42,10 @@ def expand(
                 parts = [name, *([str(ref)] if len(ours) > 1 else [])]
                 parts += [str(teacher)] if len(named) > 1 else []
                 key = "_".join(parts).replace(".", "_")
+                if key in entries or (key != name and key in losses):
+                    raise ValueError(
+                        f"there are two losses {key}: call {name} or the other otherwise"
+                    )
                 entries[key] = {k: v for k, v in entry.items() if k not in OWN}
                 if len(named) > 1:
                     entries[key]["weight"] = entry.get("weight", 1.0) / len(named)
@@ -92,8 +96,7 @@ def check_names(
     """Raise a ValueError for a name that does not exist."""
     named = [("deploy", Ref.parse(deploy))]
     for name, edge in edges.items():
-        refs = [edge.student, *edge.reads.values()]
-        refs += [edge.teacher] if edge.teacher.name != "teacher" else []  # whose lack is said later
+        refs = [edge.student, edge.teacher, *edge.reads.values()]
         named += [(f"the loss {name}", ref) for ref in refs]
     _check_rings(parts)
     for group, found in (("teachers", parts), ("views", views)):
@@ -102,7 +105,7 @@ def check_names(
         ]
     for who, ref in named:
         for name, there, what in ((ref.name, known, "network"), (ref.view, shown, "view")):
-            if name not in there:
+            if name not in there and (what, name) != ("network", "teacher"):  # which is said later
                 near = difflib.get_close_matches(name, there, 1)
                 choice = f"there is: {', '.join(sorted(there))}"
                 hint = f"did you mean {near[0]}?" if near else choice
@@ -135,5 +138,8 @@ def check_used(
         raise ValueError(f"nothing asks {', '.join(idle)}: name it in a loss, or leave it out")
 
 
-def _listed(value: str | list[str]) -> list[str]:
-    return [value] if isinstance(value, str) else list(value)
+def _listed(value: str | list[str], who: str) -> list[str]:
+    found = [value] if isinstance(value, str) else list(value)
+    if not found or len(set(found)) < len(found):
+        raise ValueError(f"{who} {found}: name at least one, and each once")
+    return found

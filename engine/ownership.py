@@ -25,6 +25,7 @@ RESULT, STUDENT, PICTURE = "result.json", "student.safetensors", "inputs.png"
 SOUND, TEXT = "inputs.wav", "inputs.txt"  # where inputs have one
 SEEN = "inputs_student.png"  # where the student sees them through a transform
 STUDENTS = "students"  # a folder of those that are not deployed
+PROBES = "probes"  # a folder beside runs, of what they are measured on
 METRICS, CARD, CHECKPOINTS = "metrics.jsonl", "README.md", "checkpoints"
 NAMES = (CONFIG, VERSIONS, NEXT, RESULT, STUDENT, PICTURE, SEEN, SOUND, TEXT, METRICS, CARD)
 MARK = "<!-- Written by train.py at the end of this run. -->"  # begins a card of ours

@@ -83,6 +83,8 @@ def pair_up(
             _check_instance(name, losses[name], parts.get(edges[name].teacher.name), data)
     if config["shuffled_pairs"]:
         _check_shuffled(config, bool(across))
+        for name in across:
+            _check_apart(name, edges[name], losses[name], sights)
     if not (data.class_only or config["shuffled_pairs"]):
         return dict(edges)
     return {name: _apart(edge) if name in across else edge for name, edge in edges.items()}
@@ -138,6 +140,16 @@ def _check_instance(name: str, loss: Any, teacher: Teacher | None, data: Dataset
             f"the loss {name} compares two networks on one and the same thing, but the two inputs "
             f"of a pair of data {data.name} share their class only: choose a loss on predictions, "
             f"such as {ALONE}"
+        )
+
+
+def _check_apart(name: str, edge: Edge, loss: Any, sights: Sights) -> None:
+    """Raise a ValueError where a teacher would be shown true pairs after all."""
+    reads = [ref for ref in edge.reads.values() if sights.differ(replace(edge, teacher=ref))]
+    if loss.asks_networks or reads or edge.teacher.view != INPUT:
+        raise ValueError(
+            f"shuffled_pairs=true would leave the loss {name} some true pairs, since it asks a "
+            "teacher in ways of its own: leave out the loss, or the shuffling"
         )
 
 

@@ -22,6 +22,7 @@ from data.dataset import Dataset, Split
 from data.spec import InputSpec
 from engine.choices import own_words
 from engine.config import compose, plain
+from engine.ownership import PROBES
 from engine.parts import build_parts
 from models.classifier import Classifier
 
@@ -108,7 +109,7 @@ class Probe:
         self, config: DictConfig, dataset: Dataset, teacher: Classifier, runtime: Runtime
     ) -> None:
         self.runtime, self.dataset, self.teacher = runtime, dataset, teacher
-        self.folder = Path(config.run_root) / "probes"
+        self.folder = Path(config.run_root) / PROBES
         self.weights = _digest(teacher.module.state_dict())
         images: list[Tensor] = []
         names, refused = [], []

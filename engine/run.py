@@ -27,6 +27,7 @@ from engine.ownership import (
     PICTURE,
     RESULT,
     STUDENT,
+    STUDENTS,
     VERSIONED,
     VERSIONS,
     blocked,
@@ -64,6 +65,8 @@ class RunDirectory:
         self.path = Path(config.run_dir or self._default_path(config))
         self.checkpoints = Checkpoints(self.path / CHECKPOINTS, runtime)
         self.overwrite = bool(config.overwrite)
+        if self.overwrite:
+            _check_kept(self.config, self.path)
         self.wait = wait
 
     def _default_path(self, config: DictConfig) -> Path:
@@ -265,3 +268,15 @@ def _result(path: Path) -> dict[str, Any]:
             f"this version reads {SCHEMA}. Go on with that version, or give another run_dir=..."
         )
     return result
+
+
+def _check_kept(config: dict[str, Any], folder: Path) -> None:
+    """Raise a ValueError if an earlier run that is to be removed holds a teacher of the new one."""
+    nodes = [config["teacher"], *config["teachers"].values()]
+    for path in [node["checkpoint"] for node in nodes if node.get("checkpoint")]:
+        parent = Path(path).expanduser().resolve().parent
+        if parent in (folder.resolve(), folder.resolve() / STUDENTS):
+            raise ValueError(
+                f"overwrite=true would remove {path}, which this run reads: copy it to another "
+                "place, or choose another run_dir=..."
+            )

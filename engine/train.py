@@ -10,7 +10,7 @@ from core.runtime import Runtime
 from engine.config import plain
 from engine.length import Length
 from engine.loop import Training
-from engine.moments import measure_moments
+from engine.moments import measure_moments, provisional
 from engine.pairing import check_synthesized
 from engine.parts import build_dataset, build_parts
 from engine.probe import inputs_for, stand_in
@@ -39,8 +39,9 @@ def run(config: DictConfig, runtime: Runtime, wait: bool = False) -> dict[str, A
             check_synthesized(dataset)
         teacher, origin = obtain_teacher(config, settings, dataset, runtime, run)
         others, origins = obtain_others(config, settings, dataset, runtime, run)
+        trial = provisional(settings, dataset, teacher, runtime)  # what it lacks may take minutes
+        spare = runtime.any(rehearse(trial, dataset, teacher, runtime, others))
         origins += measure_moments(config, settings, dataset, teacher, runtime)
-        spare = runtime.any(rehearse(settings, dataset, teacher, runtime, others))
         length.fix(dataset, teacher, stand_in(config, dataset, teacher, runtime), runtime, others)
         inputs = inputs_for(config, dataset, teacher, runtime)  # after: it may take minutes
         parts = build_parts(settings, dataset, teacher, runtime, others)

@@ -11,6 +11,7 @@ from torch import nn
 
 from core.build import build
 from distillers.distiller import Distiller
+from models.branch import Branch
 
 Optimizers = Callable[..., torch.optim.Optimizer]
 
@@ -101,4 +102,6 @@ def _owner(distiller: Distiller, of: str, path: str) -> nn.Module:
     if name not in groups.get(group, {}):
         known = ["student", *(f"{g}.{n}" for g, found in groups.items() for n in found)]
         raise ValueError(f"{path}.of={of} does not exist; there is: {', '.join(known)}")
-    return groups[group][name]
+    found = groups[group][name]
+    module = getattr(found, "module", None)
+    return module.branch if isinstance(module, Branch) else found  # its trunk is another student's

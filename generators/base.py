@@ -176,16 +176,21 @@ class Drawing(Protocol):
 
 @runtime_checkable
 class Planner(Protocol):
-    """A source whose work is more than its batches, and is known before.
+    """A source that asks a teacher itself, and can say how often."""
+
+    def plan(self, steps: int) -> Workload:
+        """The work for a number of batches on one rank; an upper bound."""
+
+
+@runtime_checkable
+class Practising(Planner, Protocol):
+    """A source whose plan has updates, which are timed apart from its batches.
 
     Attributes:
         in_rounds: whether synthesis comes in rounds, which a run makes whole or not at all.
     """
 
     in_rounds: bool
-
-    def plan(self, steps: int) -> Workload:
-        """The work for a number of batches on one rank; an upper bound."""
 
     def practice(self, updates: int) -> int:
         """Do at most so many of ``plan``'s updates, for timing; returns how many.

@@ -133,7 +133,7 @@ class Mixture:
         return work
 
     def practice(self, updates: int) -> int:
-        """See :class:`~generators.base.Planner`."""
+        """See :class:`~generators.base.Practising`."""
         if self.in_rounds:
             count = min(updates, self.synthesizer.plan().updates)
             self._show(0.0, count)

@@ -64,9 +64,10 @@ class BlackBox(Classifier):
                 "of at least 1 or null"
             )
         meter = Meter(None if budget is None else budget // runtime.world_size)
-        super().__init__(Sealed(teacher.frozen()), teacher.spec, teacher.classes, meter=meter)
+        hidden, takes = Sealed(teacher.frozen()), teacher.takes
+        super().__init__(hidden, teacher.spec, teacher.classes, meter=meter, takes=takes)
         self.runtime, self.directions = runtime, directions
-        low, high = teacher.spec.range
+        low, high = takes.range
         self.epsilon, self.budget = epsilon * (high - low), budget
         self.hidden_parameters = teacher.parameter_count()
 

@@ -114,7 +114,8 @@ def read_description(path: str | os.PathLike[str]) -> dict[str, Any]:
     """What a file of ours says about its network's input; only its header is read.
 
     Returns:
-        ``shape``, ``range``, ``mean`` and ``std``, and ``classes``: names, or how many.
+        ``shape``, ``range``, ``mean`` and ``std``, and ``classes``: names, or how many; more where
+        its kind of input has more.
 
     Raises:
         ValueError: for a file that cannot be read, or whose header makes no sense.
@@ -124,7 +125,9 @@ def read_description(path: str | os.PathLike[str]) -> dict[str, Any]:
     spec, classes, count = read_metadata(header_metadata(Path(path)), path)
     if spec is None:
         return {}
-    named = {"classes": classes or count} if count else {}
+    named: dict[str, Any] = {"classes": classes or count} if count else {}
+    if (before := before_transform(path)) is not None and before.columns:
+        named["columns"] = before.columns  # by which a table is read, whatever becomes of it
     return spec.to_dict() | named
 
 

@@ -24,13 +24,13 @@ import torch
 from torch import Tensor
 
 from core.files import write_whole
-from data.spec import InputSpec
+from data.spec import MORE, InputSpec
 from engine.choices import KEY
 from engine.config import compose, plain
 from engine.ownership import CONFIG, mapping
 from engine.student import FILE, load_student, student_of
 from engine.trust import sort_trust
-from models.checkpoint import load_weights
+from models.checkpoint import before_transform, load_weights
 from models.classifier import Classifier
 from tools.formats import FORMATS, Format, capture, first_line
 
@@ -78,7 +78,13 @@ def _student(run: Path | None, file: Path, overrides: Sequence[str]) -> Classifi
     """The network that the command line describes, or else the run directory."""
     trust, words = sort_trust(overrides)
     if _chosen(words):
-        return load_student(file, plain(compose(words))["student"]["model"])
+        node = plain(compose(words))["student"]
+        if before_transform(file) is not None and node["transform"] is None:
+            raise ValueError(
+                f"{file} is of a network that sees its inputs through a transform: add "
+                "student.transform=NAME"
+            )
+        return load_student(file, node["model"], node["transform"])
     if run:
         return student_of(run, trust)
     says = load_weights(file)[1].get("architecture")
@@ -159,10 +165,12 @@ def metadata_of(student: Classifier, run: Path | None, file: Path) -> dict[str, 
         choices = config.get("choices")
         provenance |= choices if isinstance(choices, dict) else {}
         provenance |= {key: config.get(key) for key in ("seed", "steps")}
+    said = student.takes.to_dict()
     values = {
         "input": f"{_expected(student.takes)}; normalised inside",
         "shape": student.takes.shape,
         "range": student.takes.range,
+        **{key: said[key] for key in MORE if key in said},
         "classes": student.classes,
         "provenance": provenance,
     }

@@ -32,6 +32,7 @@ from core.runtime import Runtime
 from data.dataset import Dataset
 from data.files import GROUPS
 from engine.checkpoints import Checkpoints, files, read_checkpoint
+from engine.expected import expected
 from engine.parts import build_dataset
 from engine.trust import read_found, trusted_alone
 
@@ -58,6 +59,9 @@ def export_bank(run: Path, out: Path, trusted: Sequence[str] = ()) -> str:
         raise ValueError(f"{out} exists: remove it, or give another name")
     config, bank = _read(run, trusted)
     dataset = _data(config, run)
+    if bank["images"].dtype != dataset.kind.storage:  # kept as they are, in the teacher's range
+        low, high = expected(config["teacher"]).values["range"]
+        bank["images"] = dataset.kind.encode(bank["images"], (low, high))
     arrays = _arrays(bank, dataset)
     labels = arrays["train_labels"]
     if len(labels) and not 0 <= labels.min() <= labels.max() < dataset.num_classes:
@@ -71,9 +75,11 @@ def export_bank(run: Path, out: Path, trusted: Sequence[str] = ()) -> str:
         _write_folder(arrays, out)
         kind = f"image_folder data.dataset.channels={dataset.shape[0]}"
     many = dataset.kind.plural
+    made = f"{len(bank['images'])} synthesized {many} of {dataset.num_classes} classes"
+    if not dataset.has("test"):
+        return f"{made}: {out}\nTo use them as data={kind}, add test {many} to measure a student on"
     return (
-        f"{len(bank['images'])} synthesized {many} of {dataset.num_classes} classes, and the test "
-        f"{many} of {_place(config, dataset)}: {out}\n"
+        f"{made}, and the test {many} of {_place(config, dataset)}: {out}\n"
         f"To use them: data={kind} data.path={out} data.size=null"
     )
 

@@ -23,11 +23,10 @@ from torch import Tensor
 
 from core.runtime import Runtime
 from data.dataset import Dataset
-from engine.networks import build_network
 from engine.parts import build_dataset
+from engine.student import student_of
 from engine.trust import read_found, trusted_alone
 from models.classifier import Classifier
-from models.pretrained import freeze, load_classifier
 from models.taps import stage_taps
 
 PER_CLASS = 500  # the authors' limit
@@ -100,11 +99,10 @@ def quality_of_run(
         raise ValueError(f"{run} is not a finished run: it has no student.safetensors")
     config, runtime = read_found(run / "config.yaml", trusted), Runtime()
     dataset = build_dataset({**config, "data_free": False}, runtime)
-    module = build_network(config["student"]["model"], dataset.shape, dataset.classes)
-    file = run / "student.safetensors"
-    network = load_classifier(module, file, dataset.spec, classes=dataset.classes)
-    runtime.prepare(freeze(network))
-    taps = paths or stage_taps(module)
+    network = student_of(run, trusted)
+    dataset.adapt(network.takes, dataset.num_classes)
+    runtime.prepare(network)
+    taps = paths or stage_taps(network.module)
     if not taps:
         raise ValueError("the network names no stages: give paths of its modules after the run")
     x, labels = _sample(dataset, inputs)

@@ -13,6 +13,7 @@ import torch
 
 from core.runtime import Runtime
 from data.columns import csv
+from data.delimited import as_number
 from data.spec import Expected, InputSpec
 from data.tables import TABLES, held_out, table
 
@@ -56,7 +57,9 @@ def test_another_file_is_read_as_the_teacher_knows_it(tmp_path: Path) -> None:
     first = own(tmp_path)
     said = json.loads(json.dumps(first.spec.to_dict()))  # as a file keeps it
     assert InputSpec(**said) == first.spec
-    teacher = functools.partial(Expected, said | {"classes": first.classes}, {})
+    teacher = functools.partial(
+        Expected, said | {"classes": first.classes}, {"classes": "its file"}
+    )
     text = "extra,bought,colour,age,grade\n7,yes,red,30,10\n7,yes,blue,20,9\n"
 
     def read(text: str) -> Any:
@@ -72,6 +75,28 @@ def test_another_file_is_read_as_the_teacher_knows_it(tmp_path: Path) -> None:
         read(text.replace("age", "years"))
     with pytest.raises(ValueError, match="'perhaps' was not in the training split, which has no"):
         read(text.replace("yes,red", "perhaps,red"))
+    other = own(tmp_path, TRAIN.replace("40,blue", "80,blue"))
+    with pytest.raises(ValueError, match="has 'age', from 20 to 40 where .* 'age', from 20 to 80"):
+        data.check(other.spec, 2)
+
+
+@pytest.mark.parametrize(("cell", "number"), [("18_25", None), ("1e3", 1000.0), (" 7 ", 7.0)])
+def test_what_is_a_number(cell: str, number: float | None) -> None:
+    assert as_number(cell) == number
+
+
+def test_tabs_are_given_as_a_shell_passes_them(tmp_path: Path) -> None:
+    data = own(tmp_path, TRAIN.replace(",", "\t"), TEST.replace(",", "\t"), delimiter="\\t")
+    assert data.classes == ("no", "yes")
+
+
+def test_letters_may_be_composed_or_not(tmp_path: Path) -> None:
+    """In the file that a teacher was trained on, and in one that it reads."""
+    first = own(tmp_path, TRAIN.replace("yes", "caf\u00e9"), TEST.replace("yes", "caf\u00e9"))
+    values = first.spec.to_dict() | {"classes": first.classes}
+    teacher = functools.partial(Expected, values, {"classes": "its file"})
+    texts = (text.replace("yes", "cafe\u0301") for text in (TRAIN, TEST))
+    assert own(tmp_path, *texts, expected=teacher).classes == ("caf\u00e9", "no")
 
 
 @pytest.mark.parametrize("columns", [[["age", 0, 1, []]], [["a"]], 3, [["a", 0, 1, ["x", "y"]]]])

@@ -14,6 +14,7 @@ from engine.ownership import (
     CONFIG,
     METRICS,
     PICTURE,
+    PROBES,
     RESULT,
     SOUND,
     TEXT,
@@ -112,7 +113,7 @@ def find(paths: Sequence[Path]) -> tuple[list[Path], list[str]]:
         below = [path] if _is_run(path) else []
         if not below and path.is_dir():
             below = sorted(p.parent for p in path.rglob(CONFIG) if _is_run(p.parent))
-        if not below:
+        if not below and path.name != PROBES:  # which lies beside the runs of ``runs/*``
             what = "is not a run and holds none" if path.exists() else "does not exist"
             mistakes.append(f"{path} {what}: give run directories, or folders that hold some")
         for run in below:
