@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from data.spec import Batch
 from distillers.base import Side, Taps, TransferLoss
+from distillers.channel import check_places
 from distillers.connector import maps
 from models.classifier import Outputs
 from models.initialization import initialize
@@ -76,6 +77,7 @@ class FactorTransfer(TransferLoss):
     def prepare(self, student: Side, teacher: Side) -> None:
         for s, t in self.pairs(student.outputs, teacher.outputs):
             s, t = maps(s, t)
+            check_places(s, "FT")
             factors = max(1, round(self.rate * t.shape[1]))
             self.paraphrasers.append(Paraphraser(t.shape[1], factors))
             self.translators.append(_encoder(s.shape[1], factors))

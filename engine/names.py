@@ -43,9 +43,7 @@ def expand(
                 parts += [str(teacher)] if len(named) > 1 else []
                 key = "_".join(parts).replace(".", "_")
                 if key in entries or (key != name and key in losses):
-                    raise ValueError(
-                        f"there are two losses {key}: call {name} or the other otherwise"
-                    )
+                    raise ValueError(f"there are two losses {key}: call one of them otherwise")
                 entries[key] = {k: v for k, v in entry.items() if k not in OWN}
                 if len(named) > 1:
                     entries[key]["weight"] = entry.get("weight", 1.0) / len(named)

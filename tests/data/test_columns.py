@@ -76,7 +76,7 @@ def test_another_file_is_read_as_the_teacher_knows_it(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="'perhaps' was not in the training split, which has no"):
         read(text.replace("yes,red", "perhaps,red"))
     other = own(tmp_path, TRAIN.replace("40,blue", "80,blue"))
-    with pytest.raises(ValueError, match="has 'age', from 20 to 40 where .* 'age', from 20 to 80"):
+    with pytest.raises(ValueError, match=r"has 'age', from 20 to 40 where .* 'age', from 20 to 80"):
         data.check(other.spec, 2)
 
 

@@ -146,6 +146,10 @@ def test_a_test_file_of_ones_own(tmp_path: Path) -> None:
     assert data.classes == ("9", "10")
     assert data.words == ("<pad>", "<unk>", "one", "two")
     assert data.open("test").labels.tolist() == [0]
+    known = Expected({"words": data.words, "classes": ("7", "9", "10")}, {})  # a teacher's
+    again = csv_text(train, Runtime("cpu"), expected=lambda: known, **columns)  # type: ignore[arg-type]
+    assert again.classes == ("7", "9", "10")
+    assert again.open("test").labels.tolist() == [1]
     test.write_text("no;said\n8;one\n", encoding="utf-8")
     with pytest.raises(ValueError, match=r"no training row has the label '8', which .*b\.csv has"):
         csv_text(train, Runtime("cpu"), **columns)  # type: ignore[arg-type]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from core.runtime import Runtime
 from data.builtin import digits
@@ -135,6 +135,29 @@ def test_a_bank_follows_an_inputs_embeddings() -> None:
     assert memory.labels.tolist() == [2, -1, -1, -1, 3, -1, -1, 1, -1]
     assert memory.entries()[0].shape == (2, ROWS, WIDTH)
     torch.testing.assert_close(before.norm(dim=2).mean().item(), 1.0, rtol=0.1, atol=0)
+
+
+def test_rows_that_never_come_are_no_negatives_once_all_others_have() -> None:
+    """Such as those without a label: their random embeddings would be negatives for good."""
+    torch.manual_seed(0)
+    contrast = Contrast([nn.Identity(), nn.Identity()], Memory(6, WIDTH, 0.5, False), 0.3, K)
+    contrast = contrast.double()
+    s, t = draw(2, 3, WIDTH)
+    batch = Batch(s, torch.tensor([0, 1, 2]), torch.tensor([4, 0, 2]))
+
+    def moved() -> bool:
+        """Whether the loss depends on the other rows."""
+        losses = []
+        for seed in (1, 2):
+            other = copy.deepcopy(contrast)
+            with torch.no_grad():
+                other.memory.embeddings[:, [1, 3, 5]] = draw(2, 3, WIDTH, seed=seed)
+            losses.append(other(s, t, batch))
+        return not torch.equal(*losses)
+
+    assert moved()
+    contrast(s, t, batch)
+    assert not moved()  # the next one makes it as many inputs as there are rows
 
 
 def test_a_queue_keeps_the_latest() -> None:

@@ -48,6 +48,18 @@ def test_loss_by_hand() -> None:
     assert hierarchical_context_loss([s], [s]) == 0
 
 
+def test_the_levels_of_a_line() -> None:
+    """Features of signals and texts have one row."""
+    s, t = torch.randn(2, 3, 1, 8), torch.randn(2, 3, 1, 8)
+
+    def at(length: int) -> Tensor:
+        a, b = (F.adaptive_avg_pool1d(x[:, :, 0], length) for x in (s, t))
+        return (a - b).square().mean()
+
+    expected = (at(8) + at(4) / 2 + at(2) / 4 + at(1) / 8) / (1 + 1 / 2 + 1 / 4 + 1 / 8)
+    torch.testing.assert_close(hierarchical_context_loss([s], [t]), expected)
+
+
 @pytest.mark.parametrize("shapes", [SHAPES, LARGER, TOKENS])
 def test_features_of_any_shapes(shapes: dict[str, tuple[int, ...]]) -> None:
     student, teacher = outputs(SHAPES, 0), outputs(shapes, 1)

@@ -81,6 +81,16 @@ def test_student_and_connector_get_gradients() -> None:
     assert all(p.grad is not None and p.grad.any() for p in made.parameters())
 
 
+def test_the_classifier_of_a_peer_does_not_learn() -> None:
+    student, classifier = random(0, (6, 5)), head().requires_grad_(True)
+    guide = teacher(random(1, (6, 7)).features["a"], classifier)
+    made = loss(student, guide, classifier)
+    student.features["a"].requires_grad_()
+    made(student, guide, Batch(student.logits)).backward()
+    assert classifier.weight.grad is None
+    assert classifier.bias.grad is None
+
+
 def test_mistakes() -> None:
     student, classifier = random(0, (6, 5)), head()
     guide = teacher(random(1, (6, 7)).features["a"], classifier)

@@ -4,7 +4,7 @@ import shlex
 
 import pytest
 
-from engine.command import overrides_of
+from engine.command import data_of, overrides_of
 from engine.config import compose, plain
 from engine.identity import identity
 from engine.teacher import teacher_config
@@ -56,6 +56,25 @@ def test_whatever_can_be_said() -> None:
     ]
     config = plain(compose(given))
     assert identity(plain(compose(overrides_of(config)))) == identity(config)
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        ("data=digits method=kd", "data=digits"),
+        ("experiment=wine_splits seed=3 data.steps=9", "data=wine data.dataset.split=3"),
+        (
+            "data=csv data.path=a.csv data.dataset.test_path=b.csv data.size=null steps=4",
+            "data=csv data.path=a.csv data.dataset.test_path=b.csv",
+        ),
+        ("data=mnist data.size=28 data.training.steps=3", "data=mnist data.size=28"),
+    ],
+)
+def test_data_alone_for_programs_that_measure(given: str, wanted: str) -> None:
+    config = plain(compose(given.split()))
+    assert sorted(data_of(config)) == sorted(wanted.split())
+    again = plain(compose(data_of(config)))["data"]
+    assert again["dataset"] == config["data"]["dataset"]
 
 
 def test_a_teachers_run_has_a_command_of_its_own() -> None:

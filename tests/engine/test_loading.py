@@ -10,8 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from data.spec import InputSpec
 from engine.loading import exported_lines, loading_lines, needs_source
 from engine.student import architecture, student_of
+from models.checkpoint import save_network
+from models.classifier import Classifier
+from models.texts import TextCNN
 from tests.tools.students import CLASSES, made, node_of, raw
 from tools.export import main
 
@@ -94,6 +98,19 @@ def test_the_lines_run_without_this_project(
     assert len(code) == (3 if name == "pt2" else 5)
     comments = lines.count("\n# ") + lines.startswith("# ")
     assert comments == (1 if name == "own" else 0)
+
+
+def test_the_lines_of_a_student_of_texts(tmp_path: Path) -> None:
+    """Words are not normalised."""
+    words = ("<pad>", "<unk>", "a", "b")
+    spec = InputSpec((4, 5), modality="text", words=words)
+    node = {"_target_": "models.texts.TextCNN", "width": 3, "channels": 3}
+    module = TextCNN(4, 2, width=3, channels=3).eval()
+    file = tmp_path / "student.safetensors"
+    save_network(file, Classifier(module, spec, ("x", "y")), {})
+    names: dict[str, Any] = {"x": spec.noise(6, torch.device("cpu"))}
+    exec(loading_lines(node, spec, 2, str(file)), names)
+    assert torch.equal(names["logits"], module(names["x"]))
 
 
 def test_the_lines_of_a_torchvision_student(

@@ -53,6 +53,14 @@ def edge(parts: Parts, name: str) -> Edge:
     return parts.distiller.edges[name]
 
 
+@pytest.mark.parametrize("loss", ["loss=[hsakd,ce]", "loss=[sarc,ce]"])
+def test_losses_that_ask_both_networks_themselves_cannot_be_shuffled(loss: str) -> None:
+    words = [*EDGES, loss, "~distiller.losses.kd", "~distiller.losses.cross_entropy"]
+    parts_of("kd", *words)
+    with pytest.raises(ValueError, match=r"shuffled_pairs=true would leave the loss \w+ some true"):
+        parts_of("kd", *words, "shuffled_pairs=true")
+
+
 def test_pairs_are_as_given_by_default() -> None:
     parts = parts_of("kd", *EDGES)
     assert edge(parts, "kd") == Edge()

@@ -17,6 +17,7 @@ from engine.config import compose, plain
 from engine.names import expand
 from engine.parts import Parts, build_dataset, build_parts
 from engine.teacher import as_teacher, networks_of
+from engine.turns import _owner
 from models.branch import Branch
 from models.classifier import Classifier
 from tests.test_contracts import small, teacher_for
@@ -30,6 +31,7 @@ PEER = [
 MODEL = "{_target_: models.branch.ConvBranch, widths: [6]}"
 BRANCH = f"students={{side: {{of: student, tap: stage1, model: {MODEL}}}}}"
 SMALL = "{model: digits_cnn_small}"
+BRANCHES = ("students.second.model.widths=[6]", "students.third.model.widths=[6]")
 MIXED = "{_target_: distillers.combinations.Mean, of: [student], temperature: 1.0}"
 AVERAGE = "distillers.teachers.Average"
 ALONG = "distiller.losses.cross_entropy.student=[student,side]"
@@ -61,6 +63,8 @@ def test_lists_are_one_loss_each_and_several_teachers_their_mean() -> None:
     assert edges["plain"] == Edge(reads={"clean": Ref("a", "dark")})
     with pytest.raises(ValueError, match="no other student"):
         expand({"kd": {"teacher": "others"}}, ["student"])
+    with pytest.raises(ValueError, match="there are two losses kd_a: call one of them otherwise"):
+        expand({"kd": {"teacher": ["a", "b"]}, "kd_a": {}}, ["student"])
 
 
 @pytest.mark.parametrize(
@@ -72,6 +76,10 @@ def test_lists_are_one_loss_each_and_several_teachers_their_mean() -> None:
         ([f"students={{dark: {SMALL}}}", f"teachers={{dark: {MIXED}}}"], "'dark' is taken"),
         (["students={a-b: {model: digits_cnn}}"], "is no word"),
         (["ema=0.9", f"teachers={{average: {MIXED}}}"], "ema adds a teacher called average"),
+        (["distiller.losses.cross_entropy.student=[]"], r"student \[\]: name at least one"),
+        (["distiller.losses.cross_entropy.student=[student,student]"], "and each once"),
+        (["distiller.losses.cross_entropy.teacher=teacher@typo"], "the view 'typo'"),
+        ([f"students={{peer: {SMALL}}}"], "no loss trains peer: name it as the student of one"),
         (["deploy=per"], "deploy names the network 'per'"),
         (["deploy=mean", f"teachers={{mean: {MIXED}}}"], "deploy=mean is no network that learns"),
         (
@@ -95,6 +103,23 @@ def test_lists_are_one_loss_each_and_several_teachers_their_mean() -> None:
 def test_mistakes_are_found_before_anything_is_trained(overrides: list[str], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         make("scratch", *overrides)
+
+
+def test_all_losses_off_at_a_view_still_have_a_graph() -> None:
+    off = "{_target_: core.schedules.constant, warmup: 0.5}"
+    parts = make("pgd_at", f"distiller.losses.cross_entropy.schedule={off}")
+    parts.distiller.at(0.0)
+    losses = parts.distiller(parts.source.next())
+    losses.total.backward()
+    assert losses.total == 0
+    assert all(p.grad is not None for p in parts.student.parameters())
+
+
+def test_a_turn_of_a_branch_leaves_its_trunk() -> None:
+    parts = make("one", *BRANCHES)
+    owned = {id(p) for p in _owner(parts.distiller, "students.second", "turns.a").parameters()}
+    assert owned
+    assert not owned & {id(p) for p in parts.student.parameters()}
 
 
 def test_a_network_may_be_named_and_a_wrong_name_is_a_mistake() -> None:

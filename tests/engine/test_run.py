@@ -167,6 +167,19 @@ def test_overwrite_starts_again(tiny: list[str], tmp_path: Path) -> None:
     assert contents(tmp_path / "run")["result.json"] != second["result.json"]
 
 
+def test_overwrite_keeps_a_run_whose_student_is_the_teacher(
+    tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [*tiny, f"run_dir={tmp_path / 'run'}", "steps=4"]
+    assert train.main(arguments) == 0
+    first = contents(tmp_path / "run")
+    file = tmp_path / "run" / "student.safetensors"
+    own = ["teacher.model.width=4", "teacher=digits_cnn_small", f"teacher.checkpoint={file}"]
+    assert train.main([*arguments, *own, "overwrite=true"]) == 1
+    assert f"overwrite=true would remove {file}, which this run reads" in capsys.readouterr().err
+    assert contents(tmp_path / "run") == first
+
+
 def test_overwrite_takes_nothing_before_the_new_run_stands(
     tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from core.runtime import Runtime
 from data.spec import InputSpec
+from data.transforms import Channels
 from models.black_box import (
     BlackBox,
     forward_differences,
@@ -223,6 +224,19 @@ def test_the_noise_follows_the_count_and_the_rank(monkeypatch: pytest.MonkeyPatc
     runtime = Runtime("cpu")
     monkeypatch.setattr(runtime, "rank", 1)
     assert not torch.equal(gradient(box(runtime), x, upstream), one)
+
+
+def test_a_box_behind_a_transform_takes_what_goes_into_it() -> None:
+    wide = InputSpec((1, 4, 4), (0.0, 2.0), (0.3,), (0.4,))
+    half = Channels(wide, keep=[0])
+    inside = Classifier(teacher().module, SPEC, "abcde", transform=half, takes=wide)
+    boxed = BlackBox(freeze(inside), Runtime("cpu"), epsilon=0.01)
+    assert boxed.takes == wide
+    assert boxed.epsilon == pytest.approx(0.02)
+    x = inputs().abs() / 2
+    torch.testing.assert_close(
+        boxed(x).logits.softmax(1), inside(x).logits.softmax(1), rtol=1e-4, atol=1e-6
+    )
 
 
 def test_a_compiled_box_answers_alike() -> None:

@@ -11,8 +11,12 @@ from torch import Tensor
 
 from core.runtime import Runtime
 from data.spec import InputSpec
+from data.transforms import Edges
 from engine.config import compose
 from engine.train import run as train
+from models.checkpoint import save_network
+from models.classifier import Classifier
+from models.digits import DigitsCNN
 from tests.tools.students import CLASSES, made, needs_onnx, node_of, raw
 from tools.export import main, probes
 
@@ -115,6 +119,25 @@ def test_a_file_outside_of_its_run_is_described_on_the_command_line(
     assert main([str(file), str(out), "student=digits_cnn_small", "student.model.width=4"]) == 0
     assert "values from -1 to 1" in capsys.readouterr().out
     assert out.exists()
+
+
+def test_a_transform_has_to_be_given_with_a_file_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec, file = InputSpec((1, 8, 8)), tmp_path / "mine.safetensors"
+    edges = Edges(spec)
+    module = DigitsCNN(1, 10, 4)
+    names = [str(i) for i in range(10)]
+    student = Classifier(module, spec, names, transform=edges, takes=spec).eval()
+    save_network(file, student, {})
+    words = ["student=digits_cnn", "student.model.width=4"]
+    assert main([str(file), str(tmp_path / "out.pt2"), *words]) == 1
+    assert "sees its inputs through a transform: add student.transform" in capsys.readouterr().err
+    out = tmp_path / "seen.pt2"
+    assert main([str(file), str(out), *words, "student.transform=edges"]) == 0
+    x = torch.rand(3, 1, 8, 8)
+    exported, _ = of_pt2(out, (1, 8, 8))
+    torch.testing.assert_close(exported(x), student(x).logits, rtol=1e-4, atol=1e-4)
 
 
 def test_a_file_in_its_run_is_found_there(tmp_path: Path) -> None:

@@ -136,12 +136,14 @@ def test_banks_of_all_ranks_are_one(fabricate: Callable[..., Path], tmp_path: Pa
 
 
 def test_a_bank_within_an_experience(fabricate: Callable[..., Path], tmp_path: Path) -> None:
-    """MAZE's."""
+    """MAZE's, which keeps inputs as they are."""
     held = content(count=4)["streams"]["bank"]
-    source = {"streams": {"fresh": {}, "experience": {**held, "stored": 4}}}
+    exact = held["bank"]["images"].float() / 255
+    source = {"streams": {"fresh": {}, "experience": {"bank": {**held["bank"], "images": exact}}}}
     assert main([str(fabricate(source)), str(tmp_path / "out.npz")]) == 0
     with np.load(tmp_path / "out.npz") as arrays:
-        assert len(arrays["train_images"]) == 4
+        assert arrays["train_images"].dtype == np.uint8
+        assert np.array_equal(arrays["train_images"], held["bank"]["images"][:, 0].numpy())
 
 
 @pytest.fixture

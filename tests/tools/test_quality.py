@@ -86,3 +86,13 @@ def test_for_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "no tap 'stage9'" in capsys.readouterr().err
     assert main([str(tmp_path)]) == 1
     assert "not a finished run" in capsys.readouterr().err
+
+
+def test_layers_are_those_of_what_the_network_sees(tmp_path: Path) -> None:
+    """With other weights than a transform shows it, the same network has other layers."""
+    words = ["method=scratch", f"run_dir={tmp_path / 'run'}", "device=cpu", "steps=2"]
+    config = compose([*words, "batch_size=16", "student.transform=fourier"])
+    config.student.model.width = 4
+    run(config, Runtime("cpu"))
+    found = quality_of_run(tmp_path / "run", inputs=50)
+    assert list(found) == ["stage1", "stage2"]  # of 8 x 5 values, where digits have 8 x 8

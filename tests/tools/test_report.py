@@ -207,6 +207,8 @@ def test_what_is_no_run_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert errors[1].startswith(f"error: {tmp_path / 'none'} does not exist")
     assert main([str(empty), str(run), "--out", str(out)]) == 1
     assert out.exists()
+    (probes := tmp_path / "probes").mkdir()  # beside runs, as in ``runs/*``
+    assert find([run, probes]) == ([run], [])
     (tmp_path / "same").symlink_to(run)
     assert find([run, tmp_path, tmp_path / "same"])[0] == [run]
 
