@@ -39,7 +39,7 @@ from engine.ownership import (
     remove_products,
     stranger,
 )
-from engine.versions import changes, versions
+from engine.versions import changes, files_read, versions
 
 LONGEST = 200  # characters of a directory's name, less seed and hash; systems take 255
 SCHEMA = 2  # of result.json
@@ -189,7 +189,7 @@ class RunDirectory:
             before = mapping(self.path / VERSIONS)
             if not before.keys() >= VERSIONED:  # missing, or damaged
                 self._write_versions()
-            elif changed := changes(before, versions(own_folder(self.config))):
+            elif changed := changes(before, self._used()):
                 print(changed, flush=True)
         self.overwrite = False
         self.runtime.barrier()
@@ -204,8 +204,22 @@ class RunDirectory:
         os.replace(self.path / NEXT, self.path / CONFIG)
 
     def _write_versions(self) -> None:
-        used = versions(own_folder(self.config))
-        write_whole(self.path / VERSIONS, json.dumps(used))
+        write_whole(self.path / VERSIONS, json.dumps(self._used()))
+
+    def _used(self) -> dict[str, Any]:
+        return versions(own_folder(self.config)) | files_read(self.config)
+
+    def say_changed(self) -> None:
+        """Print a line if a finished run had another teacher in a file of the same name."""
+        before, now = mapping(self.path / VERSIONS), files_read(self.config)
+        if self.runtime.main and (
+            other := [key for key in now if before.get(key, now[key]) != now[key]]
+        ):
+            print(
+                f"the file of {other[0]} has other content than when this run was made: "
+                "overwrite=true, or another run_dir=..., makes it with the new file",
+                flush=True,
+            )
 
     def record_steps(self, steps: int) -> None:
         """Set the number of steps, if it is found after the directory is claimed."""

@@ -30,6 +30,7 @@ def run(config: DictConfig, runtime: Runtime, wait: bool = False) -> dict[str, A
     """
     with runtime.together(), RunDirectory(config, runtime, wait).claimed() as directory:
         if (result := directory.result()) is not None:
+            directory.say_changed()
             return result
         directory.say_lost()
         settings = plain(config)

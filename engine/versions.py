@@ -1,7 +1,8 @@
-"""What computes a run: the versions of libraries, the threads, and the commits of the source."""
+"""What computes a run: libraries, threads, the commits of the source, and the files of teachers."""
 
 from __future__ import annotations
 
+import hashlib
 import platform
 from collections.abc import Mapping
 from pathlib import Path
@@ -32,6 +33,18 @@ def versions(own: Path | None = None) -> dict[str, Any]:
     return {name: value for name, value in used.items() if value is not None}
 
 
+def files_read(config: Mapping[str, Any]) -> dict[str, str]:
+    """A hash of the file of each teacher that has one, by its key: a path tells no content."""
+    nodes = {"teacher": config["teacher"]}
+    nodes |= {f"teachers.{name}": node for name, node in config["teachers"].items()}
+    found = {}
+    for name, node in nodes.items():
+        if (path := node.get("checkpoint")) and Path(path).expanduser().is_file():
+            with open(Path(path).expanduser(), "rb") as file:
+                found[f"{name}.checkpoint"] = hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    return found
+
+
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
     """A line on what has changed since a run began, or None.
 
@@ -44,4 +57,4 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
     ]
     if not found:
         return None
-    return f"since this run began, versions have changed, and so may its bits: {'; '.join(found)}"
+    return f"since this run began, these have changed, and so may its bits: {'; '.join(found)}"
