@@ -212,9 +212,8 @@ class RunDirectory:
     def say_changed(self) -> None:
         """Print a line if a finished run had another teacher in a file of the same name."""
         before, now = mapping(self.path / VERSIONS), files_read(self.config)
-        if self.runtime.main and (
-            other := [key for key in now if before.get(key, now[key]) != now[key]]
-        ):
+        other = [key for key in now if before.get(key, now[key]) != now[key]]
+        if other and self.runtime.main:
             print(
                 f"the file of {other[0]} has other content than when this run was made: "
                 "overwrite=true, or another run_dir=..., makes it with the new file",
