@@ -62,33 +62,62 @@ def csv(
         ValueError: for settings out of range, and for files, columns and cells that are not as
             above; the message names line and column.
     """
-    if not 0 < test_fraction < 1:
-        raise ValueError(f"data.dataset.test_fraction is between 0 and 1, not {test_fraction}")
     table = read_table(existing(path), delimiter)
     label = table.names[-1] if label is None else label
     _check_names(table, label, categories, leave_out)
+    columns, classes = _known(expected, table, label)
+    _check_classes(table, label, len(classes))
+    parted = _codes(table, label, classes), test_path, test_fraction, split, delimiter
+    halves = _halves(table, *parted)
+    columns = columns or _columns(*halves, label, categories, leave_out)
+    for half in halves:
+        _check_known(half, [*(column.name for column in columns), label])
+    train, test = ((_vectors(h, columns, runtime), _codes(h, label, classes)) for h in halves)
+    readers = {"train": lambda: train, "test": lambda: test}
+    given = (classes, runtime, size, val_fraction, mean, std)
+    more: dict[str, Any] = {"groups": _groups(columns), "columns": columns, "modality": "vector"}
+    return Dataset(str(table.path), readers, *given, **more)
+
+
+def _known(
+    expected: Callable[[], Expected] | None, table: Table, label: str
+) -> tuple[tuple[Column, ...], list[str]]:
+    """The columns that a teacher's file names, if any; and the classes, by it or by the table."""
     known = expected() if expected else Expected({}, {})
     columns = columns_of(known.values.get("columns", ()))
     named = columns and known.origins.get("classes") == "its file"
-    classes = list(known.classes) if named else in_order(table.column(label))
-    _check_classes(table, label, len(classes))
-    if test_path is None:
-        test = held_out(_codes(table, label, classes), test_fraction, split)
-        halves = table.part(~test), table.part(test)
-    else:
-        test_table = read_table(existing(test_path), delimiter)
-        halves = table, test_table if columns else _beside(table, test_table, leave_out)
-    if columns:
-        for half in halves:
-            _check_known(half, [*(column.name for column in columns), label])
-    else:
-        names = [name for name in table.names if name not in (label, *leave_out)]
-        columns = tuple(_column(halves[0], name, name in categories) for name in names)
-    both = [(_vectors(h, columns, runtime), _codes(h, label, classes)) for h in halves]
-    readers = {"train": lambda: both[0], "test": lambda: both[1]}
-    given = (classes, runtime, size, val_fraction, mean, std)
-    more: dict[str, Any] = {"groups": _groups(columns), "columns": columns}
-    return Dataset(str(table.path), readers, *given, modality="vector", **more)
+    return columns, list(known.classes) if named else in_order(table.column(label))
+
+
+def _halves(
+    table: Table,
+    codes: NDArray[np.int64],
+    test_path: str | Path | None,
+    test_fraction: float,
+    split: int,
+    delimiter: str,
+) -> tuple[Table, Table]:
+    """What is for training and for testing: two files, or parts of one."""
+    if not 0 < test_fraction < 1:
+        raise ValueError(f"data.dataset.test_fraction is between 0 and 1, not {test_fraction}")
+    if test_path is not None:
+        return table, read_table(existing(test_path), delimiter)
+    test = held_out(codes, test_fraction, split)
+    return table.part(~test), table.part(test)
+
+
+def _columns(
+    train: Table, test: Table, label: str, categories: Sequence[str], leave_out: Sequence[str]
+) -> tuple[Column, ...]:
+    """What the training rows say of the columns.
+
+    Raises:
+        ValueError: for a column that the test rows lack, and as :func:`_column`.
+    """
+    if lost := [n for n in train.names if n not in test.names and n not in leave_out]:
+        raise ValueError(f"{test.path} has no column {lost[0]!r}, which {train.path} has: add it")
+    names = [name for name in train.names if name not in (label, *leave_out)]
+    return tuple(_column(train, name, name in categories) for name in names)
 
 
 def _check_known(table: Table, names: Sequence[str]) -> None:
@@ -132,17 +161,6 @@ def _check_classes(table: Table, label: str, count: int) -> None:
             f"{table.path}: column {label!r} has {count} different values in {len(table.rows)} "
             "rows: name the column of classes with data.dataset.label=..."
         )
-
-
-def _beside(table: Table, test: Table, leave_out: Sequence[str]) -> Table:
-    """The test split from a file of its own.
-
-    Raises:
-        ValueError: if it lacks a column.
-    """
-    if lost := [n for n in table.names if n not in test.names and n not in leave_out]:
-        raise ValueError(f"{test.path} has no column {lost[0]!r}, which {table.path} has: add it")
-    return test
 
 
 def _column(table: Table, name: str, category: bool) -> Column:

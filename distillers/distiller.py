@@ -14,7 +14,7 @@ from core.runtime import Runtime
 from data.spec import Batch
 from distillers.adapters import adaptations
 from distillers.base import Side, side
-from distillers.edges import asked, graded, taps_of, transfer_losses
+from distillers.edges import asked, check_trained, graded, taps_of, transfer_losses
 from distillers.step import Edge, Ref, Roles, Step, Teacher, View, first
 from models.classifier import Classifier
 
@@ -93,11 +93,7 @@ class Distiller(nn.Module):
             missing = set(taps.get(name, ())) - set(network.taps)
             assert not missing, f"build {name} with the taps {sorted(missing)}"
         ready = graded(objective, self.edges, parts, branches or {})
-        if idle := trained.keys() - {ref.name for ref in ready}:
-            raise ValueError(
-                f"no loss trains {', '.join(sorted(idle))}: name it as the student of one, or "
-                "leave it out"
-            )
+        check_trained(trained, ready)
         seen = dict(views or {})
         roles = Roles(trained, views_of, parts, seen, runtime, ready, branches or {})
         for name, value in (("teacher", views_of.get("teacher")), ("roles", roles)):

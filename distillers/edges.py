@@ -137,6 +137,15 @@ def graded(
     return frozenset(found)
 
 
+def check_trained(students: Iterable[str], ready: frozenset[Ref]) -> None:
+    """Raise a ValueError for a student through none of whose answers a gradient flows."""
+    if idle := set(students) - {ref.name for ref in ready}:
+        raise ValueError(
+            f"no loss trains {', '.join(sorted(idle))}: name it as the student of one, or leave it "
+            "out"
+        )
+
+
 def _learning(edge: Edge) -> list[Ref]:
     return [edge.student, *edge.reads.values()]
 

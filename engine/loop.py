@@ -22,9 +22,8 @@ from engine.parts import Parts
 from engine.probe import Inputs
 from engine.result import finish, summarize
 from engine.run import RunDirectory
-from engine.shown import seen_by
+from engine.shown import views_of
 from engine.snapshot import put_back, take
-from generators.base import Practising
 from models.classifier import Classifier
 
 
@@ -185,10 +184,8 @@ class Training:
             self.board.histogram("synthesized/classes", self.found["class_histogram"], step)
             scalars = {k: v for k, v in self.found.items() if isinstance(v, float)}
             self.board.scalars({f"synthesized/{k}": v for k, v in scalars.items()}, step)
-            student, inputs = self.parts.student, self.recent[-1]
-            self.board.inputs("synthesized/inputs", inputs, student.takes, step)
-            if (seen := seen_by(student, inputs)) is not None:
-                self.board.inputs("synthesized/inputs_student", seen, student.spec, step)
+            for name, view in views_of(self.parts.student, self.recent[-1]).items():
+                self.board.inputs(f"synthesized/{name}", *view, step)
 
     def look(self) -> None:
         """Evaluate the student and the inputs that were synthesized last."""
@@ -264,8 +261,7 @@ class Training:
         """Why the run took more or less time than its budget, if it did."""
         if (budget := self.config["budget"]) is not None:
             taken = self._wall() + self.clock.seconds["timing"]
-            source = self.parts.source
-            rounds = isinstance(source, Practising) and source.in_rounds
+            rounds = getattr(self.parts.source, "in_rounds", False)
             if words := verdict(parse_budget(budget), taken, rounds):
                 print(words, flush=True)
 

@@ -22,9 +22,8 @@ def write_inputs(folder: Path, inputs: Tensor, student: Classifier) -> None:
     modality has a sound, of a sample rate that is known, or a text; and what the student sees of
     them through a transform as ``inputs_student.png``."""
     spec = student.takes
-    files = {PICTURE: _picture(inputs, spec)}
-    if (seen := seen_by(student, inputs)) is not None:
-        files[SEEN] = _picture(seen, student.spec)
+    names = {"inputs": PICTURE, "inputs_student": SEEN}
+    files = {names[name]: _picture(*view) for name, view in views_of(student, inputs).items()}
     sound = spec.kind.sound(inputs, spec)
     if sound is not None and spec.rate is not None:
         from scipy.io import wavfile  # slow to import
@@ -39,13 +38,15 @@ def write_inputs(folder: Path, inputs: Tensor, student: Classifier) -> None:
         write_whole(folder / name, content)
 
 
-def seen_by(student: Classifier, inputs: Tensor) -> Tensor | None:
-    """What a student's transform makes of inputs; None without one."""
-    if student.transform is None:
-        return None
-    device = next(student.parameters()).device
-    with torch.no_grad():
-        return student.transform(inputs.to(device))  # type: ignore[no-any-return]
+def views_of(student: Classifier, inputs: Tensor) -> dict[str, tuple[Tensor, InputSpec]]:
+    """Inputs as they are, ``inputs``, and as the student sees them through a transform, if it has
+    one, ``inputs_student``; each with what describes it."""
+    found = {"inputs": (inputs, student.takes)}
+    if student.transform is not None:
+        device = next(student.parameters()).device
+        with torch.no_grad():
+            found["inputs_student"] = student.transform(inputs.to(device)), student.spec
+    return found
 
 
 def _picture(inputs: Tensor, spec: InputSpec) -> bytes:

@@ -46,14 +46,7 @@ def load_teacher(
     node = config["teacher"]
     known = expected(node)
     _check_keys(node, dataset)
-    if (before := before_transform(path)) is not None:
-        if node["transform"] is not None:
-            if "+" not in before.modality:  # of a pair it may be one half that counts
-                dataset.check(before, dataset.num_classes)
-        else:
-            saw = f"saw {before.kind.plural} {list(before.shape)} through a transform"
-            line = "without teacher.transform=... it is shown the data as they are"
-            note(runtime, f"{path} is of a network that {saw}: {line}")
+    _check_before(path, node, dataset, runtime)
     try:
         blank = blank_teacher(config, dataset)
         teacher = load_classifier(
@@ -86,9 +79,20 @@ def load_teacher(
     if runtime.main and (origin := known.origins.get("mean")) == library_defaults(node["model"])[0]:
         moments = f"teacher.mean={list(teacher.spec.mean)} teacher.std={list(teacher.spec.std)}"
         print(f"teacher: its inputs are normalised as for {origin}: {moments}", flush=True)
-    freeze(teacher)
-    runtime.prepare(teacher)
+    runtime.prepare(freeze(teacher))
     return teacher
+
+
+def _check_before(path: str, node: dict[str, Any], dataset: Dataset, runtime: Runtime) -> None:
+    """Check what a file says of its network's transform against the data and the run's."""
+    if (before := before_transform(path)) is None:
+        return
+    if node["transform"] is None:
+        saw = f"saw {before.kind.plural} {list(before.shape)} through a transform"
+        line = "without teacher.transform=... it is shown the data as they are"
+        note(runtime, f"{path} is of a network that {saw}: {line}")
+    elif "+" not in before.modality:  # of a pair it may be one half that counts
+        dataset.check(before, dataset.num_classes)
 
 
 def _check_seen(expects: InputSpec, seen: InputSpec, path: str) -> None:

@@ -16,7 +16,7 @@ from data.augment import Augmentation, through
 from data.pairs import Pair, checked
 from data.spec import Batch
 from generators.base import Ask, Synthesizer, Workload
-from generators.streams import Place, Stream
+from generators.streams import Place, Stream, check_together, sizes_of
 
 UPDATES = 2**30  # more than a run makes
 
@@ -68,7 +68,7 @@ class Mixture:
         self.synthesizer, self.streams, self.runtime = synthesizer, dict(streams), runtime
         self.batch_size, self.steps, self.student_steps = batch_size, steps, student_steps
         self.augment, self.warmup = tuple(augment), warmup
-        self.sizes = _sizes(self.streams, batch_size)
+        self.sizes = sizes_of(self.streams, batch_size)
         self.whole = [stream for stream in self.streams.values() if stream.whole]
         self.pairs = checked(pairs, ("same_class", "same_input"))
         remembering = [s for s in self.streams.values() if s.remembers_classes]
@@ -78,7 +78,7 @@ class Mixture:
                 "none: add {_target_: generators.bank.Bank}, with a fraction beside other streams"
             )
         self.remembering = next(iter(remembering), None)
-        self._check_together()
+        check_together(self.streams, self.pairs)
         self._start()
         self.in_rounds = synthesizer.plan().updates > 0
         self.period = 1 if self.in_rounds else student_steps  # ``plan`` counts rounds
@@ -160,21 +160,6 @@ class Mixture:
             stream.load_state_dict(state["streams"][name])
         self.batches, self.updates = state["batches"], state["updates"]
         self.drawn = state["drawn"]
-
-    def _check_together(self) -> None:
-        """Refuse streams that do not work beside each other, or with the pairs."""
-        streams = self.streams.items()
-        if "same_class" in self.pairs.values() and (no := [n for n, s in streams if s.classless]):
-            raise ValueError(
-                f"source.pairs: inputs of source.streams.{no[0]} have no class, so that none is of "
-                "the same class: use pairs of the same_input"
-            )
-        first = [name for name, stream in streams if stream.takes_first]
-        if first and (late := [name for name, stream in streams if stream.follows]):
-            raise ValueError(
-                f"source.streams.{late[0]} learns from the first batch after every update, and "
-                f"source.streams.{first[0]} may be the whole of it: leave one of them out"
-            )
 
     def _updates(self, steps: int) -> int:
         """How many come before the last of so many batches."""
@@ -269,32 +254,6 @@ class Mixture:
         if images is batch.input:
             return batch
         return dataclasses.replace(batch, input=images, teacher_logits=None)
-
-
-def _sizes(streams: Mapping[str, Stream], batch_size: int) -> dict[str, int]:
-    """Inputs that each stream supplies of every batch, the stream without a fraction first.
-
-    Raises:
-        ValueError: if there is none or another such one, and for a batch that is too small.
-    """
-    shared = {name: stream for name, stream in streams.items() if not stream.whole}
-    rest = [name for name, stream in shared.items() if stream.fraction is None]
-    if len(rest) != 1:
-        raise ValueError(
-            "one of source.streams has no fraction and supplies what the others leave; here "
-            f"{' and '.join(rest) or 'none'} would: give every other one a fraction in (0, 1)"
-        )
-    left, sizes = batch_size, {}
-    for name, stream in shared.items():
-        if stream.fraction is not None:
-            sizes[name] = min(max(1, round(stream.fraction * batch_size)), left - 1)
-            left -= sizes[name]
-    if min([left, *sizes.values()]) < 1:
-        raise ValueError(
-            f"batch_size={batch_size} leaves no input for some of source.streams: give a "
-            f"batch_size of at least {len(shared)}, or smaller fractions"
-        )
-    return {rest[0]: left, **sizes}
 
 
 def _joined(first: Batch, second: Batch) -> Batch:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from core.objective import Losses
+from data.pairs import Pair
 from data.spec import Batch
 from generators.base import Ask, Drawing, Made, Synthesizer, Workload
 
@@ -191,3 +193,49 @@ class Fresh(Stream):
         if "made" in state:
             input, label, answers = state["made"]
             self.made = Made(input, label, teacher_logits=answers)
+
+
+def sizes_of(streams: Mapping[str, Stream], batch_size: int) -> dict[str, int]:
+    """Inputs that each stream supplies of every batch, the stream without a fraction first.
+
+    Raises:
+        ValueError: if there is none or another such one, and for a batch that is too small.
+    """
+    shared = {name: stream for name, stream in streams.items() if not stream.whole}
+    rest = [name for name, stream in shared.items() if stream.fraction is None]
+    if len(rest) != 1:
+        raise ValueError(
+            "one of source.streams has no fraction and supplies what the others leave; here "
+            f"{' and '.join(rest) or 'none'} would: give every other one a fraction in (0, 1)"
+        )
+    left, sizes = batch_size, {}
+    for name, stream in shared.items():
+        if stream.fraction is not None:
+            sizes[name] = min(max(1, round(stream.fraction * batch_size)), left - 1)
+            left -= sizes[name]
+    if min([left, *sizes.values()]) < 1:
+        raise ValueError(
+            f"batch_size={batch_size} leaves no input for some of source.streams: give a "
+            f"batch_size of at least {len(shared)}, or smaller fractions"
+        )
+    return {rest[0]: left, **sizes}
+
+
+def check_together(streams: Mapping[str, Stream], pairs: Mapping[str, Pair]) -> None:
+    """Refuse streams that do not work beside each other, or with the pairs.
+
+    Raises:
+        ValueError: naming them.
+    """
+    classless = [name for name, stream in streams.items() if stream.classless]
+    if "same_class" in pairs.values() and classless:
+        raise ValueError(
+            f"source.pairs: inputs of source.streams.{classless[0]} have no class, so that none is "
+            "of the same class: use pairs of the same_input"
+        )
+    first = [name for name, stream in streams.items() if stream.takes_first]
+    if first and (late := [name for name, stream in streams.items() if stream.follows]):
+        raise ValueError(
+            f"source.streams.{late[0]} learns from the first batch after every update, and "
+            f"source.streams.{first[0]} may be the whole of it: leave one of them out"
+        )

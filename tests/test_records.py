@@ -255,5 +255,5 @@ def test_one_seed_of_a_row(
     monkeypatch.setattr(sys, "argv", ["reproduce.py", *arguments])
     assert reproduce.main() == 0
     commands = capsys.readouterr().out.splitlines()
-    assert len(commands) == 2  # seed 1 of two rows; neither has a seed 7
+    assert len(commands) == 5  # seed 1 of five rows; none has a seed 7
     assert all(" seed=1 " in command and "device=cpu" in command for command in commands)

@@ -59,10 +59,7 @@ def export_bank(run: Path, out: Path, trusted: Sequence[str] = ()) -> str:
         raise ValueError(f"{out} exists: remove it, or give another name")
     config, bank = _read(run, trusted)
     dataset = _data(config, run)
-    if bank["images"].dtype != dataset.kind.storage:  # kept as they are, in the teacher's range
-        low, high = expected(config["teacher"]).values["range"]
-        bank["images"] = dataset.kind.encode(bank["images"], (low, high))
-    arrays = _arrays(bank, dataset)
+    arrays = _arrays(bank, config, dataset)
     labels = arrays["train_labels"]
     if len(labels) and not 0 <= labels.min() <= labels.max() < dataset.num_classes:
         raise ValueError(f"the bank of {run} has labels for which {dataset.name} has no classes")
@@ -151,11 +148,19 @@ def _bank(source: Any) -> dict[str, Tensor] | None:
     return next((stream["bank"] for stream in streams if "bank" in stream), None)
 
 
-def _arrays(bank: dict[str, Tensor], dataset: Dataset) -> Arrays:
+def _stored(images: Tensor, config: dict[str, Any], dataset: Dataset) -> Tensor:
+    """A bank's inputs, encoded if it keeps them as they are, in the teacher's range."""
+    if images.dtype == dataset.kind.storage:
+        return images
+    low, high = expected(config["teacher"]).values["range"]
+    return dataset.kind.encode(images, (low, high))
+
+
+def _arrays(bank: dict[str, Tensor], config: dict[str, Any], dataset: Dataset) -> Arrays:
     """The arrays that exist: no test split without test data, and no labels without labels."""
     kind = dataset.kind
     arrays = {
-        f"train_{kind.plural}": kind.array(bank["images"]),
+        f"train_{kind.plural}": kind.array(_stored(bank["images"], config, dataset)),
         "train_labels": bank["labels"].numpy(),
         "train_rounds": bank["rounds"].numpy(),
         "classes": np.array(dataset.classes),

@@ -59,7 +59,7 @@ def test_results_call_the_parts_by_their_names(run: Path) -> None:
     assert "`calm`: DFQ with a softer teacher and a smaller step." in card
     assert "| losses | `kd`, `hint` |" in card
     assert re.search(r"python train.py[\s\\]+config_path=\S+/link[\s\\]+method=calm ", card)
-    assert re.search(r"evaluate RUN data=stripes config_path=\S+/link\n", card)
+    assert re.search(r"evaluate RUN data=stripes \S+=100 config_path=\S+/link\n", card)
     assert re.search(r"export RUN student.pt2 config_path=\S+/link\n", card)
     report = read_runs(run)
     assert report.settings["choices.data"] == "stripes"

@@ -288,10 +288,9 @@ def test_a_signal_ends_the_synthesis_of_a_probe(weights: Path, tmp_path: Path) -
 
 
 def test_a_damaged_probe_is_made_again(weights: Path, tmp_path: Path) -> None:
-    place = [f"run_root={tmp_path}"]
-    config = compose([*SMALL, *QUICK, f"teacher.checkpoint={weights}", *SAID, *place])
-    settings, runtime = plain(config), Runtime("cpu")
-    dataset = build_dataset(settings, runtime)
+    place = [f"teacher.checkpoint={weights}", f"run_root={tmp_path}"]
+    settings = plain(config := compose([*SMALL, *QUICK, *SAID, *place]))
+    dataset = build_dataset(settings, runtime := Runtime("cpu"))
     teacher = load_teacher(settings, str(weights), dataset, runtime)
     before = Probe(config, dataset, teacher, runtime).split.batch(slice(0, 99))[0]
     file = next((tmp_path / "probes").iterdir())

@@ -65,7 +65,7 @@ def test_inputs_meet_their_targets() -> None:
 
 
 def test_what_is_missing_is_said() -> None:
-    with pytest.raises(ValueError, match=r"name source\.targets"):
+    with pytest.raises(ValueError, match=r"name synthesizer\.targets"):
         inversion(objective=objective(target=SoftTarget())).next()
     convolutional = Classifier(nn.Sequential(nn.Conv2d(1, CLASSES, 8), nn.Flatten()), SPEC)
     with pytest.raises(ValueError, match="no linear layer with 4 outputs"):
