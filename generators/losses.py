@@ -27,29 +27,41 @@ class BatchNormStatistics(SynthesisLoss):
     (1 − m) μ̂ + m μ̄ that is drawn to μ, where μ̄ is the moving average over earlier batches, and
     the variance likewise (FastDFKD, AAAI 2022): not every batch has to hold all there is.
 
+    With ``kl`` it is Σ_l Σ_c KL(N(μ̂, σ̂²) ‖ N(μ, σ²)) over channels c, as in the paper of DFQ (Choi
+    et al., CVPRW 2020): (σ̂² + (μ̂ − μ)²)/2σ² − ½ − log(σ̂/σ), which does not depend on a layer's
+    scale. Fast-Datafree, whose DFQ most figures are of, has the norms. Both variances include 1e-5,
+    as a BatchNorm's own do, for channels that are always 0.
+
     Args:
         first_layer_weight: of the layer nearest to the input (the authors' ImageNet code: 10).
         momentum: m, in [0, 1).
+        distance: "l2" or "kl".
 
     Raises:
-        ValueError: for a momentum outside of [0, 1).
+        ValueError: for a momentum outside of [0, 1) or an unknown distance.
     """
 
     needs_statistics = True
 
-    def __init__(self, first_layer_weight: float = 1.0, momentum: float = 0.0) -> None:
+    def __init__(
+        self, first_layer_weight: float = 1.0, momentum: float = 0.0, distance: str = "l2"
+    ) -> None:
         super().__init__()
+        if distance not in MOMENT_DISTANCES:
+            known = ", ".join(MOMENT_DISTANCES)
+            raise ValueError(f"distance {distance!r} is none of: {known}")
         if not 0 <= momentum < 1:
             raise ValueError(f"momentum must lie in [0, 1), but is {momentum}")
         self.first_layer_weight = first_layer_weight
         self.momentum = momentum
+        self.distance = MOMENT_DISTANCES[distance]
         self.earlier: list[Tensor] = []  # mean and variance of each layer in turn
 
     def forward(self, synthesis: Synthesis) -> Tensor:
         layers = synthesis.teacher.statistics
         known = [x for layer in layers for x in (layer.running_mean, layer.running_variance)]
-        norms: Tensor = _Norms.apply(*torch._foreach_sub(self._moving(synthesis), known))
-        return torch.cat([self.first_layer_weight * norms[:2], norms[2:]]).sum()
+        terms, first = self.distance(self._moving(synthesis), known)
+        return torch.cat([self.first_layer_weight * terms[:first], terms[first:]]).sum()
 
     def commit(self, synthesis: Synthesis) -> None:
         if self.momentum:
@@ -90,6 +102,22 @@ class _Norms(torch.autograd.Function):
         norms, *tensors = ctx.saved_tensors
         factors = (gradient / norms).masked_fill(norms == 0, 0)
         return torch._foreach_mul(tensors, factors.unbind())
+
+
+def _l2(found: list[Tensor], known: list[Tensor]) -> tuple[Tensor, int]:
+    """The norms of means and variances in turn, and how many are of the first layer."""
+    return _Norms.apply(*torch._foreach_sub(found, known)), 2
+
+
+def _kl(found: list[Tensor], known: list[Tensor]) -> tuple[Tensor, int]:
+    """The divergence of each channel, and how many are of the first layer."""
+    gap = torch.cat(found[::2]) - torch.cat(known[::2])
+    variance, expected = torch.cat(found[1::2]) + 1e-5, torch.cat(known[1::2]) + 1e-5
+    ratio = variance / expected
+    return (ratio + gap.square() / expected - 1 - ratio.log()) / 2, len(found[0])
+
+
+MOMENT_DISTANCES = {"l2": _l2, "kl": _kl}
 
 
 class OneHot(SynthesisLoss):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
+from torch.distributions import Normal, kl_divergence
 from torch.linalg import vector_norm
 
 from generators.base import Synthesis
@@ -60,6 +61,40 @@ def test_the_loss_and_its_gradient(momentum: float, first_layer_weight: float) -
         assert check(lambda *x: loss(synthesis([*x], noise(1))), found)
 
 
+@pytest.mark.parametrize("first_layer_weight", [0.0, 1.0, 10.0])
+def test_the_divergence_of_normal_distributions(first_layer_weight: float) -> None:
+    loss = BatchNormStatistics(first_layer_weight, distance="kl")
+    found, known = [x.requires_grad_() for x in noise(0)], noise(1)
+    total = torch.zeros((), dtype=torch.float64)
+    for i in range(0, len(found), 2):
+        of = Normal(found[i], (found[i + 1] + 1e-5).sqrt())
+        to = Normal(known[i], (known[i + 1] + 1e-5).sqrt())
+        total = total + kl_divergence(of, to).sum() * (1 if i else first_layer_weight)
+    value = loss(synthesis(found, known))
+    torch.testing.assert_close(value, total)
+    slopes = [torch.autograd.grad(v, found, materialize_grads=True) for v in (value, total)]
+    torch.testing.assert_close(*slopes)
+
+
+def test_the_divergence_does_not_depend_on_scale_and_bears_channels_that_are_always_zero() -> None:
+    loss, found, known = BatchNormStatistics(distance="kl"), noise(0), noise(1)
+    factors = [1000.0, 1e6] * len(SIZES)
+    scaled = [[f * x for f, x in zip(factors, xs, strict=True)] for xs in (found, known)]
+    torch.testing.assert_close(
+        loss(synthesis(*scaled)), loss(synthesis(found, known)), rtol=1e-2, atol=0.0
+    )
+    dead = [torch.zeros(n, requires_grad=True) for n in SIZES for _ in range(2)]
+    value = loss(synthesis(dead, [torch.zeros_like(x) for x in dead]))
+    slopes = torch.autograd.grad(value, dead)
+    assert value.item() == 0
+    assert all(slope.isfinite().all() for slope in slopes)
+
+
+def test_an_unknown_distance_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"distance 'js' is none of: l2, kl"):
+        BatchNormStatistics(distance="js")
+
+
 def test_the_gradient_of_a_gap_of_zero_is_zero() -> None:
     found, known = [x.requires_grad_() for x in noise(0)], noise(0)
     known[1] = known[1] - torch.tensor([3.0, 4.0])
@@ -70,12 +105,13 @@ def test_the_gradient_of_a_gap_of_zero_is_zero() -> None:
     assert value.item() == pytest.approx(5)
 
 
-def test_more_layers_take_no_more_calls() -> None:
+@pytest.mark.parametrize("distance", ["l2", "kl"])
+def test_more_layers_take_no_more_calls(distance: str) -> None:
     counts = []
     for copies in (1, 5):
         found = [x.requires_grad_() for _ in range(copies) for x in noise(0)]
         with Launches() as launches:
-            value = BatchNormStatistics()(synthesis(found, noise(1) * copies))
+            value = BatchNormStatistics(distance=distance)(synthesis(found, noise(1) * copies))
             torch.autograd.grad(value, found)
         counts.append(launches.count)
     assert counts[0] == counts[1]
