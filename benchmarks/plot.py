@@ -15,12 +15,13 @@ TEXT = """
 
 Without test data, a student is measured by its agreement with the teacher on a probe set: inputs that
 two methods which did not train it synthesize from the teacher (`engine/probe.py`). Here this agreement
-is compared with real accuracy, by `python benchmarks/agreement.py`, over the rows `digits-half-minute`
-and `mnist-2min`; each seed has its own teacher. The figures are Spearman's rank correlation with real
-accuracy, among all students of a data set (all) and among those of each teacher (by teacher). For
-comparison there is agreement on the inputs that the student was trained on (own inputs), and on uniform
-noise. These runs shared a machine with others, so some made more steps than others in the same time. This
-makes the students more different; the rows themselves are not kept.
+is compared with real accuracy, by `python benchmarks/agreement.py`, over students of the rows
+`digits-half-minute` and `mnist-2min`: not of all of them, the table says how many. Each seed has its own
+teacher. The figures are Spearman's rank correlation with real accuracy, among all students of a data set
+(all) and among those of each teacher (by teacher). For comparison there is agreement on the inputs that
+the student was trained on (own inputs), and on uniform noise. These runs shared a machine with others, so
+some made more steps than others in the same time. This makes the students more different; the rows
+themselves are not kept.
 
 | data | students | methods | all | by teacher | first method of the probe | second | own inputs | noise |
 | --- | --- | --- | --- | --- | --- | --- | --- | --- |

@@ -180,9 +180,12 @@ def _lines(x: Tensor, spec: InputSpec) -> list[str]:
 
 @functools.cache
 def _font() -> Any:
-    """matplotlib's, which has Greek, Cyrillic and Arabic letters too."""
-    import matplotlib
+    """matplotlib's, which has Greek, Cyrillic and Arabic letters too, or else Pillow's."""
     from PIL import ImageFont
 
+    try:
+        import matplotlib
+    except ImportError:  # it is an extra
+        return ImageFont.load_default(SIZE)
     path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
     return ImageFont.truetype(str(path), SIZE)

@@ -39,7 +39,7 @@ class Transform(nn.Module):
     def measured(self, takes: InputSpec, inputs: Tensor) -> InputSpec:
         """What it gives for inputs of ``takes``: with the mean and std of these [N, *shape]."""
         with torch.no_grad():
-            seen = self(inputs)
+            seen = self.to(inputs.device)(inputs)
         shape = tuple(seen.shape[1:])
         kind = takes.modality if len(shape) == len(takes.shape) else ""
         rate = takes.rate if shape[-1] == takes.shape[-1] else None

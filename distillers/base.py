@@ -163,21 +163,25 @@ def _resolve(
         both = (_stages(student, "student"), _stages(teacher, "teacher"))
         count = min(map(len, both))
         return list(zip(*(stages[-count:] for stages in both), strict=True))
-    return [(_stage(pair[0], student, "student"), _stage(pair[1], teacher, "teacher"))]
+    return [(stage_tap(pair[0], student, "student"), stage_tap(pair[1], teacher, "teacher"))]
 
 
 def _stages(taps: Mapping[str, str], role: str) -> list[str]:
     names = [name for name in taps if name.startswith("stage")]
     if not names:
         raise ValueError(
-            f"the {role} names no stages: give the loss's taps as module paths, "
-            "taps=[{student: PATH, teacher: PATH}]"
+            f"the {role} names no stages: give module paths, to a loss as "
+            "taps=[{student: PATH, teacher: PATH}], to a branch as students.NAME.tap=PATH"
         )
     return names
 
 
-def _stage(name: str, taps: Mapping[str, str], role: str) -> str:
-    """``stage-k`` counts from the last; anything else is a name already."""
+def stage_tap(name: str, taps: Mapping[str, str], role: str) -> str:
+    """``stage-k`` counts from the last; anything else is a name already.
+
+    Raises:
+        ValueError: for a network without as many stages.
+    """
     count = name.removeprefix("stage-")
     if count == name or not count.isdecimal():
         return name

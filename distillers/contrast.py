@@ -32,6 +32,7 @@ class SupervisedContrast(TransferLoss):
     """
 
     needs_label = True
+    needs_instance = False  # views of one class are drawn together, of whatever inputs
 
     def __init__(
         self, taps: Taps = ("pooled",), temperature: float = 0.07, width: int = 128

@@ -14,12 +14,12 @@ BLOCK = 64  # classes that are compared with all others at once, which bounds th
 
 
 class NonTargetKL(TransferLoss):
-    """KL(softmax(t∖y) ‖ softmax(s∖y)), mean over the inputs with Kendall's τ(s, t) > ``least``.
+    """KL(softmax(t∖y) ‖ softmax(s∖y)), batch mean, of inputs with Kendall's τ(s, t) > ``least``.
 
     C²KD (Huo et al., CVPR 2024): z∖y is z with the logit of the label set to 0 (the authors
     multiply it by 0, and do not leave the class out), and inputs whose classes the two rank in
-    different orders are left out. τ is :func:`kendall`, without gradient. A batch of which nothing
-    remains has loss 0.
+    different orders count as 0, so that networks which disagree learn less from each other. τ is
+    :func:`kendall`, without gradient.
 
     Args:
         least: in [−1, 1); the authors' 0.
@@ -41,7 +41,7 @@ class NonTargetKL(TransferLoss):
         s, t = student.logits, teacher.logits
         kept = (kendall(s.detach(), t.detach()) > self.least).to(s.dtype)
         others = torch.ones_like(s).scatter(1, batch.label[:, None], 0.0)
-        return (kept * kl_divergences(s * others, t * others)).sum() / kept.sum().clamp_min(1)
+        return (kept * kl_divergences(s * others, t * others)).mean()
 
 
 def kendall(a: Tensor, b: Tensor) -> Tensor:

@@ -227,8 +227,7 @@ def _cost(result: dict[str, Any]) -> str:
 
 
 def _use(config: dict[str, Any], parts: Parts) -> str:
-    average = parts.distiller.roles.teachers.get(parts.deploy)
-    name = average.of[0] if average else parts.deploy
+    name = parts.learner(parts.deploy)
     role = config["student"] if name == "student" else config["students"][name]
     if role.get("of"):
         return "## Use\n\nOnly a run with the same command can build this network."

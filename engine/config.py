@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import MISSING, fields
 from pathlib import Path
@@ -32,6 +33,9 @@ from engine.user_parts import user_folder
 
 # Where the files of a group belong that say so in their first line
 PACKAGES = {"method": "_global_", "experiment": "_global_", "loss": "distiller.losses"}
+
+# Keys of what may be a name from a folder, until that is read.
+NAMED = re.compile(r"\.transform\.|^(students|teachers)\.\w+\.model\.")
 
 
 class ConfigError(ValueError):
@@ -104,8 +108,10 @@ def _settle(
     _fill(config.data.get("training") if OmegaConf.is_dict(config.data) else None, TrainingConfig)
     own_recipe(config)
     _fill(config.synthesis, SynthesisConfig)
+    inside = [setting for setting in values if NAMED.search(setting.key)]
     for setting in values:
-        set_key(config, setting, mistakes, groups(own))
+        if setting not in inside:
+            set_key(config, setting, mistakes, groups(own))
     if config.budget is not None and {"steps", "budget"} <= {setting.key for setting in values}:
         mistakes.append("steps and budget both set the length of a run: leave one of them out")
     data = OmegaConf.to_container(config.data) if OmegaConf.is_dict(config.data) else {}
@@ -118,6 +124,8 @@ def _settle(
     _fold_taps(config)
     _name_models(config, own, mistakes)
     _name_transforms(config, own, mistakes)
+    for setting in inside:  # which there is now
+        set_key(config, setting, mistakes, groups(own))
     for node in config.turns.values() if OmegaConf.is_dict(config.turns) else ():
         _fill(node, TurnConfig)
 

@@ -55,6 +55,7 @@ def pair_up(
     edges: Mapping[str, Edge],
     objective: Objective,
     parts: Mapping[str, Teacher],
+    views: Mapping[str, View],
 ) -> dict[str, Edge]:
     """The edges of losses, those across modalities on the pairs that the run is to use.
 
@@ -70,6 +71,7 @@ def pair_up(
         edges: of all losses.
         objective: with these losses.
         parts: the teachers that are no networks, by name.
+        views: by name.
 
     Raises:
         ValueError: for pairs to be shuffled where there are none, and for a loss that compares two
@@ -80,9 +82,10 @@ def pair_up(
     across = [n for n, edge in edges.items() if losses[n].needs_teacher and sights.differ(edge)]
     if data.class_only:
         for name in across:
-            _check_instance(name, losses[name], parts.get(edges[name].teacher.name), data)
+            _check_instance(name, losses[name], sights.within(edges[name].teacher.name), data)
     if config["shuffled_pairs"]:
         _check_shuffled(config, bool(across))
+        _check_views(config, views, sights)
         for name in across:
             _check_apart(name, edges[name], losses[name], sights)
     if not (data.class_only or config["shuffled_pairs"]):
@@ -123,6 +126,13 @@ class Sights:
             return self.of(node["of"])
         return frozenset({json.dumps(node.get("transform"), sort_keys=True)})
 
+    def within(self, name: str) -> list[Teacher]:
+        """A teacher and those that it asks in turn, as far as they are no networks."""
+        if name not in self.parts:
+            return []
+        part = self.parts[name]
+        return [part, *(p for other in part.of for p in self.within(Ref.parse(other).name))]
+
     def differ(self, edge: Edge) -> bool:
         """Whether the teacher's end of a loss is shown anything that the student's is not."""
         return bool(self.of(edge.teacher.name) - self.of(edge.student.name))
@@ -133,9 +143,8 @@ def _apart(edge: Edge) -> Edge:
     return replace(edge, teacher=Ref(edge.teacher.name, PAIRED if view == INPUT else view))
 
 
-def _check_instance(name: str, loss: Any, teacher: Teacher | None, data: Dataset) -> None:
-    asks = teacher is not None and teacher.needs_instance
-    if loss.needs_instance or asks:
+def _check_instance(name: str, loss: Any, asked: list[Teacher], data: Dataset) -> None:
+    if loss.needs_instance or any(part.needs_instance for part in asked):
         raise ValueError(
             f"the loss {name} compares two networks on one and the same thing, but the two inputs "
             f"of a pair of data {data.name} share their class only: choose a loss on predictions, "
@@ -146,11 +155,28 @@ def _check_instance(name: str, loss: Any, teacher: Teacher | None, data: Dataset
 def _check_apart(name: str, edge: Edge, loss: Any, sights: Sights) -> None:
     """Raise a ValueError where a teacher would be shown true pairs after all."""
     reads = [ref for ref in edge.reads.values() if sights.differ(replace(edge, teacher=ref))]
-    if loss.asks_networks or reads or edge.teacher.view != INPUT:
+    asked = sights.within(edge.teacher.name)  # a memory finds a row by its index, at any view
+    own = [p for p in asked if p.needs_index or any(Ref.parse(n).view != INPUT for n in p.of)]
+    if loss.asks_networks or reads or own or edge.teacher.view != INPUT:
         raise ValueError(
             f"shuffled_pairs=true would leave the loss {name} some true pairs, since it asks a "
             "teacher in ways of its own: leave out the loss, or the shuffling"
         )
+
+
+def _check_views(config: Mapping[str, Any], views: Mapping[str, View], sights: Sights) -> None:
+    """Raise a ValueError where labels or views would tell of true pairs."""
+    if config["distiller"]["labels"] == "teacher" and sights.differ(Edge()):
+        raise ValueError(
+            "shuffled_pairs=true and distiller.labels=teacher: the labels would be those of true "
+            "pairs; leave one of them out"
+        )
+    for name, view in views.items():
+        if any(sights.differ(Edge(teacher=Ref(asked))) for asked in view.of):
+            raise ValueError(
+                f"shuffled_pairs=true would leave views.{name} true pairs, since it asks "
+                f"{' and '.join(view.of)} about one input: leave out the view, or the shuffling"
+            )
 
 
 def _check_shuffled(config: Mapping[str, Any], across: bool) -> None:

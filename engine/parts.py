@@ -77,6 +77,11 @@ class Parts:
         hidden = {self.deploy, *(teacher.of if teacher else ())}
         return {name: n for name, n in self.networks.items() if name not in hidden}
 
+    def learner(self, name: str) -> str:
+        """The student that a network is: itself, or the one of which it is an average."""
+        teacher = self.distiller.roles.teachers.get(name)
+        return teacher.of[0] if teacher else name
+
     def compile(self, runtime: Runtime) -> None:
         """Compile the students in place, if the run asks for it."""
         for student in self.distiller.roles.students.values():

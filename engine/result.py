@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -148,12 +148,14 @@ def finish(
     student = parts.result
     path = directory.path / STUDENT
     make_way(path)
-    save_network(path, student, {"architecture": config["choices"]["student"]})
+    kind = {"architecture": config["choices"]["student"]}
+    save_network(path, student, kind | _transform(config, parts.learner(parts.deploy)))
     for name, network in parts.beside.items():
         beside = directory.path / STUDENTS / f"{name}.safetensors"
         beside.parent.mkdir(exist_ok=True)
         make_way(beside)
-        save_network(beside, network, {"architecture": name})
+        more = _transform(config, parts.learner(name))
+        save_network(beside, network, {"architecture": name} | more)
     write_inputs(directory.path, images, student)
     board.summarize(swept(config))
     board.close()
@@ -163,6 +165,15 @@ def finish(
     make_way(directory.path / RESULT)
     write_whole(directory.path / RESULT, json.dumps(result, indent=1) + "\n")
     return result
+
+
+def _transform(config: Mapping[str, Any], name: str) -> dict[str, str]:
+    """The entry of a file's header that tells the transform of a student, or of its trunk."""
+    nodes = {"student": config["student"], **config["students"]}
+    while nodes[name].get("of"):
+        name = nodes[name]["of"]
+    node = nodes[name].get("transform")
+    return {} if node is None else {"transform": json.dumps(node)}
 
 
 def swept(config: dict[str, Any]) -> dict[str, str | float]:

@@ -12,6 +12,7 @@ from torch import nn
 from core.build import build
 from data.spec import InputSpec
 from data.transforms import Transform
+from distillers.base import stage_tap
 from distillers.distiller import Distiller
 from distillers.edges import asked, resolve_taps, taps_of
 from distillers.step import INPUT, Teacher, View
@@ -21,6 +22,7 @@ from engine.pairing import check_labels, pair_up
 from models.branch import Branch, feature_shape
 from models.check import check_network
 from models.classifier import Classifier
+from models.taps import named_taps
 
 Kind = TypeVar("Kind", bound=nn.Module)
 
@@ -56,11 +58,11 @@ def build_distiller(
     frozen.pop("teacher", None)
     check_names(edges, parts, views, known, {INPUT, *views, *pairs}, config["deploy"])
     check_labels(config["source"], parts, views)
-    edges = pair_up(config, available["data"], edges, objective, parts)
+    edges = pair_up(config, available["data"], edges, objective, parts, views)
     check_used(parts, frozen, views, asked(objective, edges, parts, views) | {config["deploy"]})
     inside = modules | {name: network.module for name, network in frozen.items()}
     resolve_taps(objective, modules["student"], teacher, edges, inside)
-    branches = {n: (node["of"], node["tap"]) for n, node in nodes.items() if node.get("of")}
+    branches = {n: (nodes[n]["of"], m.tap) for n, m in modules.items() if isinstance(m, Branch)}
     taps = taps_of(objective, edges, parts, branches)
     students, notes = _students(nodes, modules, taps, available)
     first, others = students.pop("student"), {**frozen, **parts}
@@ -118,8 +120,9 @@ def _module(
         raise ValueError(f"{path}.of={node['of']} is no student that comes before it")
     spec = student_spec(*_trunk(name, nodes), available)[0]
     x = spec.normalize(spec.noise(2, torch.device("cpu")))
-    shape = feature_shape(trunk, node["tap"], x)
-    return Branch(trunk, node["tap"], build_network(node["model"], shape, classes, f"{path}.model"))
+    tap = stage_tap(node["tap"], named_taps(trunk), node["of"])
+    shape = feature_shape(trunk, tap, x)
+    return Branch(trunk, tap, build_network(node["model"], shape, classes, f"{path}.model"))
 
 
 def _trunk(name: str, nodes: Mapping[str, Mapping[str, Any]]) -> tuple[Mapping[str, Any], str]:

@@ -209,11 +209,14 @@ class RunDirectory:
     def _used(self) -> dict[str, Any]:
         return versions(own_folder(self.config)) | files_read(self.config)
 
-    def say_changed(self) -> None:
-        """Print a line if a finished run had another teacher in a file of the same name."""
+    def replaced(self) -> list[str]:
+        """The keys of files that have other content than when this run was made."""
         before, now = mapping(self.path / VERSIONS), files_read(self.config)
-        other = [key for key in now if before.get(key, now[key]) != now[key]]
-        if other and self.runtime.main:
+        return [key for key in now if before.get(key, now[key]) != now[key]]
+
+    def say_changed(self) -> None:
+        """Print a line if a finished run had other data or another teacher of the same name."""
+        if (other := self.replaced()) and self.runtime.main:
             print(
                 f"the file of {other[0]} has other content than when this run was made: "
                 "overwrite=true, or another run_dir=..., makes it with the new file",

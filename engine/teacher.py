@@ -54,6 +54,7 @@ def obtain_teacher(
         ValueError: for a checkpoint that does not fit.
     """
     if not settings["needs_teacher"]:
+        _check_unread(config, settings)
         return None, ""
     if settings["teacher"]["weights"] and not settings["teacher"]["checkpoint"]:
         raise ValueError("teacher.weights names a part of teacher.checkpoint=..., which is not set")
@@ -62,6 +63,11 @@ def obtain_teacher(
     recipe = teacher_config(config)
     directory = RunDirectory(recipe, runtime)
     kept = not runtime.any(directory.result() is None)  # or ranks would go different ways
+    if kept and (other := directory.replaced()):
+        raise ValueError(
+            f"the teacher in {directory.path} was trained when the file of {other[0]} had other "
+            "content, and may know its test inputs: remove that folder, and one is trained anew"
+        )
     if not kept:
         if not tried:
             rehearse_blank(settings, dataset, runtime)
@@ -113,6 +119,16 @@ def as_teacher(config: DictConfig, node: Mapping[str, Any]) -> DictConfig:
     role.data = OmegaConf.create(OmegaConf.to_container(config.data, resolve=True))
     role.seed += APART * (node.get("seed") or 0)
     return role
+
+
+def _check_unread(config: DictConfig, settings: Mapping[str, Any]) -> None:
+    """Raise a ValueError for a teacher's file where peers learn, none of which begins with it."""
+    if settings["students"] and settings["teacher"]["checkpoint"]:
+        raise ValueError(
+            f"teacher.checkpoint: method={config.choices.method} has no teacher that was trained "
+            "before, and all its networks learn from scratch: leave it out, or choose a method "
+            "with a teacher"
+        )
 
 
 def check_accuracy(evaluate: Evaluator, strict: bool, runtime: Runtime) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Any
 
@@ -15,7 +16,7 @@ from data.spec import InputSpec
 from data.transforms import Transform
 from engine.expected import ASSUMED, expected
 from engine.networks import build_network
-from models.checkpoint import before_transform
+from models.checkpoint import before_transform, saved_transform
 from models.classifier import Classifier
 from models.external import library_defaults
 from models.pretrained import freeze, load_classifier
@@ -75,6 +76,7 @@ def load_teacher(
         teacher = Classifier(
             teacher.module, teacher.spec, teacher.classes, transform=seen, takes=takes
         )
+    _check_names(teacher.classes, dataset, path)
     dataset.adapt(teacher.takes, len(teacher.classes))
     if runtime.main and (origin := known.origins.get("mean")) == library_defaults(node["model"])[0]:
         moments = f"teacher.mean={list(teacher.spec.mean)} teacher.std={list(teacher.spec.std)}"
@@ -91,18 +93,50 @@ def _check_before(path: str, node: dict[str, Any], dataset: Dataset, runtime: Ru
         saw = f"saw {before.kind.plural} {list(before.shape)} through a transform"
         line = "without teacher.transform=... it is shown the data as they are"
         note(runtime, f"{path} is of a network that {saw}: {line}")
-    elif "+" not in before.modality:  # of a pair it may be one half that counts
+        return
+    if differ(theirs := saved_transform(path), node["transform"]):
+        raise ValueError(
+            f"{path} is of a network that saw its inputs through {json.dumps(theirs)}, but "
+            f"teacher.transform is {json.dumps(node['transform'])}: give the same transform"
+        )
+    if "+" not in before.modality:  # of a pair it may be one half that counts
         dataset.check(before, dataset.num_classes)
+
+
+def differ(a: Any, b: Any) -> bool:
+    """Whether two nodes say different things; what only one of them says may be a default."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        return any(differ(a[key], b[key]) for key in a.keys() & b.keys())
+    return a is not None and b is not None and a != b
 
 
 def _check_seen(expects: InputSpec, seen: InputSpec, path: str) -> None:
     """Raise a ValueError where a teacher's file expects other inputs than its transform gives."""
     ours, theirs = ((s.kind.plural, list(s.shape), list(s.range)) for s in (seen, expects))
+    rates = {s.rate for s in (seen, expects) if s.rate is not None}
+    if ours == theirs and len(rates) > 1:
+        raise ValueError(
+            f"{path} is of a network for {expects.rate:g} samples in a second, but "
+            f"teacher.transform gives {seen.rate:g}: resample the recordings, or choose another "
+            "teacher"
+        )
     if ours != theirs:
         words = ("{} {} with values in {}".format(*what) for what in (theirs, ours))
         raise ValueError(
             "{} is of a network for {}, but teacher.transform gives {}: choose another transform, "
             "or another teacher".format(path, *words)
+        )
+
+
+def _check_names(classes: tuple[str, ...], dataset: Dataset, path: str) -> None:
+    """Raise a ValueError where a class has another place in a file than among the data's."""
+    places = {name: k for k, name in enumerate(dataset.classes)}
+    moved = [(k, name) for k, name in enumerate(classes) if places.get(name, k) != k]
+    if moved:
+        k, name = moved[0]
+        raise ValueError(
+            f"{path} has {name!r} as class {k}, but in data {dataset.name} it is class "
+            f"{places[name]}: give the data the same classes, in the same order"
         )
 
 

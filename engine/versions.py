@@ -1,4 +1,4 @@
-"""What computes a run: libraries, threads, the commits of the source, and the files of teachers."""
+"""What computes a run: libraries, threads, commits, and the files of data and teachers."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ import torch
 
 from core.git import commit_of
 from engine.choices import ROOT, folders
+
+ENDS = 2**25  # bytes of either end of a file
 
 
 def versions(own: Path | None = None) -> dict[str, Any]:
@@ -34,15 +36,33 @@ def versions(own: Path | None = None) -> dict[str, Any]:
 
 
 def files_read(config: Mapping[str, Any]) -> dict[str, str]:
-    """A hash of the file of each teacher that has one, by its key: a path tells no content."""
+    """A hash of each file that data or a teacher is read from, by its key: a path tells no content.
+
+    Folders of inputs are left out: to read all of them may take minutes.
+    """
     nodes = {"teacher": config["teacher"]}
     nodes |= {f"teachers.{name}": node for name, node in config["teachers"].items()}
-    found = {}
-    for name, node in nodes.items():
-        if (path := node.get("checkpoint")) and Path(path).expanduser().is_file():
-            with open(Path(path).expanduser(), "rb") as file:
-                found[f"{name}.checkpoint"] = hashlib.file_digest(file, "sha256").hexdigest()[:16]
-    return found
+    named = {f"{name}.checkpoint": node.get("checkpoint") for name, node in nodes.items()}
+    for key, value in {**config["data"], **(config["data"].get("dataset") or {})}.items():
+        if key.endswith("path"):
+            named[f"data.{key}"] = value
+    return {
+        key: _content(Path(path).expanduser())
+        for key, path in named.items()
+        if isinstance(path, str) and Path(path).expanduser().is_file()
+    }
+
+
+def _content(path: Path) -> str:
+    """A hash of a file's size, beginning and end, which is all of most files; an archive's end
+    holds checksums of the rest."""
+    size = path.stat().st_size
+    found = hashlib.sha256(str(size).encode())
+    with open(path, "rb") as file:
+        found.update(file.read(ENDS))
+        file.seek(max(file.tell(), size - ENDS))
+        found.update(file.read())
+    return found.hexdigest()[:16]
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:

@@ -27,7 +27,7 @@ class Branch(nn.Module):
 
     def __init__(self, trunk: nn.Module, tap: str, branch: nn.Module) -> None:
         super().__init__()
-        self.trunk, self.branch = trunk, branch
+        self.trunk, self.branch, self.tap = trunk, branch, tap
         self.path = named_taps(trunk).get(tap, tap)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -67,8 +67,10 @@ def feature_shape(network: nn.Module, tap: str, x: Tensor) -> tuple[int, ...]:
     return tuple(shape)
 
 
-class LinearBranch(nn.Module):
-    """Features to logits by one linear layer; of maps and tokens the average is taken.
+class Proxy(nn.Module):
+    """Features to logits by two linear layers, the first with BatchNorm and LeakyReLU(0.1).
+
+    The proxies of C²KD (Huo et al., CVPR 2024). Of maps and tokens the average is taken.
 
     Args:
         in_channels: of the feature.
@@ -80,11 +82,16 @@ class LinearBranch(nn.Module):
     def __init__(self, in_channels: int, num_classes: int, input_size: Sequence[int] = ()) -> None:
         super().__init__()
         width = input_size[0] if len(input_size) == 1 else in_channels
+        self.layer = nn.Linear(width, width, bias=False)
+        self.norm = nn.BatchNorm1d(width)
+        self.activation = nn.LeakyReLU(0.1)
         self.linear = nn.Linear(width, num_classes)
         self.taps = {"logits": "linear"}
+        initialize(self)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.linear(to_vector(x))  # type: ignore[no-any-return]
+        x = self.activation(self.norm(self.layer(to_vector(x))))
+        return self.linear(x)  # type: ignore[no-any-return]
 
 
 class ConvBranch(nn.Module):

@@ -33,7 +33,8 @@ def save_network(
     The metadata hold a checksum, and files of equal contents are equal in their bytes.
 
     Args:
-        metadata: more entries of the header, such as ``{"architecture": "resnet20"}``. Those of
+        metadata: more entries of the header, such as ``{"architecture": "resnet20"}`` or the
+            ``transform``'s node. Those of
             this format take precedence: ``format``, ``input``; where there is a transform,
             ``takes``; and where the classes have names, ``classes`` and ``num_classes``.
 
@@ -159,6 +160,16 @@ def before_transform(path: str | os.PathLike[str]) -> InputSpec | None:
         return None
     metadata = header_metadata(Path(path))
     return taken(metadata, path) if "takes" in metadata else None
+
+
+def saved_transform(path: str | os.PathLike[str]) -> Any:
+    """The node of the transform of a file's network; None where the file does not say."""
+    if _first_bytes(Path(path))[8:] != b"{":
+        return None
+    try:
+        return json.loads(header_metadata(Path(path)).get("transform", "null"))
+    except (ValueError, RecursionError):
+        return None
 
 
 def read_metadata(

@@ -157,6 +157,6 @@ def _stage(in_channels: int, out_channels: int, kernel: int = 3, stride: int = 1
     return nn.Sequential(
         conv(in_channels, out_channels, kernel, stride, kernel // 2, bias=False),
         nn.BatchNorm1d(out_channels),
-        nn.ReLU(),
         Pool(),
+        nn.ReLU(),  # after the pool, which gives the same with a quarter of the work
     )

@@ -6,7 +6,9 @@ import kornia
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
+from data import transforms
 from data.spec import InputSpec
 from data.transforms import (
     LUMA,
@@ -149,3 +151,32 @@ def test_every_transform_with_a_name_can_be_chosen_by_it(name: str) -> None:
     with pytest.raises(ConfigError, match=f"did you mean '{name}'") as caught:
         compose([f"student.transform={name}x"])
     assert len(caught.value.mistakes) == 1
+
+
+def test_a_setting_of_a_transform_that_was_chosen_by_name() -> None:
+    chosen = compose(["student.transform.mels=16", "student.transform=log_mel"])
+    assert chosen.student.transform == {**written(TRANSFORM, "log_mel"), "mels": 16}
+    peer = "students={peer: {model: digits_cnn, transform: log_mel}}"
+    words = [peer, "students.peer.model.width=4", "students.peer.transform.hop=64"]
+    node = compose(["method=mutual_crossmodal", *words]).students.peer
+    assert (node.model.width, node.transform.hop) == (4, 64)
+    with pytest.raises(ConfigError, match=r"student\.transform\.mel: no .*did you mean 'mels'"):
+        compose(["student.transform=log_mel", "student.transform.mel=16"])
+
+
+class Windowed(Transform):
+    """One that has a buffer, as :class:`data.spectrograms.LogMel` does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("window", torch.ones(6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.matmul(x, self.window)[..., None]
+
+
+def test_it_is_measured_where_the_inputs_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU, for which the meta device stands: it mixes with a CPU's tensors as little."""
+    monkeypatch.setattr(transforms, "moments", lambda x: ((0.0, 0.0), (1.0, 1.0)))
+    inputs = torch.empty(4, 2, 8, 6, device="meta")
+    assert Windowed().measured(SPEC, inputs).shape == (2, 8, 1)

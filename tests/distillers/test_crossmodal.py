@@ -21,7 +21,7 @@ from distillers.nontarget import BLOCK, NonTargetKL, kendall
 from engine.config import plain
 from engine.moments import provisional
 from engine.parts import Parts, build_dataset, build_parts
-from models.branch import LinearBranch
+from models.branch import Proxy
 from models.classifier import Outputs
 from tests.test_contracts import small, teacher_for
 
@@ -65,7 +65,7 @@ def test_non_targets_are_compared_where_the_order_agrees() -> None:
             p, q = a.softmax(0), b.softmax(0)
             kept.append((q * (q / p).log()).sum())
     assert 0 < len(kept) < 9
-    torch.testing.assert_close(value, torch.stack(kept).mean())
+    torch.testing.assert_close(value, torch.stack(kept).sum() / 9)
     value.backward()
     assert s.grad is not None
     assert s.grad.gather(1, label[:, None]).eq(0).all()  # the label's logit learns nothing
@@ -169,11 +169,25 @@ def test_mistakes_of_mfh() -> None:
 
 
 @pytest.mark.parametrize("shape", [(5,), (7, 5), (5, 3, 2)])
-def test_a_linear_branch_averages_over_places(shape: tuple[int, ...]) -> None:
-    branch = LinearBranch(shape[0], 4, shape[1:])
-    x = torch.randn(2, *shape)
+def test_a_proxy_has_two_layers_on_the_average_over_places(shape: tuple[int, ...]) -> None:
+    proxy = Proxy(shape[0], 4, shape[1:])
+    x = torch.randn(6, *shape)
     mean = x if len(shape) == 1 else x.mean(1) if len(shape) == 2 else x.mean((2, 3))
-    torch.testing.assert_close(branch(x), branch.linear(mean))
+    first = mean @ proxy.layer.weight.T
+    normal = (first - first.mean(0)) / (first.var(0, correction=0) + 1e-5).sqrt()
+    expected = proxy.linear(torch.where(normal > 0, normal, 0.1 * normal))
+    torch.testing.assert_close(proxy(x), expected)
+    assert proxy.layer.bias is None
+
+
+def test_a_proxy_stands_on_the_stage_before_the_last() -> None:
+    parts = parts_of("c2kd")
+    assert parts.distiller.roles.branches == {
+        "proxy": ("student", "stage1"),
+        "peer_proxy": ("peer", "stage1"),
+    }
+    with pytest.raises(ValueError, match=r"no tap 'stage-3': the peer's stages are stage1, stage2"):
+        parts_of("c2kd", "students.peer_proxy.tap=stage-3")
 
 
 # Of each loss: who learns, from whom. A proxy's loss reaches the network that it stands on.

@@ -61,6 +61,48 @@ def test_losses_that_ask_both_networks_themselves_cannot_be_shuffled(loss: str) 
         parts_of("kd", *words, "shuffled_pairs=true")
 
 
+ASKS = {
+    "labels": ["distiller.labels=teacher"],
+    "view": [
+        "views={attacked: {_target_: distillers.attacks.PGD, epsilon: 0.1, maximise: kl}}",
+        "distiller.losses.kd.student=student@attacked",
+    ],
+    "memory": [
+        "students.peer={model: digits_cnn_small}",
+        "distiller.losses.cross_entropy.student=[student,peer]",
+        "teachers.memory={_target_: distillers.memory.Memory, of: peer}",
+        "distiller.losses.kd.teacher=memory",
+    ],
+    "member": [
+        "views={again: {_target_: distillers.attacks.PGD, epsilon: 0.1}}",
+        "teachers.mix={_target_: distillers.combinations.Mean, of: [teacher@again]}",
+        "distiller.losses.kd.teacher=mix",
+    ],
+}
+
+
+@pytest.mark.parametrize("how", ASKS)
+def test_no_true_pair_is_left_where_pairs_are_shuffled(how: str) -> None:
+    parts_of("kd", *EDGES, *ASKS[how])
+    with pytest.raises(ValueError, match="shuffled_pairs=true"):
+        parts_of("kd", *EDGES, *ASKS[how], "shuffled_pairs=true")
+
+
+def test_a_teacher_within_another_that_compares_one_thing_is_refused_where_a_pair_is_of_two() -> (
+    None
+):
+    mix = "teachers.mix={_target_: distillers.combinations.Mean, of: [general, teacher]}"
+    words = ["~distiller.losses.align", mix, "distiller.losses.kd.teacher=mix"]
+    with pytest.raises(ValueError, match=r"the loss kd compares .* share their class"):
+        parts_of("mfh", *BY_CLASS, *words)
+
+
+def test_a_contrast_of_classes_needs_no_more_than_the_class() -> None:
+    parts = parts_of("kd", *BY_CLASS, "loss=supcon")
+    assert edge(parts, "supcon").teacher == Ref("teacher", "paired")
+    assert parts.distiller(parts.source.next()).values["supcon"] > 0
+
+
 def test_pairs_are_as_given_by_default() -> None:
     parts = parts_of("kd", *EDGES)
     assert edge(parts, "kd") == Edge()

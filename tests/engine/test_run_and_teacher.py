@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 import train
+from core.runtime import Runtime
+from engine.config import compose, plain
+from engine.parts import build_dataset
+from engine.teacher_file import blank_teacher, load_teacher
+from models.classifier import Classifier
 from models.digits import DigitsCNN
 from models.pretrained import load_classifier, save_network
 from tests.engine.runs import contents
@@ -45,3 +53,72 @@ def test_overwrite_keeps_a_run_whose_student_is_the_teacher(
     assert train.main([*arguments, *own, "overwrite=true"]) == 1
     assert f"overwrite=true would remove {file}, which this run reads" in capsys.readouterr().err
     assert contents(tmp_path / "run") == first
+
+
+def test_a_teachers_file_knows_its_transform_and_its_sample_rate(tmp_path: Path) -> None:
+    words = ["method=kd", "device=cpu", "data=two_tones", "teacher=digits_cnn_small"]
+    config = plain(compose([*words, "teacher.transform=log_mel"]))
+    dataset, runtime = build_dataset(config, Runtime("cpu")), Runtime("cpu")
+    network, file = blank_teacher(config, dataset), tmp_path / "t.safetensors"
+    save_network(file, network, {"transform": json.dumps(config["teacher"]["transform"])})
+    assert load_teacher(config, str(file), dataset, runtime).spec == network.spec
+    other = plain(compose([*words, "teacher.transform=log_mel", "teacher.transform.floor=-60.0"]))
+    with pytest.raises(ValueError, match=r"saw its inputs through .* give the same transform"):
+        load_teacher(other, str(file), dataset, runtime)
+
+
+def test_a_teacher_of_another_sample_rate_is_refused_behind_a_transform(tmp_path: Path) -> None:
+    draw = np.random.default_rng(0)
+    arrays = {"a": draw.integers(-9999, 9999, (12, 512), dtype=np.int16)}
+    arrays["b"] = draw.integers(0, 256, (12, 8, 8), dtype=np.uint8)
+    named = {f"{w}_inputs_{p}": x for p, x in arrays.items() for w in ("train", "test")}
+    labels, data = np.arange(12) % 3, tmp_path / "x.npz"
+    np.savez(data, **named, train_labels=labels, test_labels=labels, rate=8000)
+    words = ["method=kd", "device=cpu", "data=npz_pairs", f"data.path={data}", "teacher=m5_tiny"]
+    config = plain(compose([*words, "student=digits_cnn_small"]))
+    dataset, runtime = build_dataset(config, Runtime("cpu")), Runtime("cpu")
+    blank, file = blank_teacher(config, dataset), tmp_path / "t.safetensors"
+    assert blank.spec.rate == 8000
+    for rate in (8000.0, None, 16000.0):
+        spec = dataclasses.replace(blank.spec, rate=rate)
+        save_network(file, Classifier(blank.module, spec, blank.classes), {})
+        if rate != 16000:
+            load_teacher(config, str(file), dataset, runtime)
+    with pytest.raises(ValueError, match=r"is of a network for 16000 samples .* gives 8000"):
+        load_teacher(config, str(file), dataset, runtime)
+
+
+def test_a_class_in_another_place_is_refused(tiny: list[str], tmp_path: Path) -> None:
+    config = plain(compose([word for word in tiny if "checkpoint" not in word]))
+    dataset, file = build_dataset(config, Runtime("cpu")), str(tmp_path / "t.safetensors")
+    blank = blank_teacher(config, dataset)
+    names = [*dataset.classes[:3], "new", *dataset.classes[3:-1]]
+    save_network(file, Classifier(blank.module, blank.spec, names), {})
+    with pytest.raises(ValueError, match="has '3' as class 4, but in data digits it is class 3"):
+        load_teacher(config, file, dataset, Runtime("cpu"))
+
+
+def test_a_peer_does_not_begin_with_a_teachers_file(
+    tiny: list[str], teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["method=c2kd", "student.transform=edges", f"run_dir={tmp_path / 'run'}"]
+    assert train.main([*tiny, f"teacher.checkpoint={teacher}", *words]) == 1
+    assert "method=c2kd has no teacher that was trained before" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_data_that_changed_under_its_name_are_noticed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    draw, file = np.random.default_rng(0), tmp_path / "x.csv"
+    rows = [f"{a:.3f},{b:.3f},{'ab'[int(a > b)]}" for a, b in draw.random((60, 2))]
+    file.write_text("\n".join(["u,v,class", *rows]))
+    words = ["data=csv", f"data.path={file}", "method=kd", "device=cpu", "steps=4", "evaluations=1"]
+    words += ["data.training.steps=20", "batch_size=8", f"run_root={tmp_path / 'runs'}"]
+    assert train.main(words) == 0
+    file.write_text("\n".join(["u,v,class", *rows, rows[0]]))
+    capsys.readouterr()
+    assert train.main(words) == 0
+    assert "the file of data.path has other content than when" in capsys.readouterr().out
+    assert train.main([*words, "steps=5"]) == 1
+    assert "was trained when the file of data.path had other" in capsys.readouterr().err
