@@ -3,7 +3,7 @@
     python benchmarks/gpu_methods.py [CASE ...] [--device cuda] [--steps 30] [--runs DIR]
 
 A case is a method on digits, a method on another modality (`dfq-signal`), or a data-free method
-whose student sees digits through a transform (`reverie-edges`). Each run is complete: rounds, log,
+whose student sees inputs through a transform (`reverie-edges`). Each run is complete: rounds, log,
 checkpoint, evaluation, diagnostics, result. Evaluating, logging and saving have to wait for the
 device. If a line of a synthesizer or a loss waits, that is a fault.
 """
@@ -36,7 +36,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SHORT = {"synthesizer.iterations": 5, "synthesizer.size": 128, "source.warmup": 1}
 KINDS = {"image": "digits", "signal": "two_tones", "vector": "breast_cancer", "text": "csv_text"}
 BEYOND = ("dfq", "reverie", "fast_dfkd", "cmi", "deep_inversion", "dfad")
-TRANSFORMS = ("edges", "fourier")
+TRANSFORMS = {"edges": "image", "fourier": "image", "log_mel": "signal"}  # and what they take
 SUBJECTS = {"bank": ("account", "loan", "interest"), "travel": ("train", "hotel", "luggage")}
 
 
@@ -73,9 +73,9 @@ def cases() -> dict[str, tuple[str, list[str]]]:
     found = {method: ("image", [f"method={method}"]) for method in groups()["method"]}
     for kind in list(KINDS)[1:]:
         found |= {f"{method}-{kind}": (kind, [f"method={method}"]) for method in BEYOND}
-    for transform in TRANSFORMS:
-        overrides = ["method=reverie", f"student.transform={transform}"]
-        found[f"reverie-{transform}"] = ("image", overrides)
+    for transform, kind in TRANSFORMS.items():
+        overrides = ["method=reverie", f"student.transform={transform}", "student=digits_cnn_small"]
+        found[f"reverie-{transform}"] = (kind, overrides)
     return found
 
 
