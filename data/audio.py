@@ -16,7 +16,7 @@ from data.dataset import Dataset
 from data.files import existing
 from data.folders import class_files, class_folders, split_folders
 from data.notes import note
-from data.waves import check_sound, clipped, fitted, one_channel, read_wave, say_clipped
+from data.waves import check_sound, clipped, fitted, one_channel, read_wave, say_clipped, say_cut
 
 Arrays = tuple[NDArray[np.int16], NDArray[np.int64]]
 EXTENSIONS = (".wav",)
@@ -39,7 +39,8 @@ def audio_folder(
     ones the middle is kept. Samples of 8, 16, 24 or 32 bits, or floats in -1..1, become 16 bits;
     several channels are averaged. A data-free run needs ``test`` alone. Names that begin with a dot
     are ignored, other files that are not .wav are left out, and a printed line says so, as it does
-    of recordings that are clipped: with more than 1 % of their samples at the largest value.
+    of recordings that are clipped, with more than 1 % of their samples at the largest value, and of
+    files that end before their header says so.
 
     Args:
         length: samples of a signal.
@@ -81,9 +82,9 @@ def _read(
     what = f"the {len(files)} recordings of {folder}"
     check_memory(2 * len(files) * length, what, "set a smaller data.dataset.length")
     signals = np.empty((len(files), length), np.int16)
-    loud = []
+    loud, short = [], []
     for i, (file, _) in enumerate(files):
-        found, wave = read_wave(file)
+        found, wave, cut = read_wave(file)
         if found != rate:
             raise ValueError(
                 f"{file} has {found} samples in a second, but {rate} are expected, by "
@@ -91,6 +92,8 @@ def _read(
             )
         check_sound(str(file), wave)
         loud += [file.name] if clipped(wave) else []
+        short += [file.name] if cut else []
         signals[i] = fitted(one_channel(str(file), wave), length)
     say_clipped(str(folder), loud, len(files), runtime)
+    say_cut(str(folder), short, len(files), runtime)
     return signals, np.array([label for _, label in files], dtype=np.int64)

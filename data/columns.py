@@ -50,7 +50,8 @@ def csv(
     Args:
         path: of all rows, or of the training split if there is ``test_path``.
         expected: by a teacher.
-        label: the column of classes; None is the last one.
+        label: the column of classes; None is the last one, or the only one that a teacher's file
+            that names its columns does not read.
         categories: columns that are categories though all their cells are numbers.
         leave_out: columns that are not read, such as names.
         test_path: of a second file with the same columns, in any order.
@@ -63,9 +64,7 @@ def csv(
             above; the message names line and column.
     """
     table = read_table(existing(path), delimiter)
-    label = table.names[-1] if label is None else label
-    _check_names(table, label, categories, leave_out)
-    columns, classes = _known(expected, table, label)
+    columns, label, classes = _known(expected, table, label, categories, leave_out)
     _check_classes(table, label, len(classes))
     parted = _codes(table, label, classes), test_path, test_fraction, split, delimiter
     halves = _halves(table, *parted)
@@ -80,13 +79,38 @@ def csv(
 
 
 def _known(
-    expected: Callable[[], Expected] | None, table: Table, label: str
-) -> tuple[tuple[Column, ...], list[str]]:
-    """The columns that a teacher's file names, if any; and the classes, by it or by the table."""
+    expected: Callable[[], Expected] | None,
+    table: Table,
+    label: str | None,
+    categories: Sequence[str],
+    leave_out: Sequence[str],
+) -> tuple[tuple[Column, ...], str, list[str]]:
+    """The columns that a teacher's file names, if any; that of the classes; and the classes, by the
+    file or by the table."""
     known = expected() if expected else Expected({}, {})
     columns = columns_of(known.values.get("columns", ()))
+    label = _label(table, columns, leave_out) if label is None else label
+    _check_names(table, label, categories, leave_out)
     named = columns and known.origins.get("classes") == "its file"
-    return columns, list(known.classes) if named else in_order(table.column(label))
+    return columns, label, list(known.classes) if named else in_order(table.column(label))
+
+
+def _label(table: Table, columns: Sequence[Column], leave_out: Sequence[str]) -> str:
+    """The column of classes where nobody names it.
+
+    Raises:
+        ValueError: if a teacher's columns leave none, or more than one.
+    """
+    if not columns:
+        return table.names[-1]
+    rest = set(table.names) - {column.name for column in columns} - set(leave_out)
+    if len(rest) != 1:
+        found = shorten([name for name in table.names if name in rest]) or "none"
+        raise ValueError(
+            f"{table.path}: of the columns that the teacher does not read, one has the classes; "
+            f"there is {found}: name it with data.dataset.label=..."
+        )
+    return rest.pop()
 
 
 def _halves(
@@ -168,6 +192,8 @@ def _column(table: Table, name: str, category: bool) -> Column:
     cells = table.column(name)
     numbers = [as_number(cell) for cell in cells]
     if category or (all(n is None for n in numbers) and all(cells)):
+        if not category:
+            _check_texts(table, name)
         found = in_order(_present(table, name))
         if len(found) > MOST and not category:
             raise ValueError(
@@ -178,6 +204,18 @@ def _column(table: Table, name: str, category: bool) -> Column:
         return Column(name, categories=tuple(found))
     values = _numbers(table, name)
     return Column(name, float(values.min()), float(values.max()))
+
+
+def _check_texts(table: Table, name: str) -> None:
+    """Raise a ValueError for a column of numbers that are written so that they seem to be texts."""
+    cells = table.column(name)
+    plain = [cell.strip().removesuffix("%").replace(",", "") for cell in cells]
+    if all(as_number(cell) is not None for cell in plain):
+        raise ValueError(
+            f"{table.path}: the numbers in column {name!r}, such as {cells[0]}, have commas or "
+            "percent signs: write a point before decimals and nothing else, or name the column in "
+            "data.dataset.categories=[...]"
+        )
 
 
 def _vectors(table: Table, columns: Sequence[Column], runtime: Runtime) -> NDArray[np.float32]:

@@ -43,16 +43,8 @@ class Signal(Modality):
                 f"{where} is {kind}; int16, or floats in -1..1, are expected: divide by the "
                 "largest possible value"
             )
-        if arrays.ndim == 3 and not 1 <= arrays.shape[1] <= MOST_CHANNELS:
-            raise ValueError(
-                f"{where} has shape {arrays.shape}; [N, L] or [N, C, L] with C from 1 to "
-                f"{MOST_CHANNELS} is expected"
-                + (
-                    ". Channels seem to come last: save signals.transpose(0, 2, 1)"
-                    if 1 <= arrays.shape[2] <= MOST_CHANNELS
-                    else ""
-                )
-            )
+        if arrays.ndim == 3:
+            _check_channels(where, *arrays.shape)
         if arrays.ndim not in (2, 3):
             raise ValueError(f"{where} has shape {arrays.shape}; [N, L] or [N, C, L] is expected")
         if kind.kind == "f" and arrays.size:
@@ -104,6 +96,19 @@ class Signal(Modality):
         x = 2 * (as_float(x[:HEARD, 0]) - low) / (high - low) - 1
         pause = x.new_zeros(len(x), round(PAUSE * spec.rate))
         return torch.cat([x, pause], dim=1).clamp(-1, 1).reshape(1, -1)
+
+
+def _check_channels(where: str, count: int, channels: int, length: int) -> None:
+    """Raise a ValueError for signals that cannot be [N, C, L], or that seem to be [N, L, C]."""
+    fits, last = 1 <= channels <= MOST_CHANNELS, 1 <= length <= min(channels - 1, MOST_CHANNELS)
+    if last or not fits:
+        advice = ". Channels seem to come last: save signals.transpose(0, 2, 1)" if last else ""
+        if last and fits:  # there may really be so many channels
+            advice += f", or pad signals to at least {channels} samples"
+        raise ValueError(
+            f"{where} has shape {(count, channels, length)}; [N, L] or [N, C, L] with C from 1 to "
+            f"{MOST_CHANNELS} is expected{advice}"
+        )
 
 
 def _course(x: Tensor) -> Tensor:

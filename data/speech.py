@@ -22,7 +22,7 @@ from data.modality import decode
 from data.signals import Signal
 from data.spec import InputSpec
 from data.spectrograms import LogMel
-from data.waves import check_sound, clipped, fitted, read_wave, say_clipped
+from data.waves import check_sound, clipped, fitted, read_wave, say_clipped, say_cut
 
 Arrays = tuple[NDArray[Any], NDArray[np.int64]]
 Reader = Callable[[], Arrays]
@@ -183,7 +183,7 @@ def _split(
 
 
 def _read(path: Path, runtime: Runtime) -> Recordings:
-    found = _folder(path) if path.is_dir() else _archive(path)
+    found = _folder(path, runtime) if path.is_dir() else _archive(path)
     loud = [str(i) for i, wave in enumerate(found.waveforms) if clipped(wave)]
     say_clipped(str(path), loud, len(found.digits), runtime)
     return found
@@ -209,18 +209,20 @@ def _archive(path: Path) -> Recordings:
     return Recordings(waves, digits, speakers, tuple(map(str, names)), index)
 
 
-def _folder(path: Path) -> Recordings:
+def _folder(path: Path, runtime: Runtime) -> Recordings:
     files = {file: NAME.fullmatch(file.name) for file in sorted(path.glob("*.wav"))}
     if not files:
         raise ValueError(f"{path} has no .wav files: data.path=... is {WHERE}")
-    waves, rows = [], []
+    waves, rows, short = [], [], []
     for file, match in files.items():
         if match is None:
             raise ValueError(f"{file} is not called DIGIT_SPEAKER_INDEX.wav: rename or remove it")
-        rate, wave = read_wave(file)
+        rate, wave, cut = read_wave(file)
         _check(str(file), wave, rate)
         waves.append(wave)
+        short += [file.name] if cut else []
         rows.append((int(match[1]), match[2], int(match[3])))
+    say_cut(str(path), short, len(files), runtime)
     names = tuple(sorted({name for _, name, _ in rows}))
     digits, speakers, index = (
         np.array(column)

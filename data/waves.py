@@ -15,10 +15,12 @@ from data.notes import note
 
 CLIPPED = 0.01  # of the samples at the largest value: more is a note
 NAMED = 5  # recordings of many
+ENDS = "Reached EOF prematurely"  # begins scipy's warning of a file that is shorter than it says
 
 
-def read_wave(file: Path) -> tuple[int, NDArray[Any]]:
-    """Samples in a second, and the samples [L] or [L, channels] as they are stored.
+def read_wave(file: Path) -> tuple[int, NDArray[Any], bool]:
+    """Samples in a second, the samples [L] or [L, channels] as they are stored, and whether
+    the file is shorter than its header says.
 
     Raises:
         ValueError: for a file that cannot be read.
@@ -26,13 +28,13 @@ def read_wave(file: Path) -> tuple[int, NDArray[Any]]:
     from scipy.io import wavfile  # slow to import
 
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", wavfile.WavFileWarning)  # of chunks that hold no sound
+        with warnings.catch_warnings(record=True) as said:  # others are of chunks without sound
+            warnings.simplefilter("always", wavfile.WavFileWarning)
             rate, wave = wavfile.read(file)
     except Exception as error:  # a damaged file shows as almost any exception
         reason = " ".join(str(error).split())
         raise ValueError(f"{file} is not a readable wave file ({reason}): copy it again") from error
-    return rate, wave
+    return rate, wave, any(ENDS in str(warning.message) for warning in said)
 
 
 def one_channel(where: str, wave: NDArray[Any]) -> NDArray[np.int16]:
@@ -72,9 +74,21 @@ def clipped(wave: NDArray[Any]) -> bool:
 
 def say_clipped(where: str, names: Sequence[str], count: int, runtime: Runtime) -> None:
     """A line on recordings that are :func:`clipped`, if there are any."""
+    _say(where, names, count, "are clipped", runtime)
+
+
+def say_cut(where: str, names: Sequence[str], count: int, runtime: Runtime) -> None:
+    """A line on files that end before their header says so, if there are any.
+
+    They are no error: a program that writes to a pipe does not know the length beforehand.
+    """
+    _say(where, names, count, "end before their header says (truncated, or streamed)", runtime)
+
+
+def _say(where: str, names: Sequence[str], count: int, what: str, runtime: Runtime) -> None:
     if names:
         some = ", ".join(names[:NAMED]) + (", ..." if len(names) > NAMED else "")
-        note(runtime, f"data {where}: {len(names)} of {count} recordings are clipped: {some}")
+        note(runtime, f"data {where}: {len(names)} of {count} recordings {what}: {some}")
 
 
 def fitted(wave: NDArray[np.int16], length: int) -> NDArray[np.int16]:

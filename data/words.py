@@ -16,8 +16,13 @@ from data.spec import Expected
 from data.texts import MOST_WORDS, PAD, UNKNOWN
 
 APOSTROPHE = "\N{RIGHT SINGLE QUOTATION MARK}"
-# Letters and digits, with apostrophes between them; everything else only ends a word.
-WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)*")
+# Accents and vowel signs that no single letter contains: to Python, they are no part of a word.
+MARKS = "".join(
+    c for c in map(chr, range(0x300, 0x20000)) if unicodedata.category(c) in ("Mn", "Mc")
+)
+# Letters and digits, with marks behind them and apostrophes between them; everything else only ends
+# a word.
+WORD = re.compile(rf"[^\W_]+(?:(?:[{MARKS}]|'(?=[^\W_]))[^\W_]*)*")
 
 
 def split_words(text: str) -> list[str]:
@@ -26,7 +31,8 @@ def split_words(text: str) -> list[str]:
     "Don't, please!" has the words "don't" and "please". A script without spaces between words, such
     as Chinese, would need them put in beforehand.
     """
-    return WORD.findall(unicodedata.normalize("NFC", text).lower().replace(APOSTROPHE, "'"))
+    lower = unicodedata.normalize("NFC", text.lower())  # which may take letters and marks apart
+    return WORD.findall(lower.replace(APOSTROPHE, "'"))
 
 
 def vocabulary(texts: Iterable[str], most: int) -> tuple[str, ...]:

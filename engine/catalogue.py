@@ -36,10 +36,11 @@ begins, with what to change.
 TERMS = """
 ## Transfer losses
 
-`loss=NAME`, or `loss=[NAME,NAME]`, beside the losses of the method; one of the same name replaces the
-method's own. `distiller.losses.NAME.weight`, `.schedule`, `.taps` and the arguments under `.loss` change
-them; of `ce` and `detached_ce` NAME is `cross_entropy`, and of `ctkd_instance` it is `ctkd`. A loss without
-taps reads only logits; `stages` is every stage that both networks have, `stage-1` the last one.
+`loss=NAME`, or `loss=[NAME,NAME]`, beside the losses of the method; one of the same name replaces
+the method's own. `distiller.losses.NAME.weight`, `.schedule`, `.taps` and the arguments under
+`.loss` change them; of `ce` and `detached_ce` NAME is `cross_entropy`, and of `ctkd_instance` it is
+`ctkd`. A loss without taps reads only logits; `stages` is every stage that both networks have,
+`stage-1` the last one.
 
 | loss | paper | weight | taps | also | what it is |
 | --- | --- | --- | --- | --- | --- |

@@ -99,10 +99,16 @@ def _inputs(
     if settings["data_free"]:
         assert teacher is not None, "a run without data has a teacher"
         plain = copy.deepcopy(config)
-        # What is synthesized needs a student that takes it, and the run's own may not.
-        plain.student.transform, plain.student.model = None, copy.deepcopy(plain.teacher.model)
+        # What is synthesized needs a student that takes it, and the run's own may not: one of the
+        # teacher's architecture, which sees what the teacher sees, does.
+        for key in ("model", "transform"):
+            plain.student[key] = copy.deepcopy(plain.teacher[key])
+        plain.student.mean, plain.student.std = list(teacher.spec.mean), list(teacher.spec.std)
         plain.students, plain.teachers, plain.views, plain.deploy = {}, {}, {}, "student"
-        return _some(Probe(plain, dataset, teacher, runtime).split)
+        wanting = list(_wanting(settings))
+        what = f"without data, the mean and std of what {wanting[0]}.transform gives are"
+        instead = "set " + " ".join(f"{path}.mean=[...] {path}.std=[...]" for path in wanting)
+        return _some(Probe(plain, dataset, teacher, runtime, what, instead).split)
     split = dataset.open("train")
     limit = settings["source"].get("limit")
     if limit is None:

@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from core.build import build
 from core.check import parameters_of
+from data.refused import refusing
 from data.spec import Expected
 from distillers.edges import resolve_taps, student_taps, teacher_taps
 from engine.budget import Timing, spell
@@ -76,9 +77,13 @@ def methods_for(
     """
     fit: list[str] = []
     unfit: dict[str, list[str]] = {}
+    refused = refusing(teacher.takes.modality)
     for name in groups(own)["method"]:
         method: Any = OmegaConf.merge({"generator": generator}, written("method", name, own))
         if not method.get("data_free"):
+            continue
+        if name in refused:
+            unfit.setdefault(f"it does not take {teacher.takes.kind.plural}", []).append(name)
             continue
         try:
             _check_synthesis(method.get("synthesis"), teacher, available)

@@ -96,6 +96,8 @@ class Probe:
         dataset: of the run, without a test split.
         teacher: frozen, on its device.
         runtime: of the run.
+        what: what is measured on them, and why; begins the message if they cannot be made.
+        instead: what to do then.
 
     Attributes:
         methods: the two that made the inputs.
@@ -106,7 +108,13 @@ class Probe:
     """
 
     def __init__(
-        self, config: DictConfig, dataset: Dataset, teacher: Classifier, runtime: Runtime
+        self,
+        config: DictConfig,
+        dataset: Dataset,
+        teacher: Classifier,
+        runtime: Runtime,
+        what: str = "without test data the student is",
+        instead: str = "give test data",
     ) -> None:
         self.runtime, self.dataset, self.teacher = runtime, dataset, teacher
         self.folder = Path(config.run_root) / PROBES
@@ -123,9 +131,8 @@ class Probe:
                 refused.append(f"{name} ({error})")
         if len(images) < METHODS:
             raise ValueError(
-                f"without test data the student is measured on inputs that {METHODS} of "
-                f"probe.methods synthesize, but these cannot be used: {'; '.join(refused)}. Give "
-                "test data, or name other methods"
+                f"{what} measured on inputs that {METHODS} of probe.methods synthesize, but these "
+                f"cannot be used: {'; '.join(refused)}: {instead}, or name other methods"
             )
         self.methods = tuple(names)
         self.split = split_of(torch.cat(images), teacher.takes, runtime)

@@ -63,17 +63,13 @@ def obtain_teacher(
     recipe = teacher_config(config)
     directory = RunDirectory(recipe, runtime)
     kept = not runtime.any(directory.result() is None)  # or ranks would go different ways
-    if kept and (other := directory.replaced()):
-        raise ValueError(
-            f"the teacher in {directory.path} was trained when the file of {other[0]} had other "
-            "content, and may know its test inputs: remove that folder, and one is trained anew"
-        )
-    if not kept:
+    if kept:
+        _check_kept(directory)
+    else:
         if not tried:
             rehearse_blank(settings, dataset, runtime)
         if runtime.main:
-            chosen = config.choices
-            print(f"teacher: training {chosen.teacher} on {chosen.data}", flush=True)
+            print("teacher: training {teacher} on {data}".format(**config.choices), flush=True)
     train(recipe, runtime, wait=True)
     checkpoint = directory.path / "student.safetensors"
     known = {**settings["teacher"], "checkpoint": str(checkpoint)}  # its file says what it expects
@@ -119,6 +115,15 @@ def as_teacher(config: DictConfig, node: Mapping[str, Any]) -> DictConfig:
     role.data = OmegaConf.create(OmegaConf.to_container(config.data, resolve=True))
     role.seed += APART * (node.get("seed") or 0)
     return role
+
+
+def _check_kept(directory: RunDirectory) -> None:
+    """Raise a ValueError for a teacher that was trained on other data of the same name."""
+    if other := directory.replaced():
+        raise ValueError(
+            f"the teacher in {directory.path} was trained when the file of {other[0]} had other "
+            "content, and may know its test inputs: remove that folder, and one is trained anew"
+        )
 
 
 def _check_unread(config: DictConfig, settings: Mapping[str, Any]) -> None:

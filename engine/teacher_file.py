@@ -44,7 +44,7 @@ def load_teacher(
     config: dict[str, Any], path: str, dataset: Dataset, runtime: Runtime
 ) -> Classifier:
     """The frozen teacher in a checkpoint, checked against the data."""
-    node = config["teacher"]
+    node, say = config["teacher"], print if runtime.main else str  # str says nothing
     known = expected(node)
     _check_keys(node, dataset)
     _check_before(path, node, dataset, runtime)
@@ -59,7 +59,7 @@ def load_teacher(
             dataset.classes,
             range=None if known.origins["range"] == ASSUMED else known.values["range"],
             weights=node["weights"],
-            say=print if runtime.main else str,  # str says nothing
+            say=say,
         )
     except ValueError as error:
         if dataset.has("test") or not MISFIT.search(str(error)):
@@ -72,15 +72,13 @@ def load_teacher(
         ) from error
     if blank.transform is not None:
         _check_seen(teacher.spec, blank.spec, path)
-        seen, takes = blank.transform, blank.takes
-        teacher = Classifier(
-            teacher.module, teacher.spec, teacher.classes, transform=seen, takes=takes
-        )
+        found = teacher.module, teacher.spec, teacher.classes
+        teacher = Classifier(*found, transform=blank.transform, takes=blank.takes)
     _check_names(teacher.classes, dataset, path)
     dataset.adapt(teacher.takes, len(teacher.classes))
-    if runtime.main and (origin := known.origins.get("mean")) == library_defaults(node["model"])[0]:
+    if (origin := known.origins.get("mean")) == library_defaults(node["model"])[0]:
         moments = f"teacher.mean={list(teacher.spec.mean)} teacher.std={list(teacher.spec.std)}"
-        print(f"teacher: its inputs are normalised as for {origin}: {moments}", flush=True)
+        say(f"teacher: its inputs are normalised as for {origin}: {moments}")
     runtime.prepare(freeze(teacher))
     return teacher
 

@@ -29,10 +29,11 @@ class Experience(Stream):
         runtime: device and noise.
         batches: of stored inputs that follow each update.
         capacity: inputs kept.
+        steps: batches in the whole run, by which memory is checked; None checks nothing.
 
     Raises:
         ValueError: for fewer than one batch, a capacity below 1, and, once it is to start, for
-            more batches than fit between two updates.
+            more batches than fit between two updates, and more inputs than fit into memory.
     """
 
     whole = known = True
@@ -44,11 +45,12 @@ class Experience(Stream):
         runtime: Runtime,
         batches: int = 10,
         capacity: int = 50_000,
+        steps: int | None = None,
     ) -> None:
         super().__init__()
         if batches < 1:
             raise ValueError(f"an experience replays at least 1 batch, not {batches}")
-        self.batches, self.runtime = batches, runtime
+        self.batches, self.runtime, self.steps = batches, runtime, steps
         self.store = Store(spec, capacity, runtime.device, "reservoir", num_classes, exact=True)
         self.stored = 0
         self.replayed = False  # whether the latest batch was
@@ -60,6 +62,9 @@ class Experience(Stream):
                 "batches between two updates: at least one has to be new"
             )
         self.period = place.period
+        if self.steps is not None:
+            fresh = self.steps - self.plan(self.steps).known_batches
+            self.store.check_memory(fresh * place.size)
 
     def due(self, turn: int, noise: torch.Generator) -> bool:
         return len(self.store) > 0 and turn >= self.period - self.batches

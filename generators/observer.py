@@ -12,10 +12,13 @@ from torch import Tensor, nn
 from core.objective import Losses, Objective
 from core.runtime import Runtime
 from data.augment import Augmentation, through
+from data.refused import refusing
 from generators.base import Synthesis, SynthesisLoss
 from models.classifier import Classifier, Outputs, Statistics
 
-WITHOUT_BATCHNORM = "dafl, zskt, dfad, zskd, pre_dfkd, mosaickd, psaq_vit, dfme, maze"
+WITHOUT_BATCHNORM = (
+    *("dafl", "zskt", "dfad", "zskd", "pre_dfkd", "mosaickd", "psaq_vit", "dfme", "maze"),
+)
 
 
 def unread_statistics(teacher: Classifier, objective: Objective) -> list[str]:
@@ -31,7 +34,7 @@ def unread_statistics(teacher: Classifier, objective: Objective) -> list[str]:
     if not view.measured:
         raise ValueError(
             f"the teacher {teacher.name} runs no BatchNorm layer in eval mode, whose statistics "
-            f"this method inverts; methods that work without: {WITHOUT_BATCHNORM}"
+            f"this method inverts; methods that work without: {_others(teacher)}"
         )
     idle = ", ".join(view.idle[:4]) + (", ..." if len(view.idle) > 4 else "")
     return [f"synthesis: eval mode does not run the teacher's {idle}: left out"] if idle else []
@@ -42,8 +45,14 @@ def check_statistics(teacher: Classifier, objective: Objective) -> None:
     if any(objective.ask("needs_statistics")) and not teacher.batchnorms():
         raise ValueError(
             f"the teacher {type(teacher.module).__name__} has no BatchNorm layers, whose "
-            f"statistics this method inverts; methods that work without: {WITHOUT_BATCHNORM}"
+            f"statistics this method inverts; methods that work without: {_others(teacher)}"
         )
+
+
+def _others(teacher: Classifier) -> str:
+    """The methods that need no BatchNorm, but for those that refuse what the teacher takes."""
+    refused = refusing(teacher.takes.modality)
+    return ", ".join(name for name in WITHOUT_BATCHNORM if name not in refused)
 
 
 class Observer:

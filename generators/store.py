@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from core.memory import check_memory
 from data.spec import InputSpec
 
 Policy = Literal["fifo", "reservoir"]
@@ -76,6 +77,20 @@ class Store:
         """Keep so many values of a teacher's answer with each input, while none is stored yet."""
         assert not len(self), "inputs are stored already"
         self.answers = self._slots_for(torch.Size([answers]), torch.float32)
+
+    def check_memory(self, count: int) -> None:
+        """Check that so many inputs, or the capacity, fit into memory, which only they will fill.
+
+        What lies on a device was found to fit there.
+
+        Raises:
+            ValueError: for more bytes than the machine has.
+        """
+        count = min(count, self.capacity)
+        kept = [x[0] for x in (self.images, self.answers) if x.device.type == "cpu"]
+        needed = count * sum(one.numel() * one.element_size() for one in kept)
+        what = f"the {count:,} inputs {list(self.spec.shape)} that it stores"
+        check_memory(needed, what, "set a smaller source.streams.NAME.capacity=...")
 
     def add(
         self,

@@ -43,7 +43,8 @@ def load_classifier(
         module: an untrained network of the file's architecture.
         default_spec: the data's, whose shape the network's inputs must have and whose range is
             assumed where the file does not say; None where the data is not known.
-        mean: one value per channel, instead of the file's; needed where the file has none.
+        mean: one value per channel, instead of the file's; needed where the file has none, but for
+            texts, which are not normalised.
         std: likewise.
         classes: the data's class names, used where the file has none.
         taps: see :class:`models.classifier.Classifier`.
@@ -59,6 +60,8 @@ def load_classifier(
     state, metadata = load_weights(path, weights, say)
     saved_spec, saved_classes, count = read_metadata(metadata, path)
     spec = specification(saved_spec, default_spec, mean, std, range, path)
+    if saved_spec is None and spec.kind.discrete:
+        say(f"{path} does not name its words: those of the data, in their order, are assumed")
     known = tuple(classes)
     if count and known and count != len(known):
         raise ValueError(f"{path} knows {count} classes, but the data has {len(known)}")
@@ -85,7 +88,8 @@ def specification(
 ) -> InputSpec:
     """What a file's network expects of its input; see :func:`load_classifier`."""
     base = saved or default
-    if base is None or (saved is None and (mean is None or std is None)):
+    discrete = base is not None and base.kind.discrete  # which is not normalised
+    if base is None or (saved is None and not discrete and (mean is None or std is None)):
         raise ValueError(
             f"{path} does not say how its inputs were normalised: "
             "pass teacher.mean=[...] teacher.std=[...], one value per channel"

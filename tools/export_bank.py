@@ -32,7 +32,7 @@ from core.runtime import Runtime
 from data.dataset import Dataset
 from data.files import GROUPS
 from engine.checkpoints import Checkpoints, files, read_checkpoint
-from engine.expected import expected
+from engine.expected import ASSUMED, expected
 from engine.parts import build_dataset
 from engine.trust import read_found, trusted_alone
 
@@ -149,10 +149,16 @@ def _bank(source: Any) -> dict[str, Tensor] | None:
 
 
 def _stored(images: Tensor, config: dict[str, Any], dataset: Dataset) -> Tensor:
-    """A bank's inputs, encoded if it keeps them as they are, in the teacher's range."""
+    """A bank's inputs, encoded if it keeps them as they are, in the range that the run had.
+
+    It is the teacher's; but it is the data's where nothing says that one, as of a teacher that was
+    trained for the run, and where the teacher sees the data through a transform.
+    """
     if images.dtype == dataset.kind.storage:
         return images
-    low, high = expected(config["teacher"]).values["range"]
+    known = expected(config["teacher"])
+    of_data = known.origins["range"] == ASSUMED or config["teacher"].get("transform") is not None
+    low, high = dataset.range if of_data else known.values["range"]
     return dataset.kind.encode(images, (low, high))
 
 

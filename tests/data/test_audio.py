@@ -77,6 +77,22 @@ def test_what_is_clipped_or_left_out_is_said_once(
     assert said.count("1 are left out, as they are not recordings in class folders: 1 .txt") == 1
 
 
+def test_a_file_that_ends_too_early_is_named(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And read as far as it goes: streamed files have such headers too."""
+    file = folder / "test" / "low" / "a.wav"
+    file.write_bytes(file.read_bytes()[:-16])
+    data = audio_folder(folder, RUNTIME, 24)
+    x, _ = data.open("test").stored(slice(0, 9))
+    assert x[1, 0].tolist() == [0] * 4 + WAVE[:16].tolist() + [0] * 4
+    said = capsys.readouterr().out
+    line = "1 of 2 recordings end before their header says (truncated, or streamed): a.wav\n"
+    assert said.count(line) == 1
+    data.open("train")
+    assert not capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("wave", "loud"),
     [

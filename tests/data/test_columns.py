@@ -80,6 +80,24 @@ def test_another_file_is_read_as_the_teacher_knows_it(tmp_path: Path) -> None:
         data.check(other.spec, 2)
 
 
+def test_the_label_of_another_file_is_the_column_that_its_teacher_does_not_read(
+    tmp_path: Path,
+) -> None:
+    first = own(tmp_path)
+    said = first.spec.to_dict() | {"classes": first.classes}
+    teacher = functools.partial(Expected, said, {"classes": "its file"})
+    text = "bought,colour,age,grade\nyes,red,30,10\nno,blue,20,9\n"
+    data = own(tmp_path, text, text, expected=teacher)
+    assert data.open("train").labels.tolist() == [1, 0]
+    more = "id," + text.replace("\n", "\n7,", 2)
+    assert own(tmp_path, more, more, expected=teacher, leave_out=["id"]).shape == first.shape
+    with pytest.raises(ValueError, match=r"there is id, bought: name it with data\.dataset\.label"):
+        own(tmp_path, more, more, expected=teacher)
+    bare = text.replace("bought,", "").replace("yes,", "").replace("no,", "")
+    with pytest.raises(ValueError, match="there is none: name it"):
+        own(tmp_path, bare, bare, expected=teacher)
+
+
 @pytest.mark.parametrize(("cell", "number"), [("18_25", None), ("1e3", 1000.0), (" 7 ", 7.0)])
 def test_what_is_a_number(cell: str, number: float | None) -> None:
     assert as_number(cell) == number
@@ -172,6 +190,18 @@ def test_mistakes_are_named_in_a_line(tmp_path: Path, changes: Any, message: str
     with pytest.raises(ValueError, match=message) as error:
         own(tmp_path, **changes).open("test")
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("cells", ["5,1 -3,0 0,5", "5% 3,5% 7%", "1,234 1,234,567 3,000"])
+def test_numbers_with_commas_or_percent_signs_are_no_categories(tmp_path: Path, cells: str) -> None:
+    """Unless the column is named as one."""
+    rows = [f"{cell};{label}\n" for label in "ab" for cell in cells.split()]
+    text = "weight;class\n" + "".join(rows)
+    with pytest.raises(ValueError, match=r"column 'weight', such as .*: write a point"):
+        own(tmp_path, text, text, delimiter=";")
+    assert own(tmp_path, text, text, delimiter=";", categories=["weight"]).shape == (3,)
+    mended = text.replace(",", "").replace("%", "")
+    assert own(tmp_path, mended, mended, delimiter=";").shape == (1,)
 
 
 def test_a_column_of_names_is_neither_a_category_nor_a_label(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from core.runtime import Runtime
+from data import texts
 from data.augment import RandomCrop, WordDropout
 from data.dataset import Dataset
 from data.files import npz
@@ -36,6 +38,14 @@ def test_words_of_a_text() -> None:
     said = "Don\N{RIGHT SINGLE QUOTATION MARK}t, please!  CAFE\N{COMBINING ACUTE ACCENT} (no. 42)"
     assert split_words(said) == ["don't", "please", "café", "no", "42"]
     assert split_words("... !?") == []
+
+
+def test_marks_belong_to_their_word() -> None:
+    """Vowel signs, which Python takes for no letters, and the dot of a capital in lower case."""
+    hindi = "\u0939\u093f\u0928\u094d\u0926\u0940"
+    assert split_words(f"{hindi}, {hindi}!") == [hindi, hindi]
+    assert split_words("\u0130stanbul'da") == ["i\u0307stanbul'da"]
+    assert split_words("J\u030c \u0301 x") == ["\u01f0", "x"]  # one letter, in lower case alone
 
 
 def test_the_commonest_words_are_known() -> None:
@@ -99,6 +109,15 @@ def test_texts_can_be_read() -> None:
     assert picture.shape[2] == 1200
     assert 0 <= picture.min() < 0.5 < picture.max() <= 1  # ink
     assert not torch.equal(picture, TEXT.kind.picture(x.flip(0), TEXT))
+
+
+def test_their_picture_does_not_need_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    texts._font.cache_clear()
+    x = TEXT.decode(torch.tensor([[2, 3, 0, 0]]))
+    picture = TEXT.kind.picture(x, TEXT)
+    texts._font.cache_clear()
+    assert 0 <= picture.min() < 0.5 < picture.max() <= 1
 
 
 def test_words_drop_out() -> None:

@@ -192,7 +192,7 @@ def test_the_methods_named_are_those_that_work_without_batchnorm() -> None:
         ]
         if losses and not any(loss.needs_statistics for loss in losses):  # not noise
             working.add(name)
-    assert working == set(WITHOUT_BATCHNORM.split(", "))
+    assert working == set(WITHOUT_BATCHNORM)
 
 
 def test_cuda_without_cuda(refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:

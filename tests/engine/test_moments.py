@@ -114,9 +114,11 @@ def test_what_goes_into_a_teachers_transform_is_unknown_without_data(
     assert student_of(tmp_path / "run").spec.mean == (0.5,)
 
 
-def test_a_student_of_images_learns_from_synthesized_signals(tmp_path: Path) -> None:
-    """What is synthesized to measure moments is seen by a student that takes signals."""
+@pytest.mark.parametrize("both", [False, True])
+def test_a_student_of_images_learns_from_synthesized_signals(tmp_path: Path, both: bool) -> None:
+    """What is synthesized to measure moments is shown to a student as it is to the teacher."""
     words = ["data=two_tones", "method=dfad", "student.transform=log_mel"]
+    words += ["teacher=digits_cnn", "teacher.transform=log_mel"] if both else []
     words += ["student=digits_cnn_small", "generator.channels=8"]
     words += ["data.dataset.count=40", "data.training.steps=2", "data.training.batch_size=8"]
     words += ["steps=2", "batch_size=8", "device=cpu", "evaluations=1", f"run_root={tmp_path}"]
@@ -124,6 +126,14 @@ def test_a_student_of_images_learns_from_synthesized_signals(tmp_path: Path) -> 
     made.probe = {"size": 16, "methods": PROBE}
     result = run(made, Runtime("cpu"))
     assert result["cost"]["real_training_inputs_read"] == 0
+
+
+def test_what_to_do_where_nothing_can_be_synthesized_to_measure_them(tmp_path: Path) -> None:
+    made = run_config("dfad", tmp_path, FOURIER, "steps=2", f"run_root={tmp_path}")
+    made.probe = {"size": 16, "methods": {"deep_inversion": PROBE["deep_inversion"]}}
+    message = r"what student\.transform gives are measured .*: set student\.mean=\[\.\.\.\] student"
+    with pytest.raises(ValueError, match=message):
+        run(made, Runtime("cpu"))
 
 
 def test_a_teacher_may_see_another_modality(tmp_path: Path) -> None:

@@ -35,6 +35,17 @@ def test_methods_that_do_not_fit_are_named_with_the_reason() -> None:
     assert any("zskt" in names and "stage1" in why for why, names in unfit.items())
 
 
+def test_methods_that_refuse_the_modality_are_not_proposed() -> None:
+    settings, runtime = plain(compose(["data=two_tones", "data.dataset.count=40"])), Runtime("cpu")
+    dataset = build_dataset(settings, runtime)
+    teacher = freeze(blank_teacher(settings, dataset))
+    assert isinstance(teacher, Classifier)
+    available = offered(settings, dataset, teacher, runtime) | {"student": teacher}
+    fit, unfit = methods_for(teacher, settings["generator"], available)
+    assert {"reverie", "dfme"} <= set(fit)
+    assert unfit["it does not take signals"] == ["mosaickd", "nayer", "pre_dfkd"]
+
+
 def test_a_users_methods_are_named_and_measure(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

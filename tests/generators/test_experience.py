@@ -46,6 +46,17 @@ def test_the_last_batches_of_a_period_are_replayed(period: int) -> None:
         assert stored.plan(batches).known_batches == sum(due[:batches])
 
 
+def test_what_a_run_will_store_has_to_fit_into_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not the whole capacity, where the run is too short to fill it."""
+    each = 4 * (SPEC.noise(1, torch.device("cpu")).numel() + CLASSES)
+    monkeypatch.setattr("core.memory.machine_memory", lambda: 30 * each)
+    synthesizer, place = generative().synthesizer, Place(6, 0, 4)  # half of the batches are new
+    experience(steps=8).start(synthesizer, place)
+    experience(steps=1000, capacity=30).start(synthesizer, place)
+    with pytest.raises(ValueError, match=r"the 36 inputs .* smaller source\.streams\.NAME\.capac"):
+        experience(steps=10).start(synthesizer, place)
+
+
 def test_what_is_drawn_was_stored_bit_for_bit_and_with_its_own_answer() -> None:
     stored = experience()
     known: dict[bytes, torch.Tensor] = {}

@@ -6,8 +6,10 @@ from torch import nn
 
 from core.runtime import Runtime
 from data.augment import RandomAffine
+from data.spec import InputSpec
 from generators.losses import Adversarial, OneHot
 from generators.observer import check_statistics
+from models.classifier import Classifier
 from tests.generators.small import SPEC, generative, objective, teacher
 
 
@@ -41,6 +43,13 @@ def test_teacher_without_batchnorm() -> None:
     without = objective(one_hot=OneHot(), adversarial=Adversarial())
     check_statistics(bare, without)
     assert generative(teacher=bare, objective=without).next().input.isfinite().all()
+
+
+def test_methods_that_refuse_texts_are_not_proposed_for_them() -> None:
+    spec = InputSpec((4, 5), modality="text", words=("<pad>", "<unk>", "a", "b"))
+    bare = Classifier(nn.Flatten(), spec)
+    with pytest.raises(ValueError, match=r"without: dafl, zskt, dfad, zskd, psaq_vit$"):
+        check_statistics(bare, generative().synthesizer.observe.objective)
 
 
 def test_an_update_may_see_the_student_by_batch() -> None:

@@ -15,6 +15,7 @@ from torch import nn
 from core.check import SPECIAL
 from data.spec import InputSpec
 from models.classifier import Classifier
+from models.pretrained import load_classifier
 from models.texts import BothWays, Embedding, TextTransformer
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "model"
@@ -89,6 +90,16 @@ def test_states_are_those_of_a_gru() -> None:
             getattr(theirs, f"{name}_l0{end}").data.copy_(value)
     x = torch.randn(2, 4, 5)
     torch.testing.assert_close(ours(x), theirs(x.transpose(1, 2))[0])
+
+
+def test_a_plain_file_needs_no_mean_and_std(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Words are not normalised; which ones the network knows is assumed."""
+    torch.save(built("text_cnn").state_dict(), tmp_path / "plain.pth")
+    found = load_classifier(built("text_cnn"), tmp_path / "plain.pth", SPEC, classes="abcdefg")
+    assert found.spec == SPEC
+    assert "plain.pth does not name its words: those of the data" in capsys.readouterr().out
 
 
 def test_heads_divide_the_width() -> None:

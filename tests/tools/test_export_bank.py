@@ -1,6 +1,6 @@
 """A run's bank as a data set: the same pixels, read by train.py, and a line for every mistake."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +45,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def fabricate(tmp_path: Path) -> Callable[..., Path]:
     """A run directory with these sources in its checkpoint, one for each rank."""
 
-    def fabricate(*sources: dict[str, Any]) -> Path:
-        config = compose([*SMALL, f"run_dir={tmp_path / 'made'}"])
+    def fabricate(*sources: dict[str, Any], words: Sequence[str] = SMALL) -> Path:
+        config = compose([*words, f"run_dir={tmp_path / 'made'}"])
         directory = RunDirectory(config, Runtime("cpu"))
         directory.path.mkdir()
         directory.begin()
@@ -144,6 +144,19 @@ def test_a_bank_within_an_experience(fabricate: Callable[..., Path], tmp_path: P
     with np.load(tmp_path / "out.npz") as arrays:
         assert arrays["train_images"].dtype == np.uint8
         assert np.array_equal(arrays["train_images"], held["bank"]["images"][:, 0].numpy())
+
+
+def test_signals_within_an_experience(fabricate: Callable[..., Path], tmp_path: Path) -> None:
+    """Of a teacher that was trained for the run: no file says that its range is -1 to 1."""
+    exact = torch.tensor([-1.0, -0.25, 0.0, 0.5]).repeat(3, 1, 128)
+    held = {**content(count=3)["streams"]["bank"]["bank"], "images": exact}
+    run = fabricate(
+        {"streams": {"experience": {"bank": held}}},
+        words=["data=two_tones", "data.dataset.count=40", "device=cpu"],
+    )
+    assert main([str(run), str(tmp_path / "out.npz")]) == 0
+    with np.load(tmp_path / "out.npz") as arrays:
+        assert arrays["train_signals"][2, 0, -4:].tolist() == [-32768, -8192, 0, 16384]
 
 
 @pytest.fixture
