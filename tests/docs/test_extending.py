@@ -50,6 +50,15 @@ def part(target: str) -> Any:
     raise AssertionError(target)
 
 
+def test_transform() -> None:
+    transform, x = part("data.coarse"), 2 * torch.rand(6, 1, 16, 16) - 1
+    seen = transform.measured(SPEC, x)
+    assert seen.shape == (1, 8, 8)
+    assert seen.range == (0.0, 1.0)
+    expected = (x.view(6, 1, 8, 2, 8, 2).mean((3, 5)) + 1) / 2
+    torch.testing.assert_close(transform(x), expected)
+
+
 def test_synthesis_loss() -> None:
     logits = torch.randn(6, 4, requires_grad=True)
     value = part("Margin")["margin"]["loss"](Synthesis(torch.rand(6, 1, 16, 16), Outputs(logits)))

@@ -25,9 +25,10 @@ def folder(tmp_path: Path) -> Path:
     return written_parts(tmp_path / "parts", PAGE)
 
 
-@pytest.mark.parametrize("method", ["dfq", "fast_dfkd"])
+@pytest.mark.parametrize("method", ["dfq", "fast_dfkd", "reverie"])
 def test_the_page_makes_a_modality(folder: Path, tmp_path: Path, method: str) -> None:
     words = [f"config_path={folder}", "data=voxels", f"method={method}", *SHORT]
+    words += ["~generator.output"] if method == "reverie" else []
     with forgotten(folder):
         try:
             run(compose([*words, f"run_root={tmp_path / 'runs'}"]), Runtime("cpu"))
