@@ -73,6 +73,7 @@ def evaluate(subject: Path, overrides: Sequence[str]) -> dict[str, Any]:
         dataset = build_dataset(said, runtime)
         student = _student(subject, mine, said, trust, dataset, runtime)
     _compare_names(student, dataset, subject)
+    _compare_splits(subject, plain(config))
     teacher = None
     if teachers:
         teacher = load_teacher(plain(config), config.teacher.checkpoint, dataset, runtime)
@@ -210,6 +211,21 @@ def _compare_names(student: Classifier, dataset: Dataset, subject: Path) -> None
         print(
             f"warning: class {i} is {ours!r} in {subject} and {its!r} in data {dataset.name}: "
             "are they the same classes, in the same order?",
+            file=sys.stderr,
+        )
+
+
+def _compare_splits(subject: Path, settings: dict[str, Any]) -> None:
+    """Warn about settings of the same data that differ from the run's: they may split it anew."""
+    run = mapping((subject if subject.is_dir() else subject.parent) / CONFIG)
+    if run.get("choices", {}).get("data") != settings["choices"]["data"]:
+        return
+    before, now = (node["data"].get("dataset") or {} for node in (run, settings))
+    differ = [key for key in before if key in now and before[key] != now[key]]
+    for key in (key for key in differ if not key.endswith(("path", "root", "size"))):
+        print(
+            f"warning: the run had data.dataset.{key}={before[key]}, and here it is {now[key]}: "
+            "if that decides which inputs are the test split, training may have seen some of them",
             file=sys.stderr,
         )
 

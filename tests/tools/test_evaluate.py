@@ -212,6 +212,14 @@ def test_names_that_differ_are_pointed_out(
     assert found["inputs"] == 10
 
 
+def test_another_split_of_the_same_data_is_pointed_out(
+    finished: Path, measured: Callable[..., Any]
+) -> None:
+    _, text = measured(str(finished / "run"), "data=digits", "data.val_fraction=0.25")
+    assert "warning: the run had data.dataset.val_fraction=0.0, and here it is 0.25" in text
+    assert "warning: the run" not in measured(str(finished / "run"), "data=digits")[1]
+
+
 def test_mistakes(finished: Path, tmp_path: Path, refused: Callable[..., str]) -> None:
     run, file = str(finished / "run"), str(finished / "teacher.safetensors")
     assert "on which data?" in refused(run)
