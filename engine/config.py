@@ -112,11 +112,14 @@ def _settle(
     for setting in values:
         if setting not in inside:
             set_key(config, setting, mistakes, groups(own))
-    if config.budget is not None and {"steps", "budget"} <= {setting.key for setting in values}:
+    typed = {setting.key for setting in values}
+    if config.budget is not None and {"steps", "budget"} <= typed:
         mistakes.append("steps and budget both set the length of a run: leave one of them out")
+    if "steps" in typed and "budget" not in typed:
+        config.budget = None  # an experiment's
     data = OmegaConf.to_container(config.data) if OmegaConf.is_dict(config.data) else {}
-    typed = any(setting.key == "data.path" for setting in values)
-    if typed and isinstance(data, dict) and data.get("path") and "${data.path}" not in repr(data):
+    named = "data.path" in typed and isinstance(data, dict)
+    if named and data.get("path") and "${data.path}" not in repr(data):
         mistakes.append(
             f"data.path: data={config.choices.data} reads no file; leave it out, or choose data "
             "that has one, such as npz (see --help data)"
