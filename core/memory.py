@@ -28,6 +28,12 @@ def machine_memory() -> int:
         return total
 
 
+def free_memory(device: torch.device) -> int:
+    """Bytes that can still be had of a CUDA device, those that PyTorch keeps for reuse included."""
+    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + kept
+
+
 def check_memory(needed: int, what: str, advice: str) -> None:
     """Raise for more memory than this machine has.
 

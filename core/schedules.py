@@ -9,6 +9,8 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+UNKNOWN = 10**9  # steps of a run whose length is still to be found: no schedule has moved
+
 Factor = Callable[[float], float]
 """Maps progress in [0, 1] to a factor on a learning rate or on a loss's weight."""
 

@@ -50,8 +50,8 @@ def csv(
     Args:
         path: of all rows, or of the training split if there is ``test_path``.
         expected: by a teacher.
-        label: the column of classes; None is the last one, or the only one that a teacher's file
-            that names its columns does not read.
+        label: the column of classes; None is the last one, or, if a teacher's file names the last
+            one among its columns, the only one that it does not.
         categories: columns that are categories though all their cells are numbers.
         leave_out: columns that are not read, such as names.
         test_path: of a second file with the same columns, in any order.
@@ -104,6 +104,8 @@ def _label(table: Table, columns: Sequence[Column], leave_out: Sequence[str]) ->
     if not columns:
         return table.names[-1]
     rest = set(table.names) - {column.name for column in columns} - set(leave_out)
+    if table.names[-1] in rest:
+        return table.names[-1]
     if len(rest) != 1:
         found = shorten([name for name in table.names if name in rest]) or "none"
         raise ValueError(

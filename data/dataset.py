@@ -245,6 +245,8 @@ class Dataset:
         numbers = checks.check_split(where, arrays, labels, self.num_classes, self.kind)
         if self.words and arrays.max() >= len(self.words):
             raise ValueError(f"{where} has word {arrays.max()}, but there are {len(self.words)}")
+        if doubt := self.kind.doubt(arrays):
+            note(self._runtime, f"{where}: {doubt}")
         inputs = self.kind.tensor(arrays)
         self._check_shape(which, inputs)
         present = range(self.num_classes) if numbers is None else np.unique(numbers).tolist()
@@ -252,8 +254,7 @@ class Dataset:
         if missing and which != "val":  # its few images may well be of few classes
             names = ", ".join(self.classes[i] for i in missing[:5])
             more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
-            one = self.kind.name
-            note(self._runtime, f"{where} has no {one} of the class(es) {names}{more}")
+            note(self._runtime, f"{where} has no {self.kind.name} of the class(es) {names}{more}")
         device = self._runtime.device
         fitted = self.kind.fit(inputs, self.size)
         shape = self.kind.shape(fitted.shape[1:], self.words)

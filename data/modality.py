@@ -65,6 +65,10 @@ class Modality:
         """
         raise NotImplementedError
 
+    def doubt(self, arrays: NDArray[Any]) -> str | None:
+        """What a user should be told of arrays that pass the check, if anything."""
+        return None
+
     def tensor(self, arrays: NDArray[Any]) -> Tensor:
         """Checked arrays as [N, *shape], in their own type."""
         raise NotImplementedError

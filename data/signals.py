@@ -20,6 +20,8 @@ ROWS, COLUMNS, WIDTH, HEIGHT, GAP = 8, 2, 590, 96, 6  # of a picture
 HEARD, PAUSE = 8, 0.15  # signals to listen to, and seconds between them
 SLOWEST = 1000  # samples in a second that players take for sound
 
+TURN = "save signals.transpose(0, 2, 1)"
+
 
 class Signal(Modality):
     """[C, L]: channels of L samples in [-1, 1], such as a recording; in files [L] or [C, L].
@@ -43,8 +45,13 @@ class Signal(Modality):
                 f"{where} is {kind}; int16, or floats in -1..1, are expected: divide by the "
                 "largest possible value"
             )
-        if arrays.ndim == 3:
-            _check_channels(where, *arrays.shape)
+        if arrays.ndim == 3 and not 1 <= arrays.shape[1] <= MOST_CHANNELS:
+            last = 1 <= arrays.shape[2] <= MOST_CHANNELS
+            raise ValueError(
+                f"{where} has shape {arrays.shape}; [N, L] or [N, C, L] with C from 1 to "
+                f"{MOST_CHANNELS} is expected"
+                + (f". Channels seem to come last: {TURN}" if last else "")
+            )
         if arrays.ndim not in (2, 3):
             raise ValueError(f"{where} has shape {arrays.shape}; [N, L] or [N, C, L] is expected")
         if kind.kind == "f" and arrays.size:
@@ -54,6 +61,12 @@ class Signal(Modality):
                     f"{where}: signal {int(bad.argmax())} has values that are not in -1..1: divide "
                     "all signals by one and the same number"
                 )
+
+    def doubt(self, arrays: NDArray[Any]) -> str | None:
+        if arrays.ndim < 3 or arrays.shape[1] <= arrays.shape[2]:
+            return None
+        channels, length = arrays.shape[1:]
+        return f"{channels} channels of {length} samples each; if it is the other way round, {TURN}"
 
     def tensor(self, arrays: NDArray[Any]) -> Tensor:
         x = arrays[:, None] if arrays.ndim == 2 else arrays
@@ -96,19 +109,6 @@ class Signal(Modality):
         x = 2 * (as_float(x[:HEARD, 0]) - low) / (high - low) - 1
         pause = x.new_zeros(len(x), round(PAUSE * spec.rate))
         return torch.cat([x, pause], dim=1).clamp(-1, 1).reshape(1, -1)
-
-
-def _check_channels(where: str, count: int, channels: int, length: int) -> None:
-    """Raise a ValueError for signals that cannot be [N, C, L], or that seem to be [N, L, C]."""
-    fits, last = 1 <= channels <= MOST_CHANNELS, 1 <= length <= min(channels - 1, MOST_CHANNELS)
-    if last or not fits:
-        advice = ". Channels seem to come last: save signals.transpose(0, 2, 1)" if last else ""
-        if last and fits:  # there may really be so many channels
-            advice += f", or pad signals to at least {channels} samples"
-        raise ValueError(
-            f"{where} has shape {(count, channels, length)}; [N, L] or [N, C, L] with C from 1 to "
-            f"{MOST_CHANNELS} is expected{advice}"
-        )
 
 
 def _course(x: Tensor) -> Tensor:

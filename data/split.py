@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from core.memory import free_memory
 from data.modality import modality_named
 
 DEVICE_SHARE = 0.5  # of free device memory that one split may take; networks need the rest
@@ -129,5 +130,4 @@ def data_free(verb: str) -> DataFreeError:
 def _fits(images: Tensor, device: torch.device) -> bool:
     if device.type != "cuda":
         return True
-    free, _ = torch.cuda.mem_get_info(device)
-    return images.nbytes <= DEVICE_SHARE * free
+    return images.nbytes <= DEVICE_SHARE * free_memory(device)

@@ -105,7 +105,10 @@ class Edges(OfImages):
         self.smooth = float(smooth)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.pad(self.scaled(x), (1, 1, 1, 1), mode="replicate") / LARGEST_SLOPE
+        x = self.scaled(x) / LARGEST_SLOPE
+        # what F.pad does by mode="replicate", whose gradient is not deterministic on CUDA
+        x = torch.cat([x[..., :1, :], x, x[..., -1:, :]], dim=-2)
+        x = torch.cat([x[..., :1], x, x[..., -1:]], dim=-1)
         down = x[..., :-2, :] + 2 * x[..., 1:-1, :] + x[..., 2:, :]
         along = x[..., :-2] + 2 * x[..., 1:-1] + x[..., 2:]
         horizontal = down[..., 2:] - down[..., :-2]
@@ -161,11 +164,16 @@ class Channels(Transform):
         self.keep = list(keep)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x[:, self.keep]
+        return torch.stack(
+            [x[:, k] for k in self.keep], dim=1
+        )  # a list would be sent to the device
 
 
 class Resize(Transform):
-    """Images [B, C, H, W] at another size, bilinear with antialiasing."""
+    """Images [B, C, H, W] at another size, bilinear with antialiasing.
+
+    PyTorch's gradient of it is not deterministic on CUDA.
+    """
 
     def __init__(self, size: Sequence[int]) -> None:
         super().__init__()

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from core.runtime import Runtime
+from core.schedules import UNKNOWN
 from generators.base import Planner, Practising, Source, Workload
 
 if TYPE_CHECKING:
@@ -22,7 +23,6 @@ TOLERANCE = 0.15  # of the budget; a run that is further off says why
 SHARE = 0.03  # of the budget, spent on each part that is timed
 LEAST, MOST = 0.3, 20.0  # seconds of timing for each part, whatever the budget
 BRIEF = 1.0  # seconds of timing for a plan without a budget
-UNKNOWN = 10**9  # steps of a run whose length is still to be found: no schedule has moved
 
 
 def parse_budget(text: str | float) -> float:

@@ -118,8 +118,8 @@ def _settle(
     if "steps" in typed and "budget" not in typed:
         config.budget = None  # an experiment's
     data = OmegaConf.to_container(config.data) if OmegaConf.is_dict(config.data) else {}
-    named = "data.path" in typed and isinstance(data, dict)
-    if named and data.get("path") and "${data.path}" not in repr(data):
+    unread = isinstance(data, dict) and data.get("path") and "${data.path}" not in repr(data)
+    if "data.path" in typed and unread:
         mistakes.append(
             f"data.path: data={config.choices.data} reads no file; leave it out, or choose data "
             "that has one, such as npz (see --help data)"

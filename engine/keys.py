@@ -18,8 +18,10 @@ from omegaconf.errors import (
 from core.annotations import hints_of, is_path, shorten
 from core.check import MOVED, RENAMED, describe_unknown, is_target
 from engine.overrides import Setting
-from engine.schema import Config, TransferConfig
+from engine.schema import Config, OtherStudentConfig, OtherTeacherConfig, TransferConfig
 
+# Networks by names that the user chooses, of which not every key has to be written.
+NETWORKS = {"students": OtherStudentConfig, "teachers": OtherTeacherConfig}
 # Groups of names that the user chooses.
 NAMED = {"students", "teachers", "views", "turns", "metrics"}
 
@@ -47,13 +49,15 @@ def set_key(
     named = parents[-1:] in (["losses"], ["streams"])
     group = len(parents) == 1 and parents[0] in NAMED
     entry = parents[-2:-1] == ["losses"] and last in get_type_hints(TransferConfig)
-    addable = is_target(node) or entry or group or (named and setting.adds)
+    network = len(parents) == 2 and last in get_type_hints(NETWORKS.get(parents[0], object))
+    known = is_target(node) or entry or group or network
+    addable = known or (named and setting.adds)
     there = last in set(node)  # also if its value is still to be given
     if not there and (setting.deletes or not addable):
         return mistakes.append(_unknown_key(config, key, node, last, groups))
     if not setting.deletes:
         _assign(node, last, setting, _annotation(node, parents, last), mistakes)
-    elif is_target(node) or entry or group or named:
+    elif known or named:
         node.pop(last)
     else:
         mistakes.append(f"~{key}: every run has this key; set another value")
@@ -87,6 +91,8 @@ def _annotation(node: DictConfig, parents: list[str], last: str) -> Any:
             return hints_of(resolve_name(node._target_)).get(last)
         except (Exception, SystemExit):  # whose name is a mistake that the check will report
             return None
+    if len(parents) == 2 and parents[0] in NETWORKS:
+        return get_type_hints(NETWORKS[parents[0]]).get(last)
     schema: Any = Config
     for part in parents:
         schema = section_of(get_type_hints(schema).get(part)) if schema else None

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from core.runtime import Runtime
+from core.schedules import UNKNOWN
 from data.dataset import Dataset
-from engine.budget import BRIEF, LEAST, MOST, SHARE, UNKNOWN, Timing, parse_budget, time_steps
+from engine.budget import BRIEF, LEAST, MOST, SHARE, Timing, parse_budget, time_steps
 from engine.expected import expected
 from engine.loop import Training
 from engine.parts import build_parts, offered

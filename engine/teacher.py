@@ -63,9 +63,8 @@ def obtain_teacher(
     recipe = teacher_config(config)
     directory = RunDirectory(recipe, runtime)
     kept = not runtime.any(directory.result() is None)  # or ranks would go different ways
-    if kept:
-        _check_kept(directory)
-    else:
+    _check_kept(directory)
+    if not kept:
         if not tried:
             rehearse_blank(settings, dataset, runtime)
         if runtime.main:
@@ -118,8 +117,8 @@ def as_teacher(config: DictConfig, node: Mapping[str, Any]) -> DictConfig:
 
 
 def _check_kept(directory: RunDirectory) -> None:
-    """Raise a ValueError for a teacher that was trained on other data of the same name."""
-    if other := directory.replaced():
+    """Raise a ValueError for a teacher whose training began on other data of the same name."""
+    if other := [key for key in directory.replaced() if key != "data.test_path"]:
         raise ValueError(
             f"the teacher in {directory.path} was trained when the file of {other[0]} had other "
             "content, and may know its test inputs: remove that folder, and one is trained anew"
@@ -201,6 +200,7 @@ def teacher_config(config: DictConfig) -> DictConfig:
     recipe.student.transform = config.teacher.transform
     own_recipe(recipe)
     recipe.data = {**config.data, "steps": recipe.data.steps}  # how long we run does not concern it
-    for key in ("seed", "device", "precision", "compile", "run_root"):
+    alike = ("seed", "device", "precision", "compile", "deterministic", "tf32", "run_root")
+    for key in alike:
         recipe[key] = config[key]
     return recipe

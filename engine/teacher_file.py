@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
+from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 import torch
 
 from core.build import build
+from core.check import parameters_of
 from core.runtime import Runtime
 from data.dataset import Dataset
 from data.notes import note
@@ -92,20 +96,36 @@ def _check_before(path: str, node: dict[str, Any], dataset: Dataset, runtime: Ru
         line = "without teacher.transform=... it is shown the data as they are"
         note(runtime, f"{path} is of a network that {saw}: {line}")
         return
-    if differ(theirs := saved_transform(path), node["transform"]):
-        raise ValueError(
-            f"{path} is of a network that saw its inputs through {json.dumps(theirs)}, but "
-            f"teacher.transform is {json.dumps(node['transform'])}: give the same transform"
-        )
+    check_transform(path, node["transform"])
     if "+" not in before.modality:  # of a pair it may be one half that counts
         dataset.check(before, dataset.num_classes)
 
 
-def differ(a: Any, b: Any) -> bool:
-    """Whether two nodes say different things; what only one of them says may be a default."""
-    if isinstance(a, dict) and isinstance(b, dict):
-        return any(differ(a[key], b[key]) for key in a.keys() & b.keys())
-    return a is not None and b is not None and a != b
+def check_transform(path: Path | str, node: Mapping[str, Any]) -> None:
+    """Check the transform that a network is to have against that of its file, which may not say.
+
+    Raises:
+        ValueError: for another one.
+    """
+    theirs = saved_transform(path)
+    if theirs is not None and _in_full(theirs) != _in_full(node):
+        raise ValueError(
+            f"{path} is of a network that saw its inputs through {json.dumps(theirs)}, and not "
+            f"through {json.dumps(node)}: give the same transform"
+        )
+
+
+def _in_full(node: Any) -> Any:
+    """A node with the defaults of what it names."""
+    if not isinstance(node, dict):
+        return list(node) if isinstance(node, tuple) else node
+    found = {key: _in_full(value) for key, value in node.items()}
+    try:
+        known = parameters_of(resolve_name(node["_target_"]))[0]
+    except Exception:  # code of the user's that is not here
+        return found
+    defaults = {k: _in_full(p.default) for k, p in known.items() if p.default is not p.empty}
+    return defaults | found
 
 
 def _check_seen(expects: InputSpec, seen: InputSpec, path: str) -> None:
@@ -127,7 +147,13 @@ def _check_seen(expects: InputSpec, seen: InputSpec, path: str) -> None:
 
 
 def _check_names(classes: tuple[str, ...], dataset: Dataset, path: str) -> None:
-    """Raise a ValueError where a class has another place in a file than among the data's."""
+    """Raise a ValueError where a class has another place in a file than among the data's.
+
+    Numbers from 0 are no names: they stand where nobody gave any.
+    """
+    numbers = tuple(map(str, range(len(classes))))
+    if numbers in (tuple(classes), tuple(dataset.classes)):
+        return
     places = {name: k for k, name in enumerate(dataset.classes)}
     moved = [(k, name) for k, name in enumerate(classes) if places.get(name, k) != k]
     if moved:

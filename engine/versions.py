@@ -54,13 +54,14 @@ def files_read(config: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _content(path: Path) -> str:
-    """A hash of a file's size, beginning and end, which is all of most files; an archive's end
-    holds checksums of the rest."""
+    """A hash of a file; of a large one, of its size, beginning and end, where archives have
+    checksums of the rest."""
     size = path.stat().st_size
-    found = hashlib.sha256(str(size).encode())
     with open(path, "rb") as file:
-        found.update(file.read(ENDS))
-        file.seek(max(file.tell(), size - ENDS))
+        if size <= 2 * ENDS:
+            return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+        found = hashlib.sha256(str(size).encode() + file.read(ENDS))
+        file.seek(size - ENDS)
         found.update(file.read())
     return found.hexdigest()[:16]
 

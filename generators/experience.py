@@ -8,6 +8,7 @@ import torch
 
 from core.objective import Losses
 from core.runtime import Runtime
+from core.schedules import UNKNOWN
 from data.spec import Batch, InputSpec
 from generators.base import Synthesizer, Workload
 from generators.store import Store
@@ -62,7 +63,7 @@ class Experience(Stream):
                 "batches between two updates: at least one has to be new"
             )
         self.period = place.period
-        if self.steps is not None:
+        if self.steps is not None and self.steps < UNKNOWN:
             fresh = self.steps - self.plan(self.steps).known_batches
             self.store.check_memory(fresh * place.size)
 

@@ -63,7 +63,7 @@ class NoiseBands(nn.Module):
         self.norm.reset_parameters()
         nn.init.constant_(self.norm.weight, SPREAD)
         fall = -TILT * torch.linspace(0, 1, self.bands, device=self.level.device)
-        shares = band_shares(self.bands, self.hop + 1).to(fall)
+        shares = band_shares(self.bands, self.hop + 1, fall.device)
         both = torch.cat([shares, shares[:, 1:-1]], 1)  # negative frequencies as well
         power = (both.mean(1) * (2 * fall).exp()).sum().log() + 2 * SPREAD**2
         with torch.no_grad():
@@ -73,8 +73,9 @@ class NoiseBands(nn.Module):
         logs = 2 * (self.norm(self.conv(x)) + self.level).to(self.shares.dtype)
         bands = logs.clamp(-LIMIT, LIMIT).exp()
         power = torch.einsum("bckf,kn->bcfn", bands, self.shares)
-        noise = torch.randn(*power.shape, 2, device=x.device) * power.sqrt()[..., None]
-        parts = _inverse_transform(noise)
+        noise = torch.randn(*power.shape, 2, device=x.device)
+        noise[..., 0, 1] = noise[..., -1, 1] = 0  # where a real signal has no imaginary part
+        parts = _inverse_transform(noise * power.sqrt()[..., None])
         first, second = (parts * self.window).split(self.hop, -1)
         sums = F.pad(first, (0, 0, 0, 1)) + F.pad(second, (0, 0, 1, 0))
         start = self.hop // 2
@@ -88,11 +89,13 @@ def _inverse_transform(parts: Tensor) -> Tensor:
     return torch.fft.irfft(spectrum, n=2 * (parts.shape[-2] - 1), norm="ortho")
 
 
-def band_shares(bands: int, frequencies: int) -> Tensor:
+def band_shares(bands: int, frequencies: int, device: torch.device | None = None) -> Tensor:
     """What each band adds to the power at each frequency, from 0 up: [bands, frequencies].
 
     Triangles, whose sum at every frequency is 1.
     """
-    positions = torch.log1p(WARP * torch.linspace(0, 1, frequencies)) / math.log1p(WARP)
-    distances = positions * (bands - 1) - torch.arange(bands)[:, None]
+    positions = torch.log1p(WARP * torch.linspace(0, 1, frequencies, device=device)) / math.log1p(
+        WARP
+    )
+    distances = positions * (bands - 1) - torch.arange(bands, device=device)[:, None]
     return (1 - distances.abs()).clamp(min=0)

@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from core.memory import check_memory
+from core.memory import check_memory, free_memory
 from data.spec import InputSpec
 
 Policy = Literal["fifo", "reservoir"]
@@ -201,6 +201,6 @@ class Store:
 
 
 def _place(size: int, device: torch.device) -> torch.device:
-    if device.type == "cuda" and size > torch.cuda.mem_get_info(device)[0] // 2:
+    if device.type == "cuda" and size > free_memory(device) // 2:
         return torch.device("cpu")
     return device

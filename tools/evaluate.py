@@ -38,6 +38,7 @@ from engine.student import FILE, student_of
 from engine.teacher_file import load_teacher
 from engine.trust import sort_trust
 from engine.user_parts import user_folder
+from models.checkpoint import before_transform
 from models.classifier import Classifier
 from models.pretrained import freeze
 from tools.figures import in_lines
@@ -181,6 +182,11 @@ def _student(
                 f"{subject} is not in a run directory: say what it is with student=NAME, one of "
                 f"{', '.join(groups(own_folder(said))['student'])}"
             )
+        if before_transform(subject) is not None and said["teacher"]["transform"] is None:
+            raise ValueError(
+                f"{subject} is of a network that sees its inputs through a transform: add "
+                "student.transform=NAME"
+            )
         return load_teacher(said, str(subject), dataset, runtime)
     if mine:
         raise ValueError(f"{subject} itself says what its student is: leave out {mine[0]}")
@@ -220,14 +226,22 @@ def _compare_splits(subject: Path, settings: dict[str, Any]) -> None:
     run = mapping((subject if subject.is_dir() else subject.parent) / CONFIG)
     if run.get("choices", {}).get("data") != settings["choices"]["data"]:
         return
-    before, now = (node["data"].get("dataset") or {} for node in (run, settings))
-    differ = [key for key in before if key in now and before[key] != now[key]]
-    for key in (key for key in differ if not key.endswith(("path", "root", "size"))):
+    before, now = (dict(_leaves(node["data"].get("dataset"))) for node in (run, settings))
+    for key in (key for key in before if key in now and before[key] != now[key]):
         print(
             f"warning: the run had data.dataset.{key}={before[key]}, and here it is {now[key]}: "
             "if that decides which inputs are the test split, training may have seen some of them",
             file=sys.stderr,
         )
+
+
+def _leaves(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """What a node says, by dotted keys, but for where files are and what moves no test input."""
+    for key, value in (node or {}).items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{path}{key}.")
+        elif key not in ("path", "root", "size", "val_fraction"):
+            yield f"{path}{key}", value
 
 
 def _described(

@@ -29,6 +29,7 @@ from engine.choices import KEY
 from engine.config import compose, plain
 from engine.ownership import CONFIG, mapping
 from engine.student import FILE, load_student, student_of
+from engine.teacher_file import check_transform
 from engine.trust import sort_trust
 from models.checkpoint import before_transform, load_weights
 from models.classifier import Classifier
@@ -84,6 +85,8 @@ def _student(run: Path | None, file: Path, overrides: Sequence[str]) -> Classifi
                 f"{file} is of a network that sees its inputs through a transform: add "
                 "student.transform=NAME"
             )
+        if node["transform"] is not None:
+            check_transform(file, node["transform"])
         return load_student(file, node["model"], node["transform"])
     if run:
         return student_of(run, trust)

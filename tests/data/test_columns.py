@@ -93,6 +93,8 @@ def test_the_label_of_another_file_is_the_column_that_its_teacher_does_not_read(
     assert own(tmp_path, more, more, expected=teacher, leave_out=["id"]).shape == first.shape
     with pytest.raises(ValueError, match=r"there is id, bought: name it with data\.dataset\.label"):
         own(tmp_path, more, more, expected=teacher)
+    last = "id,colour,age,grade,bought\n1,red,30,10,yes\n2,blue,20,9,no\n"
+    assert own(tmp_path, last, last, expected=teacher).open("train").labels.tolist() == [1, 0]
     bare = text.replace("bought,", "").replace("yes,", "").replace("no,", "")
     with pytest.raises(ValueError, match="there is none: name it"):
         own(tmp_path, bare, bare, expected=teacher)

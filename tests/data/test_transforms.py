@@ -160,6 +160,10 @@ def test_a_setting_of_a_transform_that_was_chosen_by_name() -> None:
     words = [peer, "students.peer.model.width=4", "students.peer.transform.hop=64"]
     node = compose(["method=mutual_crossmodal", *words]).students.peer
     assert (node.model.width, node.transform.hop) == (4, 64)
+    node = compose(["method=mutual_crossmodal", "students.peer.mean=[0.5]"]).students.peer
+    assert node.mean == [0.5]  # as a model card's command says
+    with pytest.raises(ConfigError, match=r"students\.peer\.means: no such key"):
+        compose(["method=mutual_crossmodal", "students.peer.means=[0.5]"])
     with pytest.raises(ConfigError, match=r"student\.transform\.mel: no .*did you mean 'mels'"):
         compose(["student.transform=log_mel", "student.transform.mel=16"])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,9 +11,11 @@ import torch
 from torch import Tensor
 
 from core.runtime import Runtime
+from data.spec import InputSpec
 from distillers.response import KD
 from distillers.step import Edge, Ref
 from engine import roles
+from engine.choices import written
 from engine.config import compose, plain
 from engine.names import expand
 from engine.parts import Parts, build_dataset, build_parts
@@ -248,3 +251,14 @@ def test_turns_alternate_and_survive_a_checkpoint() -> None:
     moved(parts)
     again.optimizer.load_state_dict(copy.deepcopy(parts.optimizer.state_dict()))
     assert moved(again) == [False, True]
+
+
+def test_a_students_transform_stays_on_the_host_where_its_network_is_checked() -> None:
+    """It goes to the device with it; the meta device stands for one."""
+    spec = InputSpec((1, 512), (-1.0, 1.0), (0.0,), (1.0,), rate=8000.0)
+    node = {"transform": plain(written("transform", "log_mel")), "mean": [0.5], "std": [0.2]}
+    available = {"spec": spec, "runtime": SimpleNamespace(device=torch.device("meta"))}
+    seen, transform = roles.student_spec(node, "student", available)
+    assert (seen.shape, seen.mean) == ((1, 32, 4), (0.5,))
+    assert transform is not None
+    assert {buffer.device.type for buffer in transform.buffers()} == {"cpu"}

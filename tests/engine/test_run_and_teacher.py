@@ -15,7 +15,7 @@ import train
 from core.runtime import Runtime
 from engine.config import compose, plain
 from engine.parts import build_dataset
-from engine.teacher_file import blank_teacher, load_teacher
+from engine.teacher_file import blank_teacher, check_transform, load_teacher
 from models.classifier import Classifier
 from models.digits import DigitsCNN
 from models.pretrained import load_classifier, save_network
@@ -65,6 +65,12 @@ def test_a_teachers_file_knows_its_transform_and_its_sample_rate(tmp_path: Path)
     other = plain(compose([*words, "teacher.transform=log_mel", "teacher.transform.floor=-60.0"]))
     with pytest.raises(ValueError, match=r"saw its inputs through .* give the same transform"):
         load_teacher(other, str(file), dataset, runtime)
+    with pytest.raises(ValueError, match=r"saw its inputs through .* give the same transform"):
+        check_transform(file, {"_target_": "data.spectrograms.LogMel", "mels": 32, "hop": 64})
+    bare = {"_target_": "data.spectrograms.LogMel", "mels": 32, "window": 512, "hop": 128}
+    check_transform(file, bare)  # its default is the floor that is written in the file
+    save_network(file, network, {})  # from before this was written
+    load_teacher(other, str(file), dataset, runtime)
 
 
 def test_a_teacher_of_another_sample_rate_is_refused_behind_a_transform(tmp_path: Path) -> None:
@@ -94,7 +100,11 @@ def test_a_class_in_another_place_is_refused(tiny: list[str], tmp_path: Path) ->
     blank = blank_teacher(config, dataset)
     names = [*dataset.classes[:3], "new", *dataset.classes[3:-1]]
     save_network(file, Classifier(blank.module, blank.spec, names), {})
-    with pytest.raises(ValueError, match="has '3' as class 4, but in data digits it is class 3"):
+    load_teacher(config, file, dataset, Runtime("cpu"))  # the data's names are mere numbers
+    dataset.classes = tuple(f"digit {name}" for name in dataset.classes)
+    names = [name if name == "new" else f"digit {name}" for name in names]
+    save_network(file, Classifier(blank.module, blank.spec, names), {})
+    with pytest.raises(ValueError, match=r"has 'digit 3' as class 4, but in .* class 3"):
         load_teacher(config, file, dataset, Runtime("cpu"))
 
 
@@ -120,5 +130,9 @@ def test_data_that_changed_under_its_name_are_noticed(
     capsys.readouterr()
     assert train.main(words) == 0
     assert "the file of data.path has other content than when" in capsys.readouterr().out
+    assert train.main([*words, "steps=5"]) == 1
+    assert "was trained when the file of data.path had other" in capsys.readouterr().err
+    [teacher] = (tmp_path / "runs").glob("csv-scratch-*")
+    (teacher / "student.safetensors").unlink()  # or it was stopped: there is no result to take
     assert train.main([*words, "steps=5"]) == 1
     assert "was trained when the file of data.path had other" in capsys.readouterr().err

@@ -10,6 +10,7 @@ import torch
 
 from core.objective import Losses
 from core.runtime import Runtime
+from core.schedules import UNKNOWN
 from data.spec import Batch
 from generators.bank import Bank
 from generators.experience import Experience
@@ -53,6 +54,7 @@ def test_what_a_run_will_store_has_to_fit_into_memory(monkeypatch: pytest.Monkey
     synthesizer, place = generative().synthesizer, Place(6, 0, 4)  # half of the batches are new
     experience(steps=8).start(synthesizer, place)
     experience(steps=1000, capacity=30).start(synthesizer, place)
+    experience(steps=UNKNOWN).start(synthesizer, place)  # of a run that is being timed
     with pytest.raises(ValueError, match=r"the 36 inputs .* smaller source\.streams\.NAME\.capac"):
         experience(steps=10).start(synthesizer, place)
 

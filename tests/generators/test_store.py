@@ -148,6 +148,11 @@ def test_a_store_that_does_not_fit_lies_on_the_host(monkeypatch: pytest.MonkeyPa
     assert store_module._place(500, cuda) == cuda
     assert store_module._place(501, cuda) == CPU
     assert store_module._place(10**12, CPU) == CPU
+    # what PyTorch keeps for reuse is free
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 500)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 100)
+    assert store_module._place(700, cuda) == cuda
+    assert store_module._place(701, cuda) == CPU
 
 
 @pytest.mark.parametrize("added", [0, 1, 50, 100])

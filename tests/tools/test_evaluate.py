@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from safetensors.torch import save_file
 from torch import nn
 
@@ -215,9 +216,16 @@ def test_names_that_differ_are_pointed_out(
 def test_another_split_of_the_same_data_is_pointed_out(
     finished: Path, measured: Callable[..., Any]
 ) -> None:
-    _, text = measured(str(finished / "run"), "data=digits", "data.val_fraction=0.25")
-    assert "warning: the run had data.dataset.val_fraction=0.0, and here it is 0.25" in text
-    assert "warning: the run" not in measured(str(finished / "run"), "data=digits")[1]
+    said = measured(str(finished / "run"), "data=digits", "data.val_fraction=0.25")[1]
+    assert "warning: the run" not in said  # that share is no part of the test split
+    config = finished / "run" / "config.yaml"
+    text = config.read_text()
+    node = yaml.safe_load(text)
+    node["data"]["dataset"]["mean"] = [0.5]
+    config.write_text(yaml.safe_dump(node))
+    said = measured(str(finished / "run"), "data=digits")[1]
+    config.write_text(text)
+    assert "warning: the run had data.dataset.mean=[0.5], and here it is None" in said
 
 
 def test_mistakes(finished: Path, tmp_path: Path, refused: Callable[..., str]) -> None:

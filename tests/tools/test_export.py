@@ -18,6 +18,7 @@ from models.checkpoint import save_network
 from models.classifier import Classifier
 from models.digits import DigitsCNN
 from tests.tools.students import CLASSES, made, needs_onnx, node_of, raw
+from tools import evaluate
 from tools.export import main, probes
 
 SLOW = pytest.mark.slow
@@ -129,10 +130,20 @@ def test_a_transform_has_to_be_given_with_a_file_alone(
     module = DigitsCNN(1, 10, 4)
     names = [str(i) for i in range(10)]
     student = Classifier(module, spec, names, transform=edges, takes=spec).eval()
-    save_network(file, student, {})
+    save_network(file, student, {"transform": json.dumps({"_target_": "data.transforms.Edges"})})
     words = ["student=digits_cnn", "student.model.width=4"]
-    assert main([str(file), str(tmp_path / "out.pt2"), *words]) == 1
-    assert "sees its inputs through a transform: add student.transform" in capsys.readouterr().err
+    for command in (main, evaluate.main):
+        here = ["data=digits", "device=cpu"] if command is evaluate.main else []
+        more = here or [str(tmp_path / "out.pt2")]
+        for chosen, said in (
+            ([], "sees its inputs through a transform: add student.transform"),
+            (
+                ["student.transform={_target_: data.transforms.Edges, smooth: 0.1}"],
+                "the same trans",
+            ),
+        ):
+            assert command([str(file), *more, *words, *chosen]) == 1
+            assert said in capsys.readouterr().err
     out = tmp_path / "seen.pt2"
     assert main([str(file), str(out), *words, "student.transform=edges"]) == 0
     x = torch.rand(3, 1, 8, 8)
