@@ -45,8 +45,9 @@ def npz(
 
     Images are uint8 [N, H, W] or [N, H, W, C], labels integers [N] or [N, 1]. Of another modality,
     the inputs have its name: ``train_signals``, int16 or floats in -1..1, [N, L] or [N, C, L];
-    ``train_vectors``, numbers in 0..1, [N, D]; ``train_texts``, numbers of words [N, L], which an
-    array ``words`` lists. A data-free run needs ``test_images`` alone; without ``test_labels`` it
+    ``train_vectors``, numbers in 0..1, [N, D], of which ``groups``, [start, end) [G, 2], are the
+    columns of one category each; ``train_texts``, numbers of words [N, L], which an array ``words``
+    lists. A data-free run needs ``test_images`` alone; without ``test_labels`` it
     has no accuracy. Splits that are not opened are not read, and nothing is ever unpickled.
 
     Args:
@@ -70,7 +71,8 @@ def npz(
         rate = rate_in(file)
     splits = [which for which in ("train", "val", "test") if f"{which}_{many}" in keys]
     readers = {which: functools.partial(npz_split, file, which, many, keys) for which in splits}
-    given = (size, val_fraction, mean, std, None, modality, rate, _words(file, modality))
+    groups = _groups(file) if modality == "vector" and "groups" in keys else []
+    given = (size, val_fraction, mean, std, None, modality, rate, _words(file, modality), groups)
     return Dataset(str(file), readers, classes, runtime, *given)
 
 
@@ -159,6 +161,17 @@ def _names(file: Path, key: str) -> list[str]:
             f"a list of strings, the {order}, is expected"
         )
     return [str(name) for name in names]
+
+
+def _groups(file: Path) -> list[list[int]]:
+    """Which columns are one category, as a file of vectors says."""
+    groups = archive.read_arrays(file, "groups")
+    if groups.dtype.kind not in "iu" or groups.ndim != 2 or groups.shape[1] != 2:
+        raise ValueError(
+            f"{file}: groups has shape {groups.shape}; [G, 2], the first column of each category "
+            "and the one after its last, is expected"
+        )
+    return groups.tolist()  # type: ignore[no-any-return]
 
 
 def _words(file: Path, modality: str) -> list[str]:

@@ -173,6 +173,8 @@ def _arrays(bank: dict[str, Tensor], config: dict[str, Any], dataset: Dataset) -
     }
     if dataset.words:
         arrays["words"] = np.array(dataset.words)
+    if dataset.groups:
+        arrays["groups"] = np.array(dataset.groups)
     if dataset.rate is not None:
         arrays["rate"] = np.array(dataset.rate)
     if dataset.has("test"):
