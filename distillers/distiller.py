@@ -49,6 +49,8 @@ class Distiller(nn.Module):
     Attributes:
         adaptations: a line for each pair of features with different shapes, on what joins them.
         teacher: the view of ``teacher``, or None where nothing asks it.
+        keeps_asking: whether the teacher is asked also while the losses that learn from it are off,
+            for a source that keeps its answers.
 
     Raises:
         ValueError: for losses that need a teacher where there is none.
@@ -101,7 +103,8 @@ class Distiller(nn.Module):
         asks = [*objective.ask("needs_label"), *(p.needs_label for p in parts.values())]
         self.needs_label = any([*asks, *(v.needs_label for v in roles.views.values())])
         needy = {n for n, loss in transfer_losses(objective).items() if loss.needs_teacher}
-        self.asks_teacher = any(self.edges[name].teacher == Ref("teacher") for name in needy)
+        self.asking = [n for n in sorted(needy) if self.edges[n].teacher == Ref("teacher")]
+        self.keeps_asking = True
         self.steps, self.progress = 0, 0.0
         self.adaptations: list[str] = []
         self._prepare()
@@ -117,7 +120,7 @@ class Distiller(nn.Module):
         None where a batch that brings them spares no step a pass of the teacher: no loss learns
         from it at the input, or one reads its features.
         """
-        if not self.asks_teacher or self.teacher is None or self.teacher.taps:
+        if not self.asking or self.teacher is None or self.teacher.taps:
             return None
         return lambda x: self.roles.ask("teacher", x).logits
 
@@ -137,7 +140,7 @@ class Distiller(nn.Module):
         self.train()
         step = Step(self.roles, batch, self.steps, self.progress)
         self.steps += 1
-        if self.asks_teacher:
+        if any(self.keeps_asking or not self.objective.losses[n].off for n in self.asking):
             step.answer("teacher")
         if self.needs_label and (batch.label is None or self.labels == "teacher"):
             if self.teacher is None:

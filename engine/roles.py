@@ -46,29 +46,30 @@ def build_distiller(
         ValueError: for names that do not exist, teachers that nothing asks, and losses that do not
             fit the networks.
     """
-    teacher, runtime = available["teacher"], available["runtime"]
-    pairs = config["source"].get("pairs") or {}
+    runtime, pairs = available["runtime"], config["source"].get("pairs") or {}
     check_new(config["students"], config["teachers"], config["views"], pairs)
     nodes = {"student": config["student"], **config["students"]}
     entries, edges = expand(config["distiller"]["losses"], nodes)
     objective = build_objective({"losses": entries}, "distiller", **available)
     modules, parts = _modules(nodes, available), _parts("teachers", Teacher, config, available)
     views = _parts("views", View, config, available)
-    frozen, known = {**networks}, {*nodes, *parts, *networks}
-    frozen.pop("teacher", None)
+    frozen = {name: network for name, network in networks.items() if name != "teacher"}
+    known = {*nodes, *parts, *networks}
     check_names(edges, parts, views, known, {INPUT, *views, *pairs}, config["deploy"])
     check_labels(config["source"], parts, views)
     edges = pair_up(config, available["data"], edges, objective, parts, views)
     check_used(parts, frozen, views, asked(objective, edges, parts, views) | {config["deploy"]})
     inside = modules | {name: network.module for name, network in frozen.items()}
-    resolve_taps(objective, modules["student"], teacher, edges, inside)
+    resolve_taps(objective, modules["student"], available["teacher"], edges, inside)
     branches = {n: (nodes[n]["of"], m.tap) for n, m in modules.items() if isinstance(m, Branch)}
     taps = taps_of(objective, edges, parts, branches)
     students, notes = _students(nodes, modules, taps, available)
     first, others = students.pop("student"), {**frozen, **parts}
     more: dict[str, Any] = {"edges": edges, "students": students, "teachers": others}
-    more |= {"views": views, "branches": branches, "labels": config["distiller"]["labels"]}
-    distiller = Distiller(first, objective, teacher, runtime, **more)
+    more |= {"views": views, "branches": branches}
+    labels = config["distiller"]["labels"]
+    distiller = Distiller(first, objective, available["teacher"], runtime, labels, **more)
+    distiller.keeps_asking = bool(config["data_free"])  # a source of real data keeps no answers
     runtime.prepare(distiller)
     return distiller, [*notes, *(f"adapter: {line}" for line in distiller.adaptations)]
 

@@ -190,6 +190,15 @@ def test_a_proxy_stands_on_the_stage_before_the_last() -> None:
         parts_of("c2kd", "students.peer_proxy.tap=stage-3")
 
 
+def test_a_teacher_is_not_asked_while_nobody_learns_from_it() -> None:
+    parts = parts_of("supervision_transfer")
+    for progress, asked in ((0.0, True), (0.75, False)):
+        before = parts.teacher.meter.queries  # type: ignore[union-attr]
+        parts.distiller.at(progress)
+        parts.distiller(parts.source.next())
+        assert (parts.teacher.meter.queries > before) == asked  # type: ignore[union-attr]
+
+
 # Of each loss: who learns, from whom. A proxy's loss reaches the network that it stands on.
 LEARNS = {
     "supervision_transfer": {"transfer": {"student"}},
