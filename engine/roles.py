@@ -66,9 +66,8 @@ def build_distiller(
     students, notes = _students(nodes, modules, taps, available)
     first, others = students.pop("student"), {**frozen, **parts}
     more: dict[str, Any] = {"edges": edges, "students": students, "teachers": others}
-    more |= {"views": views, "branches": branches}
-    labels = config["distiller"]["labels"]
-    distiller = Distiller(first, objective, available["teacher"], runtime, labels, **more)
+    more |= {"views": views, "branches": branches, "labels": config["distiller"]["labels"]}
+    distiller = Distiller(first, objective, available["teacher"], runtime, **more)
     distiller.keeps_asking = bool(config["data_free"])  # a source of real data keeps no answers
     runtime.prepare(distiller)
     return distiller, [*notes, *(f"adapter: {line}" for line in distiller.adaptations)]
