@@ -93,7 +93,7 @@ class Dataset:
         self.groups, self.columns = tuple((a, b) for a, b in groups), tuple(columns)
         if spec is not None:
             self.range, self.words, self.groups = spec.range, spec.words, spec.groups
-            self.columns, self.spec = spec.columns, spec
+            self.rate, self.columns, self.spec = spec.rate, spec.columns, spec
         self._readers = readers
         self._runtime = runtime
         self._moments = None if mean is None or std is None else (tuple(mean), tuple(std))

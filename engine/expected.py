@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from data.modality import modality_named, usual
-from data.spec import EXPECTED, Expected
-from models.checkpoint import read_description
+from data.spec import EXPECTED, MORE, Expected
+from models.checkpoint import before_transform, read_description
 from models.external import library_defaults
 
 ASSUMED = "assumed"  # the origin of what nothing says
@@ -35,6 +35,23 @@ def expected(teacher: Mapping[str, Any]) -> Expected:
         found.values["range"], found.origins["range"] = _natural(found.values), ASSUMED
     if "classes" in found.values:
         found.values["classes"] = _names(found.values["classes"])
+    return found
+
+
+def expected_of_data(teacher: Mapping[str, Any]) -> Expected:
+    """The same of the data: of a teacher with a transform, what its file says comes before it.
+
+    Raises:
+        ValueError: as :func:`expected`.
+    """
+    found = expected(teacher)
+    path = teacher["checkpoint"] if teacher["transform"] is not None else None
+    if path and (before := before_transform(path)) is not None:
+        for name in ("modality", *MORE):  # those of what the transform gives
+            found.values.pop(name, None)
+        said = {k: v for k, v in before.to_dict().items() if k != "shape" or not teacher["shape"]}
+        found.values.update(said)
+        found.origins.update(dict.fromkeys(said, "its file"))
     return found
 
 

@@ -17,7 +17,7 @@ from core.schedules import Factor, Schedule
 from data.dataset import Dataset
 from data.spec import InputSpec
 from distillers.distiller import Distiller
-from engine.expected import expected
+from engine.expected import expected_of_data
 from engine.names import averaged
 from engine.networks import build_objective, build_observer
 from engine.pairing import pairs_of
@@ -96,7 +96,7 @@ class Parts:
 
 def build_dataset(config: dict[str, Any], runtime: Runtime) -> Dataset:
     """The data set; a data-free run cannot open its training split."""
-    known = functools.partial(expected, config["teacher"])
+    known = functools.partial(expected_of_data, config["teacher"])
     dataset: Dataset = build(
         config["data"]["dataset"], Dataset, "data.dataset", runtime=runtime, expected=known
     )

@@ -14,7 +14,7 @@ import torch
 import train
 from core.runtime import Runtime
 from engine.config import compose, plain
-from engine.parts import build_dataset
+from engine.parts import build_dataset, build_parts
 from engine.teacher_file import blank_teacher, check_transform, load_teacher
 from models.classifier import Classifier
 from models.digits import DigitsCNN
@@ -71,6 +71,23 @@ def test_a_teachers_file_knows_its_transform_and_its_sample_rate(tmp_path: Path)
     check_transform(file, bare)  # its default is the floor that is written in the file
     save_network(file, network, {})  # from before this was written
     load_teacher(other, str(file), dataset, runtime)
+
+
+def test_a_teachers_file_says_what_comes_before_its_transform(tmp_path: Path) -> None:
+    """So that no data is needed to synthesize for it."""
+    words = ["method=dfad", "device=cpu", "teacher=digits_cnn_small", "teacher.transform=log_mel"]
+    config = plain(compose([*words, "data=two_tones"]))
+    network = blank_teacher(config, build_dataset(config, Runtime("cpu")))
+    file = tmp_path / "t.safetensors"
+    save_network(file, network, {"transform": json.dumps(config["teacher"]["transform"])})
+    more = ["data=none", f"teacher.checkpoint={file}", "student=m5_tiny", "generator=small"]
+    config = plain(compose([*words, *more, "generator.channels=8", "batch_size=4"]))
+    dataset = build_dataset(config, Runtime("cpu"))
+    assert (dataset.spec.modality, dataset.shape, dataset.rate) == ("signal", (1, 512), 8000)
+    teacher = load_teacher(config, str(file), dataset, Runtime("cpu"))
+    assert (teacher.spec, teacher.takes) == (network.spec, dataset.spec)
+    parts = build_parts(config, dataset, teacher, Runtime("cpu"))
+    assert parts.source.next().input.shape == (4, 1, 512)
 
 
 def test_a_teacher_of_another_sample_rate_is_refused_behind_a_transform(tmp_path: Path) -> None:
