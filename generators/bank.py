@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from core.runtime import Runtime
+from core.schedules import UNKNOWN
 from data.pairs import Alike
 from data.spec import Batch, InputSpec
-from generators.base import Ask, Made
+from generators.base import Ask, Made, Synthesizer
 from generators.store import Store
-from generators.streams import Stream
+from generators.streams import Place, Stream
 
 
 class Bank(Stream):
@@ -27,9 +28,11 @@ class Bank(Stream):
         num_classes: that inputs are aimed at.
         capacity: inputs kept; the oldest leave first.
         fraction: of each batch; None for all that the other streams leave.
+        steps: batches in the whole run, by which memory is checked; None checks nothing.
 
     Raises:
-        ValueError: for a capacity below 1, or a fraction outside of (0, 1).
+        ValueError: for a capacity below 1, or a fraction outside of (0, 1), and, once it is to
+            start, for more inputs than fit into memory.
     """
 
     remembers_classes = can_keep_answers = True
@@ -42,8 +45,10 @@ class Bank(Stream):
         num_classes: int,
         capacity: int = 50_000,
         fraction: float | None = None,
+        steps: int | None = None,
     ) -> None:
         super().__init__(fraction)
+        self.steps = steps
         self.num_classes, self.classes = num_classes, None
         self.store = Store(spec, capacity, runtime.device)
         self.unknown = torch.full((), -1, device=runtime.device)
@@ -53,6 +58,11 @@ class Bank(Stream):
     @property
     def answered(self) -> bool:  # type: ignore[override]
         return self.ask is not None
+
+    def start(self, synthesizer: Synthesizer, place: Place) -> None:
+        if self.steps is not None and self.steps < UNKNOWN:
+            updates = -(-self.steps // place.period)
+            self.store.check_memory(updates * synthesizer.size)
 
     def keep_answers(self, ask: Ask) -> None:
         self.ask = ask

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from core.runtime import Runtime
+from core.schedules import UNKNOWN
 from distillers.distiller import Distiller
 from engine.parts import Parts
+from generators.bank import Bank
 from generators.mixture import Mixture
-from tests.generators.small import inversion, teacher
+from generators.streams import Place
+from tests.generators.small import CLASSES, SPEC, inversion, teacher
 from tests.test_contracts import learn, make
 
 
@@ -33,6 +38,20 @@ class Asked:
     def known(self) -> dict[bytes, Tensor]:
         pairs = zip(torch.cat(self.inputs), torch.cat(self.answers), strict=True)
         return {x.numpy().tobytes(): answer for x, answer in pairs}
+
+
+def test_what_a_run_will_store_has_to_fit_into_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    bank = functools.partial(Bank, SPEC, Runtime("cpu"), CLASSES)
+    each, synthesizer, place = (
+        SPEC.noise(1, torch.device("cpu")).numel(),
+        inversion().synthesizer,
+        2,
+    )
+    monkeypatch.setattr("core.memory.machine_memory", lambda: 40 * each)
+    for steps, capacity in ((10, 1000), (1000, 40), (UNKNOWN, 1000)):  # 8 inputs in each update
+        bank(capacity, steps=steps).start(synthesizer, Place(6, 0, place))
+    with pytest.raises(ValueError, match=r"the 48 inputs .* smaller source\.streams\.NAME\.capac"):
+        bank(1000, steps=11).start(synthesizer, Place(6, 0, place))
 
 
 @pytest.mark.parametrize("capacity", [5, 20, 100])
