@@ -50,8 +50,8 @@ def csv(
     Args:
         path: of all rows, or of the training split if there is ``test_path``.
         expected: by a teacher.
-        label: the column of classes; None is the last one, or, if a teacher's file names the last
-            one among its columns, the only one that it does not.
+        label: the column of classes; None is the last one, or, if a teacher's file names its
+            columns, the one besides them that has its classes.
         categories: columns that are categories though all their cells are numbers.
         leave_out: columns that are not read, such as names.
         test_path: of a second file with the same columns, in any order.
@@ -89,23 +89,27 @@ def _known(
     file or by the table."""
     known = expected() if expected else Expected({}, {})
     columns = columns_of(known.values.get("columns", ()))
-    label = _label(table, columns, leave_out) if label is None else label
-    _check_names(table, label, categories, leave_out)
     named = columns and known.origins.get("classes") == "its file"
+    if label is None:
+        label = _label(table, columns, known.classes if named else (), leave_out)
+    _check_names(table, label, categories, leave_out)
     return columns, label, list(known.classes) if named else in_order(table.column(label))
 
 
-def _label(table: Table, columns: Sequence[Column], leave_out: Sequence[str]) -> str:
-    """The column of classes where nobody names it.
+def _label(
+    table: Table, columns: Sequence[Column], classes: Sequence[str], leave_out: Sequence[str]
+) -> str:
+    """The column of classes where nobody names it: of those that a teacher does not read, the only
+    one, or the only one that has nothing but its classes.
 
     Raises:
-        ValueError: if a teacher's columns leave none, or more than one.
+        ValueError: if there is none, or more than one.
     """
     if not columns:
         return table.names[-1]
     rest = set(table.names) - {column.name for column in columns} - set(leave_out)
-    if table.names[-1] in rest:
-        return table.names[-1]
+    fit = [name for name in rest if set(table.column(name)) <= set(classes)]
+    rest = set(fit) if len(fit) == 1 else rest
     if len(rest) != 1:
         found = shorten([name for name in table.names if name in rest]) or "none"
         raise ValueError(

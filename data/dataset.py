@@ -145,7 +145,7 @@ class Dataset:
         Its file has the mean and std of what comes out. Those of what goes in are only the start of
         a generator: if they are not given either, a data-free run takes those of uniform noise.
         """
-        if self._moments or self._training_open:
+        if self._moments or self._training_open or not self._readers:
             return self.spec
         low, high = self.kind.natural
         mean, std = (low + high) / 2, (high - low) / math.sqrt(12)

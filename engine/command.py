@@ -43,6 +43,8 @@ def overrides_of(config: Mapping[str, Any]) -> list[str]:
     except OmegaConfBaseException as error:  # a value that reads like an interpolation
         raise ValueError(f"no command composes this configuration: {error}") from error
     base = OmegaConf.create(_composed(tuple(chosen)))
+    if base.budget is not None:  # of an experiment, whose place the number of steps takes
+        values["steps"] = config["steps"]
     return [*chosen, *(_override(base, key, value) for key, value in values.items())]
 
 

@@ -45,7 +45,7 @@ def expected_of_data(teacher: Mapping[str, Any]) -> Expected:
         ValueError: as :func:`expected`.
     """
     found = expected(teacher)
-    path = teacher["checkpoint"] if teacher["transform"] is not None else None
+    path = teacher["checkpoint"] if teacher.get("transform") else None
     if path and (before := before_transform(path)) is not None:
         for name in ("modality", *MORE):  # those of what the transform gives
             found.values.pop(name, None)

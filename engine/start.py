@@ -14,7 +14,7 @@ from torch import nn
 from core.build import build
 from core.check import MISSING, is_target
 from data.spec import Expected
-from engine.expected import expected
+from engine.expected import expected, expected_of_data
 
 NONE = "data.none.none"
 EXAMPLES = {
@@ -65,7 +65,8 @@ def missing(
     if not _named(config["student"]):
         wanted.append("student")
         if "shape" in known.values and known.classes:
-            examples["student"] = _students(teacher, known, choices())
+            shown = tuple(expected_of_data(teacher).values["shape"])  # before a transform
+            examples["student"] = _students(teacher, known, shown, choices())
     return _ask({name: examples[name] for name in wanted}, arguments) if wanted else None
 
 
@@ -89,12 +90,13 @@ def _named(role: Mapping[str, Any]) -> bool:
 def _students(
     teacher: Mapping[str, Any],
     known: Expected,
+    shown: tuple[int, ...],
     choices: Mapping[str, Mapping[str, Any]],
 ) -> tuple[str, str]:
     """A student to put into the command, and three that fit, the smallest first."""
     shape, classes = tuple(known.values["shape"]), len(known.classes)
     reference = _size(teacher["model"], shape, classes) if _named(teacher) else None
-    sizes = {name: _size(node, shape, classes) for name, node in choices.items()}
+    sizes = {name: _size(node, shown, classes) for name, node in choices.items()}
     fit = {name: size for name, size in sizes.items() if size}
     largest = reference or max(fit.values(), default=1)
     smaller = {name: size for name, size in fit.items() if size < largest}

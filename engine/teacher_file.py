@@ -108,24 +108,24 @@ def check_transform(path: Path | str, node: Mapping[str, Any]) -> None:
         ValueError: for another one.
     """
     theirs = saved_transform(path)
-    if theirs is not None and _in_full(theirs) != _in_full(node):
+    if theirs is not None and not _alike(theirs, node):
         raise ValueError(
             f"{path} is of a network that saw its inputs through {json.dumps(theirs)}, and not "
             f"through {json.dumps(node)}: give the same transform"
         )
 
 
-def _in_full(node: Any) -> Any:
-    """A node with the defaults of what it names."""
-    if not isinstance(node, dict):
-        return list(node) if isinstance(node, tuple) else node
-    found = {key: _in_full(value) for key, value in node.items()}
-    try:
-        known = parameters_of(resolve_name(node["_target_"]))[0]
-    except Exception:  # code of the user's that is not here
-        return found
-    defaults = {k: _in_full(p.default) for k, p in known.items() if p.default is not p.empty}
-    return defaults | found
+def _alike(theirs: Any, ours: Any) -> bool:
+    """Whether two nodes say the same, with the defaults of what ours names; theirs is not run."""
+    if not (isinstance(theirs, dict) and isinstance(ours, dict)):
+        one, other = (list(x) if isinstance(x, tuple) else x for x in (theirs, ours))
+        return bool(one == other)
+    if theirs.get("_target_") != ours.get("_target_"):
+        return False
+    known = parameters_of(resolve_name(ours["_target_"]))[0] if "_target_" in ours else {}
+    both = ({**{k: p.default for k, p in known.items()}, **node} for node in (theirs, ours))
+    one, other = both
+    return one.keys() == other.keys() and all(_alike(one[key], other[key]) for key in one)
 
 
 def _check_seen(expects: InputSpec, seen: InputSpec, path: str) -> None:

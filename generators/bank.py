@@ -48,7 +48,7 @@ class Bank(Stream):
         steps: int | None = None,
     ) -> None:
         super().__init__(fraction)
-        self.steps = steps
+        self.steps, self.to_come = steps, 0
         self.num_classes, self.classes = num_classes, None
         self.store = Store(spec, capacity, runtime.device)
         self.unknown = torch.full((), -1, device=runtime.device)
@@ -61,12 +61,13 @@ class Bank(Stream):
 
     def start(self, synthesizer: Synthesizer, place: Place) -> None:
         if self.steps is not None and self.steps < UNKNOWN:
-            updates = -(-self.steps // place.period)
-            self.store.check_memory(updates * synthesizer.size)
+            self.to_come = -(-self.steps // place.period) * synthesizer.size
+            self.store.check_memory(self.to_come)
 
     def keep_answers(self, ask: Ask) -> None:
         self.ask = ask
         self.store.make_room(self.num_classes)
+        self.store.check_memory(self.to_come)
 
     def learn(self, made: Made) -> None:
         self.labelled = made.label is not None

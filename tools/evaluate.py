@@ -182,10 +182,11 @@ def _student(
                 f"{subject} is not in a run directory: say what it is with student=NAME, one of "
                 f"{', '.join(groups(own_folder(said))['student'])}"
             )
-        if before_transform(subject) is not None and said["teacher"]["transform"] is None:
+        silent = not any(word.startswith("student.transform=") for word in mine)
+        if before_transform(subject) is not None and silent:
             raise ValueError(
                 f"{subject} is of a network that sees its inputs through a transform: add "
-                "student.transform=NAME"
+                "student.transform=NAME, or student.transform=null if the data are such already"
             )
         return load_teacher(said, str(subject), dataset, runtime)
     if mine:
@@ -227,7 +228,10 @@ def _compare_splits(subject: Path, settings: dict[str, Any]) -> None:
     if run.get("choices", {}).get("data") != settings["choices"]["data"]:
         return
     before, now = (dict(_leaves(node["data"].get("dataset"))) for node in (run, settings))
-    for key in (key for key in before if key in now and before[key] != now[key]):
+    moved = [k for k in before if k.endswith("test_path") and None not in (before[k], now.get(k))]
+    for key in before:
+        if key not in now or key in moved or before[key] == now[key]:
+            continue
         print(
             f"warning: the run had data.dataset.{key}={before[key]}, and here it is {now[key]}: "
             "if that decides which inputs are the test split, training may have seen some of them",

@@ -91,10 +91,14 @@ def test_the_label_of_another_file_is_the_column_that_its_teacher_does_not_read(
     assert data.open("train").labels.tolist() == [1, 0]
     more = "id," + text.replace("\n", "\n7,", 2)
     assert own(tmp_path, more, more, expected=teacher, leave_out=["id"]).shape == first.shape
-    with pytest.raises(ValueError, match=r"there is id, bought: name it with data\.dataset\.label"):
-        own(tmp_path, more, more, expected=teacher)
+    twice = "again," + text.replace("\n", "\nno,", 2)
+    with pytest.raises(ValueError, match=r"there is again, bought: name it with data\.dataset\.l"):
+        own(tmp_path, twice, twice, expected=teacher)
     last = "id,colour,age,grade,bought\n1,red,30,10,yes\n2,blue,20,9,no\n"
     assert own(tmp_path, last, last, expected=teacher).open("train").labels.tolist() == [1, 0]
+    other = last.replace("bought\n", "bought,note\n").replace("yes\n", "yes,late\n")
+    other = other.replace("no\n", "no,early\n")
+    assert own(tmp_path, other, other, expected=teacher).open("train").labels.tolist() == [1, 0]
     bare = text.replace("bought,", "").replace("yes,", "").replace("no,", "")
     with pytest.raises(ValueError, match="there is none: name it"):
         own(tmp_path, bare, bare, expected=teacher)

@@ -97,3 +97,12 @@ def test_settings_that_no_command_brings() -> None:
     config = plain(compose([]))
     config["data"]["dataset"]["size"] = 16  # which is data.size everywhere
     assert identity(plain(compose(overrides_of(config)))) == identity(config)
+
+
+def test_a_number_of_steps_takes_the_place_of_an_experiments_budget() -> None:
+    """Also the number that is the default elsewhere."""
+    usual = compose(["method=soft_labels"]).steps
+    config = plain(compose(["experiment=digits_to_edges", f"steps={usual}"]))
+    words = overrides_of(config)
+    assert f"steps={usual}" in words
+    assert compose(words).budget is None
