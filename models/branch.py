@@ -88,6 +88,7 @@ class Proxy(nn.Module):
         self.linear = nn.Linear(width, num_classes)
         self.taps = {"logits": "linear"}
         initialize(self)
+        nn.init.kaiming_normal_(self.layer.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.activation(self.norm(self.layer(to_vector(x))))

@@ -32,7 +32,7 @@ EDGES: dict[str, dict[str, tuple[float, Edge]]] = {
     },
     "mean_teacher": {
         "cross_entropy": (1.0, Edge()),
-        "consistency": (1.0, Edge(teacher=Ref("average"))),
+        "consistency": (1.0, Edge(teacher=Ref("average", "again"))),
     },
     "cskd": {
         "cross_entropy": (1.0, Edge()),
@@ -45,7 +45,7 @@ EDGES: dict[str, dict[str, tuple[float, Edge]]] = {
         "mutual_peer": (1.0, Edge(PEER, STUDENT)),
     },
 }
-BUILT = sorted({*EDGES} - {"cskd"})  # whose partners are the source's business
+BUILT = sorted({*EDGES} - {"cskd", "mean_teacher"})  # whose pairs are the source's business
 ATTACKS = {"pgd_at": "ce", "trades": "kl", "ard": "ce", "rslad": "kl", "iad": "ce"}
 
 
