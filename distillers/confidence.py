@@ -20,10 +20,11 @@ class ConfidentHints(TransferLoss):
     """mean_b Σ_k w_k(b) · mean (r_k(F_s) − F_k)² over K teachers (CA-MKD, ICASSP 2022, eq. 6 to 8).
 
     r_k, a 1×1 convolution without bias, BatchNorm and, where the teacher's feature has one, a
-    rectifier, takes the student's map to teacher k's channels. The weights are w_k = (1 − softmax_k(c_k))/(K − 1), which sum to 1, where
-    c_k is the cross-entropy of teacher k's last layer on the average of r_k(F_s): a teacher counts
-    for more on an input where the student's feature, in its place, gives the right class. The first
-    teacher is the loss's ``teacher``, the others are named under ``reads``::
+    rectifier, takes the student's map to teacher k's channels. The weights are w_k = (1 −
+    softmax_k(c_k))/(K − 1), which sum to 1, where c_k is the cross-entropy of teacher k's last
+    layer on the average of r_k(F_s): a teacher counts for more on an input where the student's
+    feature, in its place, gives the right class. The first teacher is the loss's ``teacher``, the
+    others are named under ``reads``::
 
         camkd_features:
           weight: 16.7
