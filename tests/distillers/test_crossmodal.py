@@ -138,7 +138,8 @@ def test_a_channels_salience_is_the_distance_with_it_permuted() -> None:
     noise = Runtime("cpu").noise("teacher channels", 0)
     orders = [torch.rand(8, generator=noise).argsort() for _ in range(2)]
     parts.distiller(batch)
-    teacher, student = parts.distiller.teacher, parts.student(batch.input).logits.detach()
+    teacher = parts.distiller.teacher
+    student = parts.networks["labelled"](batch.input).logits.detach()
     assert teacher is not None
     feature = teacher(batch.input).features["pooled"]
     head = teacher.module.get_submodule(teacher.module.taps["logits"])  # type: ignore[index,arg-type]
@@ -206,7 +207,7 @@ LEARNS = {
     "hallucination": {"kd": {"student"}, "hallucination": {"student"}},
     "mutual_crossmodal": {"mutual_student": {"student"}, "mutual_peer": {"peer"}},
     "crd_crossmodal": {"crd": {"student"}},
-    "mfh": {"align": {"student"}},
+    "mfh": {"align": {"labelled"}, "cross_entropy": {"labelled"}, "kd": {"student"}},
     "c2kd": {
         "to_proxy": {"student", "proxy"},
         "from_proxy": {"student"},
