@@ -24,10 +24,11 @@ class GeneralChannels(Teacher):
     of highest salience stay, and the others are set to 0 before the teacher's linear layer.
 
     The salience is measured in every step of the first part of the run, in which z_S is that of a
-    network that learns from labels; the paper has networks that were trained before. Its change is the same
-    for every other teacher, since the linear layer makes it exact: permuting f_k moves the logits
-    by W_k·(f_k′ − f_k). In the authors' code for VGGSound the choice compares a channel's number,
-    and not its rank, with the threshold, so that which channels stay depends on their order alone.
+    network that learns from labels; the paper has networks that were trained before. Its change is
+    the same for every other teacher, since the linear layer makes it exact: permuting f_k moves the
+    logits by W_k·(f_k′ − f_k). In the authors' code for VGGSound the choice compares a channel's
+    number, and not its rank, with the threshold, so that which channels stay depends on their order
+    alone.
 
     Args:
         runtime: sums over ranks.
