@@ -35,7 +35,8 @@ class Branch(nn.Module):
 
 
 def feature_at(network: nn.Module, path: str, x: Tensor) -> Tensor:
-    """The output [B, ...] of a layer for normalised inputs of its network.
+    """The output [B, ...] of a layer for normalised inputs of its network, with axes as
+    :class:`models.recording.Tap` records it, which a step gives to a branch.
 
     Raises:
         ValueError: if there is no such layer, or it does not run.
@@ -43,7 +44,10 @@ def feature_at(network: nn.Module, path: str, x: Tensor) -> Tensor:
     found: list[Tensor] = []
 
     def keep(module: nn.Module, args: Any, output: Tensor) -> None:
-        found.append(output)
+        turned = path in getattr(network, "channels_last", ())
+        output = output.movedim(-1, 1) if turned else output
+        line = x.dim() == output.dim() == 3 and path not in getattr(network, "tokens", ())
+        found.append(output.unsqueeze(2) if line else output)
 
     if path not in dict(network.named_modules()):
         raise ValueError(f"no tap {path!r} in {type(network).__name__}")
