@@ -164,9 +164,8 @@ class Channels(Transform):
         self.keep = list(keep)
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.stack(
-            [x[:, k] for k in self.keep], dim=1
-        )  # a list would be sent to the device
+        # x[:, keep] would send the list to the device, which waits
+        return torch.stack([x[:, k] for k in self.keep], dim=1)
 
 
 class Resize(Transform):
