@@ -60,6 +60,17 @@ class KD(TransferLoss):
         return soft_kl(student.logits, teacher.logits, self.temperature)
 
 
+class PredictedLabel(TransferLoss):
+    """Cross-entropy with the class that the teacher predicts, argmax t; batch mean.
+
+    Thoker and Gall (ICIP 2019) find it better than KL across modalities; as hard-label
+    distillation it is that of DeiT (Touvron et al., ICML 2021, section 4).
+    """
+
+    def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
+        return F.cross_entropy(student.logits, teacher.logits.argmax(dim=1))
+
+
 class SoftTargetCE(TransferLoss):
     """−Σ_c y~_c log softmax(s)_c with y~ = (1 − a)·onehot + a·softmax(t), batch mean.
 

@@ -22,7 +22,7 @@ LATER: dict[str, Any] = {
     "shuffled_pairs": False,
 }
 LATER |= {"student.transform": None, "student.mean": None, "student.std": None}
-LATER |= {"teacher.transform": None}
+LATER |= {"teacher.transform": None, "student.checkpoint": None, "student.weights": None}
 
 
 def identity(config: Any) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from data.source import balanced
 from data.transforms import Transform
 from engine.parts import offered
 from engine.probe import Probe
+from engine.warm_start import begun, students_of
 from models.classifier import Classifier
 
 MOST = 2048  # inputs that are looked at
@@ -42,7 +43,7 @@ def measure_moments(
     Returns:
         A line for each.
     """
-    wanting = _wanting(settings)
+    wanting = _wanting(settings, teacher)
     if not wanting:
         return []
     available = offered(settings, dataset, teacher, runtime)
@@ -66,16 +67,16 @@ def provisional(
     trial = settings | {key: copy.deepcopy(settings[key]) for key in ("student", "students")}
     available = offered(settings, dataset, teacher, runtime)
     noise = available["spec"].noise(64, runtime.device)
-    for path, node in _wanting(trial).items():
+    for path, node in _wanting(trial, teacher).items():
         _set(node, path, available, noise)
     return trial
 
 
-def _wanting(settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
+def _wanting(settings: dict[str, Any], teacher: Classifier | None) -> dict[str, dict[str, Any]]:
     """The nodes of students with a transform that have no mean or std, by where they stand."""
-    nodes = {"student": settings["student"]}
-    nodes |= {f"students.{name}": node for name, node in settings["students"].items()}
-    return {path: n for path, n in nodes.items() if n.get("transform") and _lacks(n)}
+    known = students_of(begun(settings, teacher))
+    nodes = students_of(settings).items()
+    return {path: n for path, n in nodes if n.get("transform") and _lacks(known[path])}
 
 
 def _set(node: dict[str, Any], path: str, available: dict[str, Any], inputs: Tensor) -> None:
@@ -103,9 +104,10 @@ def _inputs(
         # teacher's architecture, which sees what the teacher sees, does.
         for key in ("model", "transform"):
             plain.student[key] = copy.deepcopy(plain.teacher[key])
+        plain.student.checkpoint = None
         plain.student.mean, plain.student.std = list(teacher.spec.mean), list(teacher.spec.std)
         plain.students, plain.teachers, plain.views, plain.deploy = {}, {}, {}, "student"
-        wanting = list(_wanting(settings))
+        wanting = list(_wanting(settings, teacher))
         what = f"without data, the mean and std of what {wanting[0]}.transform gives are"
         instead = "set " + " ".join(f"{path}.mean=[...] {path}.std=[...]" for path in wanting)
         return _some(Probe(plain, dataset, teacher, runtime, what, instead).split)

@@ -19,6 +19,7 @@ from distillers.step import INPUT, Teacher, View
 from engine.names import check_names, check_new, check_used, expand
 from engine.networks import build_network, build_objective
 from engine.pairing import check_labels, pair_up
+from engine.warm_start import warm_start
 from models.branch import Branch, feature_shape
 from models.check import check_network
 from models.classifier import Classifier
@@ -51,7 +52,8 @@ def build_distiller(
     nodes = {"student": config["student"], **config["students"]}
     entries, edges = expand(config["distiller"]["losses"], nodes)
     objective = build_objective({"losses": entries}, "distiller", **available)
-    modules, parts = _modules(nodes, available), _parts("teachers", Teacher, config, available)
+    modules, notes = _modules(nodes, available)
+    parts = _parts("teachers", Teacher, config, available)
     views = _parts("views", View, config, available)
     frozen = {name: network for name, network in networks.items() if name != "teacher"}
     known = {*nodes, *parts, *networks}
@@ -63,14 +65,14 @@ def build_distiller(
     resolve_taps(objective, modules["student"], available["teacher"], edges, inside)
     branches = {n: (nodes[n]["of"], m.tap) for n, m in modules.items() if isinstance(m, Branch)}
     taps = taps_of(objective, edges, parts, branches)
-    students, notes = _students(nodes, modules, taps, available)
+    students, lines = _students(nodes, modules, taps, available)
     first, others = students.pop("student"), {**frozen, **parts}
     more: dict[str, Any] = {"edges": edges, "students": students, "teachers": others}
     more |= {"views": views, "branches": branches, "labels": config["distiller"]["labels"]}
     distiller = Distiller(first, objective, available["teacher"], runtime, **more)
     distiller.keeps_asking = bool(config["data_free"])  # a source of real data keeps no answers
     runtime.prepare(distiller)
-    return distiller, [*notes, *(f"adapter: {line}" for line in distiller.adaptations)]
+    return distiller, [*notes, *lines, *(f"adapter: {line}" for line in distiller.adaptations)]
 
 
 def student_spec(
@@ -82,24 +84,34 @@ def student_spec(
         ValueError: for a transform without mean and std.
     """
     takes = available["spec"]
+    given = {key: tuple(node[key]) for key in ("mean", "std") if node.get(key) is not None}
+    moments: dict[str, Any] = dict(given)
     if node.get("transform") is None:
-        return takes, None
+        return replace(takes, **moments), None
     transform: Transform = build(node["transform"], Transform, f"{path}.transform", **available)
-    if node.get("mean") is None or node.get("std") is None:
+    if len(moments) < 2:
         raise ValueError(f"{path}.transform needs {path}.mean and {path}.std")
     # on the host, where the network still is that is checked with it
     seen = transform.measured(takes, takes.noise(64, torch.device("cpu")))
-    return replace(seen, mean=tuple(node["mean"]), std=tuple(node["std"])), transform
+    return replace(seen, **moments), transform
 
 
 def _modules(
     nodes: Mapping[str, Mapping[str, Any]], available: Mapping[str, Any]
-) -> dict[str, nn.Module]:
-    """The students' networks, in the order of the configuration: a branch follows its trunk."""
+) -> tuple[dict[str, nn.Module], list[str]]:
+    """The students' networks, in the order of the configuration: a branch follows its trunk.
+
+    Returns:
+        The networks, and a line on each that does not begin with random weights.
+    """
     modules: dict[str, nn.Module] = {}
+    lines = []
     for name, node in nodes.items():
         modules[name] = _module(name, node, nodes, modules, available)
-    return modules
+        if node.get("checkpoint"):
+            spec = student_spec(*_trunk(name, nodes), available)[0]
+            lines.append(warm_start(modules[name], node, _path(name), spec, available))
+    return modules, lines
 
 
 def _module(

@@ -40,6 +40,7 @@ from engine.ownership import (
     stranger,
 )
 from engine.versions import changes, files_read, versions
+from engine.warm_start import files_of
 
 LONGEST = 200  # characters of a directory's name, less seed and hash; systems take 255
 SCHEMA = 2  # of result.json
@@ -287,9 +288,10 @@ def _result(path: Path) -> dict[str, Any]:
 
 
 def _check_kept(config: dict[str, Any], folder: Path) -> None:
-    """Raise a ValueError if an earlier run that is to be removed holds a teacher of the new one."""
+    """Raise a ValueError if an earlier run that is to be removed holds a network of the new one."""
     nodes = [config["teacher"], *config["teachers"].values()]
-    for path in [node["checkpoint"] for node in nodes if node.get("checkpoint")]:
+    files = [node["checkpoint"] for node in nodes if node.get("checkpoint")]
+    for path in [*files, *files_of(config).values()]:
         parent = Path(path).expanduser().resolve().parent
         if parent in (folder.resolve(), folder.resolve() / STUDENTS):
             raise ValueError(

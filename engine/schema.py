@@ -62,11 +62,13 @@ class OtherTeacherConfig(TeacherConfig):
 
 @dataclass
 class StudentConfig:
-    """``mean`` and ``std`` are those of what the transform gives."""
+    """``mean`` and ``std`` are those of what it is shown."""
 
     model: Node
+    checkpoint: str | Path | None = None  # what it begins with: a file, or teacher, for a copy
+    weights: str | None = None  # which of a checkpoint's networks
     transform: Node | None = None  # what it is shown of an input; null: the input
-    mean: list[float] | None = None  # null: measured
+    mean: list[float] | None = None  # null: the checkpoint's, the data's, or measured
     std: list[float] | None = None
 
 

@@ -130,8 +130,8 @@ def _check_unread(config: DictConfig, settings: Mapping[str, Any]) -> None:
     if settings["students"] and settings["teacher"]["checkpoint"]:
         raise ValueError(
             f"teacher.checkpoint: method={config.choices.method} has no teacher that was trained "
-            "before, and all its networks learn from scratch: leave it out, or choose a method "
-            "with a teacher"
+            "before, and all its networks learn from scratch: leave it out, or let one of them "
+            f"begin with that file, as students.{next(iter(settings['students']))}.checkpoint=FILE"
         )
 
 

@@ -51,7 +51,7 @@ def load_teacher(
     node, say = config["teacher"], print if runtime.main else str  # str says nothing
     known = expected(node)
     _check_keys(node, dataset)
-    _check_before(path, node, dataset, runtime)
+    check_before(path, node, "teacher", dataset, runtime)
     try:
         blank = blank_teacher(config, dataset)
         teacher = load_classifier(
@@ -75,7 +75,7 @@ def load_teacher(
             "teacher.model.KEY=..."
         ) from error
     if blank.transform is not None:
-        _check_seen(teacher.spec, blank.spec, path)
+        check_seen(teacher.spec, blank.spec, path, "teacher")
         found = teacher.module, teacher.spec, teacher.classes
         teacher = Classifier(*found, transform=blank.transform, takes=blank.takes)
     _check_names(teacher.classes, dataset, path)
@@ -87,18 +87,29 @@ def load_teacher(
     return teacher
 
 
-def _check_before(path: str, node: dict[str, Any], dataset: Dataset, runtime: Runtime) -> None:
-    """Check what a file says of its network's transform against the data and the run's."""
+def check_before(
+    path: str, node: Mapping[str, Any], where: str, dataset: Dataset, runtime: Runtime
+) -> None:
+    """Check what a file says of its network's transform against the data and the run's.
+
+    Args:
+        node: as under ``teacher``.
+        where: the node's place.
+
+    Raises:
+        ValueError: for another transform, or one of other inputs.
+    """
     if (before := before_transform(path)) is None:
         return
     if node["transform"] is None:
         saw = f"saw {before.kind.plural} {list(before.shape)} through a transform"
-        line = "without teacher.transform=... it is shown the data as they are"
+        line = f"without {where}.transform=... it is shown the data as they are"
         note(runtime, f"{path} is of a network that {saw}: {line}")
         return
     check_transform(path, node["transform"])
     if "+" not in before.modality:  # of a pair it may be one half that counts
-        dataset.check(before, dataset.num_classes)
+        who = "teacher" if where.startswith("teacher") else "student"
+        dataset.check(before, dataset.num_classes, who)
 
 
 def check_transform(path: Path | str, node: Mapping[str, Any]) -> None:
@@ -128,21 +139,24 @@ def _alike(theirs: Any, ours: Any) -> bool:
     return one.keys() == other.keys() and all(_alike(one[key], other[key]) for key in one)
 
 
-def _check_seen(expects: InputSpec, seen: InputSpec, path: str) -> None:
-    """Raise a ValueError where a teacher's file expects other inputs than its transform gives."""
+def check_seen(expects: InputSpec, seen: InputSpec, path: str, where: str) -> None:
+    """Raise a ValueError where a network's file expects other inputs than those it is shown.
+
+    Args:
+        where: the network's place, such as ``teacher``.
+    """
     ours, theirs = ((s.kind.plural, list(s.shape), list(s.range)) for s in (seen, expects))
     rates = {s.rate for s in (seen, expects) if s.rate is not None}
     if ours == theirs and len(rates) > 1:
         raise ValueError(
-            f"{path} is of a network for {expects.rate:g} samples in a second, but "
-            f"teacher.transform gives {seen.rate:g}: resample the recordings, or choose another "
-            "teacher"
+            f"{path} is of a network for {expects.rate:g} samples in a second, but {where} is "
+            f"shown {seen.rate:g}: resample the recordings, or choose another file"
         )
     if ours != theirs:
-        words = ("{} {} with values in {}".format(*what) for what in (theirs, ours))
+        takes, gets = ("{} {} with values in {}".format(*what) for what in (theirs, ours))
         raise ValueError(
-            "{} is of a network for {}, but teacher.transform gives {}: choose another transform, "
-            "or another teacher".format(path, *words)
+            f"{path} is of a network for {takes}, but {where} is shown {gets}: choose another "
+            f"{where}.transform, or another file"
         )
 
 

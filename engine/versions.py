@@ -12,6 +12,7 @@ import torch
 
 from core.git import commit_of
 from engine.choices import ROOT, folders
+from engine.warm_start import files_of
 
 ENDS = 2**25  # bytes of either end of a file
 
@@ -36,13 +37,14 @@ def versions(own: Path | None = None) -> dict[str, Any]:
 
 
 def files_read(config: Mapping[str, Any]) -> dict[str, str]:
-    """A hash of each file that data or a teacher is read from, by its key: a path tells no content.
+    """A hash of each file that data or a network is read from, by its key: a path tells no content.
 
     Folders of inputs are left out: to read all of them may take minutes.
     """
     nodes = {"teacher": config["teacher"]}
     nodes |= {f"teachers.{name}": node for name, node in config["teachers"].items()}
     named = {f"{name}.checkpoint": node.get("checkpoint") for name, node in nodes.items()}
+    named |= files_of(config)
     for key, value in {**config["data"], **(config["data"].get("dataset") or {})}.items():
         if key.endswith("path"):
             named[f"data.{key}"] = value

@@ -206,6 +206,12 @@ LEARNS = {
     "soft_labels": {"kd": {"student"}},
     "hallucination": {"kd": {"student"}, "hallucination": {"student"}},
     "mutual_crossmodal": {"mutual_student": {"student"}, "mutual_peer": {"peer"}},
+    "mutual_ensemble": {
+        "predicted_student": {"student"},
+        "predicted_peer": {"peer"},
+        "mutual_student": {"student"},
+        "mutual_peer": {"peer"},
+    },
     "crd_crossmodal": {"crd": {"student"}},
     "mfh": {"align": {"labelled"}, "cross_entropy": {"labelled"}, "kd": {"student"}},
     "c2kd": {

@@ -12,7 +12,15 @@ from torch import Tensor
 from data.spec import Batch
 from distillers.attention import AttentionTransfer
 from distillers.base import TransferLoss
-from distillers.response import DIST, DKD, KD, CrossEntropy, LogitL1, StandardizedKD
+from distillers.response import (
+    DIST,
+    DKD,
+    KD,
+    CrossEntropy,
+    LogitL1,
+    PredictedLabel,
+    StandardizedKD,
+)
 from distillers.temperature import ATKD, CTKD, GlobalTemperature
 from distillers.weighting import WSLD
 from models.classifier import Outputs
@@ -32,6 +40,7 @@ LOGIT_TERMS: list[TransferLoss] = [
     KD(temperature=1),
     StandardizedKD(),
     LogitL1(),
+    PredictedLabel(),
     DKD(),
     DKD(temperature=1),
     DIST(),
@@ -41,7 +50,7 @@ LOGIT_TERMS: list[TransferLoss] = [
     WSLD(),
 ]
 DIVERGENCES: list[TransferLoss] = [
-    loss for loss in LOGIT_TERMS if not isinstance(loss, (CrossEntropy, LogitL1))
+    loss for loss in LOGIT_TERMS if not isinstance(loss, (CrossEntropy, LogitL1, PredictedLabel))
 ]
 
 
@@ -206,3 +215,12 @@ def test_temperature_must_be_positive(make: type) -> None:
 def test_label_smoothing_is_a_probability() -> None:
     with pytest.raises(ValueError, match="label_smoothing"):
         CrossEntropy(label_smoothing=1.5)
+
+
+def test_the_predicted_label_is_the_label_of_cross_entropy() -> None:
+    """At any scale of the teacher's logits, and whatever the batch's own label is."""
+    s, t = logits(0), logits(1)
+    expected = value_and_gradient(CrossEntropy(), s, t, t.argmax(1))
+    for scale, label in ((1.0, None), (1e-3, (t.argmax(1) + 1) % 5)):
+        found = value_and_gradient(PredictedLabel(), s, scale * t, label)
+        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
