@@ -195,44 +195,41 @@ class Dataset:
             if which in self._splits:
                 self._splits.pop(which).close()
 
-    def check(self, spec: InputSpec, num_classes: int, who: str = "teacher") -> None:
-        """Check that a network with this specification fits the data.
-
-        Args:
-            who: what messages call the network.
+    def check(self, spec: InputSpec, num_classes: int) -> None:
+        """Check that a teacher with this specification fits the data.
 
         Raises:
             ValueError: for a shape or a class count that disagrees, saying what to do.
         """
         if spec.modality != self.kind.name:
             raise ValueError(
-                f"the {who} takes {spec.kind.plural} {list(spec.shape)}, but data {self.name} "
-                f"has {self.kind.plural} {list(self.shape)}: choose other data or another {who}"
+                f"the teacher takes {spec.kind.plural} {list(spec.shape)}, but data {self.name} "
+                f"has {self.kind.plural} {list(self.shape)}: choose other data or another teacher"
             )
         checks.check_vocabulary(f"data {self.name}", self.words, spec.words)
         if spec.rate and self.rate and spec.rate != self.rate:
             raise ValueError(
-                f"the {who} takes {spec.kind.plural} of {spec.rate:g} samples in a second, but "
+                f"the teacher takes {spec.kind.plural} of {spec.rate:g} samples in a second, but "
                 f"those of data {self.name} have {self.rate:g}: resample them, or choose another "
-                f"{who}"
+                "teacher"
             )
         if tuple(spec.shape) != self.shape:
-            hint = f"{checks.resized(spec.shape, self.shape)}, or another {who}"
+            hint = f"{checks.resized(spec.shape, self.shape)}, or another teacher"
             raise ValueError(
-                f"the {who} expects inputs of shape {tuple(spec.shape)}, but data {self.name} "
+                f"the teacher expects inputs of shape {tuple(spec.shape)}, but data {self.name} "
                 f"gives {self.shape}: {hint}"
             )
         if spec.groups != self.groups:
             blocks = [[list(group) for group in groups] for groups in (spec.groups, self.groups)]
             raise ValueError(
-                f"the {who} has categories in columns {blocks[0]}, but data {self.name} in "
-                f"{blocks[1]}: choose the data that it was trained on, or another {who}"
+                f"the teacher has categories in columns {blocks[0]}, but data {self.name} in "
+                f"{blocks[1]}: choose the data that it was trained on, or another teacher"
             )
         checks.check_columns(self.name, self.columns, spec.columns)
         if num_classes != self.num_classes:
             raise ValueError(
-                f"the {who} tells {num_classes} classes apart, but data {self.name} has "
-                f"{self.num_classes}: choose another data set (data=...) or another {who}"
+                f"the teacher tells {num_classes} classes apart, but data {self.name} has "
+                f"{self.num_classes}: choose another data set (data=...) or another teacher"
             )
 
     def adapt(self, spec: InputSpec, num_classes: int) -> None:

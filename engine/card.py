@@ -15,6 +15,7 @@ from engine.command import data_of, overrides_of
 from engine.loading import exported_lines, loading_lines
 from engine.ownership import CARD, MARK, PICTURE, SEEN, SOUND, TEXT
 from engine.parts import Parts
+from engine.warm_start import TEACHER
 from models.classifier import Classifier
 
 PARTS = ("synthesis", "distillation", "evaluation")
@@ -94,7 +95,8 @@ def _origin(config: dict[str, Any], parts: Parts, result: dict[str, Any]) -> str
     else:
         use = f"{read:,} training inputs read"
     averaged = f", averaged over its steps (decay {config['ema']:g})" if config["ema"] else ""
-    rows = [("student", f"{result['student']['name']}, {_size(result['student'])}{averaged}")]
+    begun = _beginning(config, parts.learner(parts.deploy))
+    rows = [("student", f"{_network(result['student'])}{averaged}{begun}")]
     if result["teacher"]:
         rows.append(("teacher", _teacher(config, result)))
     rows += [
@@ -108,6 +110,13 @@ def _origin(config: dict[str, Any], parts: Parts, result: dict[str, Any]) -> str
     return _table(("", ""), rows)
 
 
+def _beginning(config: dict[str, Any], name: str) -> str:
+    role = config["student"] if name == "student" else config["students"][name]
+    if (path := role.get("checkpoint")) is None:
+        return ""
+    return ", began as a copy of the teacher" if path == TEACHER else f", began with {_code(path)}"
+
+
 def _method(config: dict[str, Any]) -> str:
     name = config["choices"]["method"]
     path = file_of("method", name, own_folder(config))
@@ -118,7 +127,7 @@ def _teacher(config: dict[str, Any], result: dict[str, Any]) -> str:
     path = config["teacher"]["checkpoint"]
     whence = f"loaded from {_code(path)}" if path else "trained with real data by a run of its own"
     box = ", a black box to the method" if config["teacher"]["black_box"] else ""
-    return f"{result['teacher']['name']}, {_size(result['teacher'])}, {whence}{box}"
+    return f"{_network(result['teacher'])}, {whence}{box}"
 
 
 def _input(student: Classifier) -> str:
@@ -281,8 +290,8 @@ def _indented(text: str) -> str:
     return "\n".join(f"    {line}" for line in text.splitlines())
 
 
-def _size(network: dict[str, Any]) -> str:
-    return f"{network['parameters']:,} parameters"
+def _network(network: dict[str, Any]) -> str:
+    return f"{network['name']}, {network['parameters']:,} parameters"
 
 
 def _percent(value: float | None) -> str:

@@ -17,7 +17,7 @@ from data.source import balanced
 from data.transforms import Transform
 from engine.parts import offered
 from engine.probe import Probe
-from engine.warm_start import begun, students_of
+from engine.warm_start import first_moments, students_of
 from models.classifier import Classifier
 
 MOST = 2048  # inputs that are looked at
@@ -73,21 +73,19 @@ def provisional(
 
 
 def _wanting(settings: dict[str, Any], teacher: Classifier | None) -> dict[str, dict[str, Any]]:
-    """The nodes of students with a transform that have no mean or std, by where they stand."""
-    known = students_of(begun(settings, teacher))
-    nodes = students_of(settings).items()
-    return {path: n for path, n in nodes if n.get("transform") and _lacks(known[path])}
+    """The nodes of students with a transform whose mean or std is unknown, by their places."""
+    nodes = {w: n for w, n in students_of(settings).items() if n.get("transform")}
+    known = {w: first_moments(n, teacher, settings["teacher"]) for w, n in nodes.items()}
+    return {w: n for w, n in nodes.items() if len(known[w]) < 2}
 
 
 def _set(node: dict[str, Any], path: str, available: dict[str, Any], inputs: Tensor) -> None:
-    """Give a node the mean and std of what its transform makes of inputs."""
+    """Give a node what it lacks of the mean and std of what its transform makes of inputs."""
     transform: Transform = build(node["transform"], Transform, f"{path}.transform", **available)
     spec = transform.measured(available["spec"], inputs)
-    node["mean"], node["std"] = list(spec.mean), list(spec.std)
-
-
-def _lacks(node: dict[str, Any]) -> bool:
-    return node.get("mean") is None or node.get("std") is None
+    for key in ("mean", "std"):
+        if node.get(key) is None:
+            node[key] = list(getattr(spec, key))
 
 
 def _inputs(

@@ -74,9 +74,10 @@ def pair_up(
         views: by name.
 
     Raises:
-        ValueError: for pairs to be shuffled where there are none, and for a loss that compares two
-            views of one thing where they are views of two.
+        ValueError: see :func:`check_labels`; for pairs to be shuffled where there are none, and for
+            a loss that compares two views of one thing where they are views of two.
     """
+    check_labels(config["source"], parts, views)
     sights = Sights(config, parts)
     losses = transfer_losses(objective)
     across = [n for n, edge in edges.items() if losses[n].needs_teacher and sights.differ(edge)]

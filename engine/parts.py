@@ -24,7 +24,6 @@ from engine.pairing import pairs_of
 from engine.queries import check_budget
 from engine.roles import build_distiller
 from engine.turns import Turns, build_optimizer
-from engine.warm_start import begun
 from generators.base import Source, Synthesizer
 from generators.observer import unread_statistics
 from models.black_box import BlackBox
@@ -140,7 +139,7 @@ def build_parts(
     Args:
         others: teachers besides ``teacher`` that are networks, by name.
     """
-    config = begun(averaged(config), teacher)
+    config = averaged(config)
     torch.manual_seed(runtime.seed)  # a teacher trained just now, or earlier, changes no draw
     everyone = _metered({"teacher": teacher, **(others or {})}, config, runtime)
     teacher = everyone.get("teacher")

@@ -289,9 +289,7 @@ def _result(path: Path) -> dict[str, Any]:
 
 def _check_kept(config: dict[str, Any], folder: Path) -> None:
     """Raise a ValueError if an earlier run that is to be removed holds a network of the new one."""
-    nodes = [config["teacher"], *config["teachers"].values()]
-    files = [node["checkpoint"] for node in nodes if node.get("checkpoint")]
-    for path in [*files, *files_of(config).values()]:
+    for path in files_of(config).values():
         parent = Path(path).expanduser().resolve().parent
         if parent in (folder.resolve(), folder.resolve() / STUDENTS):
             raise ValueError(

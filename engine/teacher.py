@@ -22,6 +22,7 @@ from engine.rehearsal import rehearse
 from engine.run import RunDirectory
 from engine.schema import TeacherConfig
 from engine.teacher_file import blank_teacher, load_teacher
+from engine.warm_start import students_of
 from models.check import check_network
 from models.classifier import Classifier
 from models.pretrained import freeze, specification
@@ -127,11 +128,18 @@ def _check_kept(directory: RunDirectory) -> None:
 
 def _check_unread(config: DictConfig, settings: Mapping[str, Any]) -> None:
     """Raise a ValueError for a teacher's file where peers learn, none of which begins with it."""
-    if settings["students"] and settings["teacher"]["checkpoint"]:
+    path = settings["teacher"]["checkpoint"]
+    students = students_of(settings)
+    if (
+        settings["students"]
+        and path
+        and path not in [n.get("checkpoint") for n in students.values()]
+    ):
+        where = [w for w, node in students.items() if not node.get("of")][-1]
         raise ValueError(
             f"teacher.checkpoint: method={config.choices.method} has no teacher that was trained "
             "before, and all its networks learn from scratch: leave it out, or let one of them "
-            f"begin with that file, as students.{next(iter(settings['students']))}.checkpoint=FILE"
+            f"begin with it by {where}.checkpoint=FILE"
         )
 
 

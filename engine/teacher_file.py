@@ -75,7 +75,7 @@ def load_teacher(
             "teacher.model.KEY=..."
         ) from error
     if blank.transform is not None:
-        check_seen(teacher.spec, blank.spec, path, "teacher")
+        check_seen(teacher.spec, blank.spec, path)
         found = teacher.module, teacher.spec, teacher.classes
         teacher = Classifier(*found, transform=blank.transform, takes=blank.takes)
     _check_names(teacher.classes, dataset, path)
@@ -94,22 +94,21 @@ def check_before(
 
     Args:
         node: as under ``teacher``.
-        where: the node's place.
+        where: its place.
 
     Raises:
         ValueError: for another transform, or one of other inputs.
     """
     if (before := before_transform(path)) is None:
         return
-    if node["transform"] is None:
+    if node.get("transform") is None:
         saw = f"saw {before.kind.plural} {list(before.shape)} through a transform"
         line = f"without {where}.transform=... it is shown the data as they are"
         note(runtime, f"{path} is of a network that {saw}: {line}")
         return
     check_transform(path, node["transform"])
     if "+" not in before.modality:  # of a pair it may be one half that counts
-        who = "teacher" if where.startswith("teacher") else "student"
-        dataset.check(before, dataset.num_classes, who)
+        dataset.check(before, dataset.num_classes)
 
 
 def check_transform(path: Path | str, node: Mapping[str, Any]) -> None:
@@ -119,14 +118,14 @@ def check_transform(path: Path | str, node: Mapping[str, Any]) -> None:
         ValueError: for another one.
     """
     theirs = saved_transform(path)
-    if theirs is not None and not _alike(theirs, node):
+    if theirs is not None and not alike(theirs, node):
         raise ValueError(
             f"{path} is of a network that saw its inputs through {json.dumps(theirs)}, and not "
             f"through {json.dumps(node)}: give the same transform"
         )
 
 
-def _alike(theirs: Any, ours: Any) -> bool:
+def alike(theirs: Any, ours: Any) -> bool:
     """Whether two nodes say the same, with the defaults of what ours names; theirs is not run."""
     if not (isinstance(theirs, dict) and isinstance(ours, dict)):
         one, other = (list(x) if isinstance(x, tuple) else x for x in (theirs, ours))
@@ -136,27 +135,24 @@ def _alike(theirs: Any, ours: Any) -> bool:
     known = parameters_of(resolve_name(ours["_target_"]))[0] if "_target_" in ours else {}
     both = ({**{k: p.default for k, p in known.items()}, **node} for node in (theirs, ours))
     one, other = both
-    return one.keys() == other.keys() and all(_alike(one[key], other[key]) for key in one)
+    return one.keys() == other.keys() and all(alike(one[key], other[key]) for key in one)
 
 
-def check_seen(expects: InputSpec, seen: InputSpec, path: str, where: str) -> None:
-    """Raise a ValueError where a network's file expects other inputs than those it is shown.
-
-    Args:
-        where: the network's place, such as ``teacher``.
-    """
+def check_seen(expects: InputSpec, seen: InputSpec, path: str) -> None:
+    """Raise a ValueError where a teacher's file expects other inputs than its transform gives."""
     ours, theirs = ((s.kind.plural, list(s.shape), list(s.range)) for s in (seen, expects))
     rates = {s.rate for s in (seen, expects) if s.rate is not None}
     if ours == theirs and len(rates) > 1:
         raise ValueError(
-            f"{path} is of a network for {expects.rate:g} samples in a second, but {where} is "
-            f"shown {seen.rate:g}: resample the recordings, or choose another file"
+            f"{path} is of a network for {expects.rate:g} samples in a second, but "
+            f"teacher.transform gives {seen.rate:g}: resample the recordings, or choose another "
+            "teacher"
         )
     if ours != theirs:
-        takes, gets = ("{} {} with values in {}".format(*what) for what in (theirs, ours))
+        words = ("{} {} with values in {}".format(*what) for what in (theirs, ours))
         raise ValueError(
-            f"{path} is of a network for {takes}, but {where} is shown {gets}: choose another "
-            f"{where}.transform, or another file"
+            "{} is of a network for {}, but teacher.transform gives {}: choose another transform, "
+            "or another teacher".format(path, *words)
         )
 
 

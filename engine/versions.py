@@ -41,10 +41,7 @@ def files_read(config: Mapping[str, Any]) -> dict[str, str]:
 
     Folders of inputs are left out: to read all of them may take minutes.
     """
-    nodes = {"teacher": config["teacher"]}
-    nodes |= {f"teachers.{name}": node for name, node in config["teachers"].items()}
-    named = {f"{name}.checkpoint": node.get("checkpoint") for name, node in nodes.items()}
-    named |= files_of(config)
+    named: dict[str, Any] = dict(files_of(config))
     for key, value in {**config["data"], **(config["data"].get("dataset") or {})}.items():
         if key.endswith("path"):
             named[f"data.{key}"] = value

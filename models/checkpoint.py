@@ -121,15 +121,27 @@ def read_description(path: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
         ValueError: for a file that cannot be read, or whose header makes no sense.
     """
-    if _first_bytes(Path(path))[8:] != b"{":
+    if (spec := read_spec(path)) is None:
         return {}
-    spec, classes, count = read_metadata(header_metadata(Path(path)), path)
-    if spec is None:
-        return {}
+    _, classes, count = read_metadata(header_metadata(Path(path)), path)
     named: dict[str, Any] = {"classes": classes or count} if count else {}
     if (before := before_transform(path)) is not None and before.columns:
         named["columns"] = before.columns  # by which a table is read, whatever becomes of it
     return spec.to_dict() | named
+
+
+def read_spec(path: str | os.PathLike[str]) -> InputSpec | None:
+    """What a file's network expects of its input; only the header is read.
+
+    Returns:
+        None where the file does not say.
+
+    Raises:
+        ValueError: for a file that cannot be read, or whose header makes no sense.
+    """
+    if _first_bytes(Path(path))[8:] != b"{":
+        return None
+    return read_metadata(header_metadata(Path(path)), path)[0]
 
 
 def taken(metadata: Mapping[str, str], path: str | os.PathLike[str]) -> InputSpec:

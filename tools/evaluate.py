@@ -18,7 +18,6 @@ import json
 import re
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -38,6 +37,7 @@ from engine.student import FILE, student_of
 from engine.teacher_file import load_teacher
 from engine.trust import sort_trust
 from engine.user_parts import user_folder
+from engine.warm_start import reworded
 from models.checkpoint import before_transform
 from models.classifier import Classifier
 from models.pretrained import freeze
@@ -69,7 +69,7 @@ def evaluate(subject: Path, overrides: Sequence[str]) -> dict[str, Any]:
     runtime = Runtime(config.device, config.precision, seed=config.seed)
     if runtime.world_size > 1:
         raise ValueError("an evaluation is one process: start it without torchrun")
-    with _as_student(subject):
+    with reworded(subject, "student", "network"):
         said = _said_of(subject, mine, common)
         dataset = build_dataset(said, runtime)
         student = _student(subject, mine, said, trust, dataset, runtime)
@@ -195,18 +195,6 @@ def _student(
     dataset.adapt(student.takes, len(student.classes))
     runtime.prepare(freeze(student))
     return student
-
-
-@contextmanager
-def _as_student(path: Path) -> Iterator[None]:
-    """Errors about a teacher's file, reworded for the network under test."""
-    try:
-        yield
-    except ValueError as error:
-        parts = str(error).split(str(path))  # the path stays as it is
-        words = [re.sub(r"\bteacher\b(?=[.=])", "student", part) for part in parts]
-        words = [re.sub(r"\bteacher\b", "network", word) for word in words]
-        raise ValueError(str(path).join(words)) from error
 
 
 def _compare_names(student: Classifier, dataset: Dataset, subject: Path) -> None:

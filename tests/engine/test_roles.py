@@ -14,11 +14,12 @@ from core.runtime import Runtime
 from data.spec import InputSpec
 from distillers.response import KD
 from distillers.step import Edge, Ref
-from engine import roles
+from engine import student_builder
 from engine.choices import written
 from engine.config import compose, plain
 from engine.names import expand
 from engine.parts import Parts, build_dataset, build_parts
+from engine.student_builder import StudentBuilder
 from engine.teacher import as_teacher, networks_of
 from engine.turns import _owner
 from models.branch import Branch
@@ -191,7 +192,7 @@ def test_a_branch_shares_its_trunk() -> None:
 def test_no_student_moves_before_all_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     """A branch is checked together with its trunk: both have to be on one device."""
     order: list[str] = []
-    check, prepare = roles.check_network, Runtime.prepare
+    check, prepare = student_builder.check_network, Runtime.prepare
 
     def checked(*args: Any, **more: Any) -> str:
         order.append("checked")
@@ -201,7 +202,7 @@ def test_no_student_moves_before_all_are_checked(monkeypatch: pytest.MonkeyPatch
         order.extend(["moved"] * isinstance(module, Classifier))
         return prepare(self, module)
 
-    monkeypatch.setattr(roles, "check_network", checked)
+    monkeypatch.setattr(student_builder, "check_network", checked)
     monkeypatch.setattr(Runtime, "prepare", moved)
     make("scratch", BRANCH, ALONG)
     assert order == ["checked"] * 2 + ["moved"] * 2
@@ -257,8 +258,10 @@ def test_a_students_transform_stays_on_the_host_where_its_network_is_checked() -
     """It goes to the device with it; the meta device stands for one."""
     spec = InputSpec((1, 512), (-1.0, 1.0), (0.0,), (1.0,), rate=8000.0)
     node = {"transform": plain(written("transform", "log_mel")), "mean": [0.5], "std": [0.2]}
-    available = {"spec": spec, "runtime": SimpleNamespace(device=torch.device("meta"))}
-    seen, transform = roles.student_spec(node, "student", available)
+    runtime = SimpleNamespace(device=torch.device("meta"))
+    available = {"spec": spec, "runtime": runtime, "teacher": None}
+    builder = StudentBuilder({"student": node, "students": {}, "teacher": {}}, available)
+    seen, transform = builder.spec("student")
     assert (seen.shape, seen.mean) == ((1, 32, 4), (0.5,))
     assert transform is not None
     assert {buffer.device.type for buffer in transform.buffers()} == {"cpu"}

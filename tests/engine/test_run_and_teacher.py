@@ -129,10 +129,13 @@ def test_a_class_in_another_place_is_refused(tiny: list[str], tmp_path: Path) ->
 def test_a_peer_does_not_begin_with_a_teachers_file(
     tiny: list[str], teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["method=c2kd", "student.transform=edges", f"run_dir={tmp_path / 'run'}"]
-    assert train.main([*tiny, f"teacher.checkpoint={teacher}", *words]) == 1
-    assert "method=c2kd has no teacher that was trained before" in capsys.readouterr().err
-    assert not (tmp_path / "run").exists()
+    for method, where in (("mutual_crossmodal", "students.peer"), ("one", "student")):
+        words = [f"method={method}", "student.transform=edges", f"run_dir={tmp_path / 'run'}"]
+        assert train.main([*tiny, f"teacher.checkpoint={teacher}", *words]) == 1
+        error = capsys.readouterr().err
+        assert f"method={method} has no teacher that was trained before" in error
+        assert f"begin with it by {where}.checkpoint=FILE" in error
+        assert not (tmp_path / "run").exists()
 
 
 def test_data_that_changed_under_its_name_are_noticed(

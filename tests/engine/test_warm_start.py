@@ -11,14 +11,17 @@ import torch
 from core.runtime import Runtime
 from data.builtin import digits
 from engine.config import ConfigError, compose, plain
+from engine.moments import measure_moments
 from engine.parts import Parts, build_parts
 from engine.student import student_of
 from engine.teacher_file import load_teacher
 from engine.train import run
 from engine.versions import files_read
+from engine.warm_start import first_moments
 from tests.schemes import run_config
 
 CPU = Runtime("cpu")
+MEAN = "student.mean=[0.25]"
 SHORT = ["steps=2", "evaluations=1"]
 
 
@@ -58,6 +61,11 @@ def edges_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return ran(folder, "scratch", "student.transform=edges") / "student.safetensors"
 
 
+@pytest.fixture(scope="module")
+def wide_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return ran(tmp_path_factory.mktemp("wide"), "scratch", "data.size=9") / "student.safetensors"
+
+
 def test_a_student_begins_with_the_weights_of_a_file(plain_file: Path) -> None:
     started = parts_with(plain_file, "kd", f"student.checkpoint={plain_file}")
     assert same(started.student.module, student_of(plain_file.parent).module)
@@ -70,7 +78,7 @@ def test_with_the_normalisation_of_the_file(edges_file: Path, plain_file: Path) 
     begins = ["student.transform=edges", f"student.checkpoint={edges_file}"]
     file = student_of(edges_file.parent)
     assert parts_with(plain_file, "kd", *begins).student.spec == file.spec
-    given = parts_with(plain_file, "kd", *begins, "student.mean=[0.25]")
+    given = parts_with(plain_file, "kd", *begins, MEAN)
     assert (given.student.spec.mean, given.student.spec.std) == ((0.25,), file.spec.std)
 
 
@@ -97,8 +105,12 @@ def test_the_peer_of_c2kd_begins_as_the_teacher(plain_file: Path, edges_file: Pa
     assert not same(parts.student.module, parts.teacher.module)
     behind = parts_with(edges_file, "c2kd", "teacher.transform=edges")
     assert behind.networks["peer"].spec == student_of(edges_file.parent).spec
-    scratch = parts_with(plain_file, "c2kd", "students.peer.checkpoint=null")
-    assert not same(scratch.networks["peer"].module, parts.teacher.module)
+    scratch = ["students.peer.checkpoint=null"]
+    idle = "teacher: no loss asks it, and it is only compared with; needs_teacher=false saves it"
+    assert idle in parts_with(plain_file, "c2kd", *scratch).notes
+    assert idle not in parts.notes
+    scratch += ["needs_teacher=false", "teacher.checkpoint=null"]
+    assert parts_with(plain_file, "c2kd", *scratch).teacher is None
 
 
 def test_a_peer_without_a_teacher_begins_with_the_teachers_file(plain_file: Path) -> None:
@@ -109,6 +121,13 @@ def test_a_peer_without_a_teacher_begins_with_the_teachers_file(plain_file: Path
     assert same(parts.networks["peer"].module, student_of(plain_file.parent).module)
 
 
+def test_a_peer_that_lacks_keys(edges_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """That of ``dml`` has no transform: its file is read, and a line says that its network had."""
+    begins = [f"students.peer.checkpoint={edges_file}", "teacher.checkpoint=null"]
+    parts_with(edges_file, "dml", *begins)
+    assert "without students.peer.transform=... it is shown the data" in capsys.readouterr().out
+
+
 def test_a_run_goes_on_from_a_finished_one(plain_file: Path, tmp_path: Path) -> None:
     """With a rate of 0 it ends where it began, and says where that was."""
     still = ["student.model.width=4", "optimizer.lr=0", f"student.checkpoint={plain_file}"]
@@ -117,6 +136,31 @@ def test_a_run_goes_on_from_a_finished_one(plain_file: Path, tmp_path: Path) -> 
     names = [n for n, _ in first.named_parameters()]
     assert all(torch.equal(first.get_parameter(n), then.get_parameter(n)) for n in names)
     assert json.loads((directory / "versions.json").read_text())["student.checkpoint"]
+
+
+def test_the_card_says_what_a_student_began_with(tmp_path: Path) -> None:
+    still = ["student=digits_cnn", "student.model.width=8", "teacher.model.width=8"]
+    still += ["student.transform=null"]
+    directory = ran(tmp_path, "kd", *still, "student.checkpoint=teacher")
+    assert ", began as a copy of the teacher |" in (directory / "README.md").read_text()
+
+
+def test_one_of_its_two_moments_may_be_given(plain_file: Path, tmp_path: Path) -> None:
+    """The other is measured, where a file does not say it."""
+    torch.save(student_of(plain_file.parent).module.state_dict(), tmp_path / "weights.pt")
+    begins = [f"student.checkpoint={tmp_path / 'weights.pt'}", "student.transform=edges"]
+    settings = plain(compose(["method=kd", "student=digits_cnn_small", *begins, MEAN]))
+    measure_moments(compose(["method=kd"]), settings, digits(CPU), None, CPU)
+    assert settings["student"]["mean"] == [0.25]
+    assert settings["student"]["std"][0] == pytest.approx(0.285, abs=0.01)
+
+
+def test_a_library_says_how_its_weights_were_trained(tmp_path: Path) -> None:
+    torch.save({}, tmp_path / "downloaded.pth")
+    node = {"_target_": "models.external.torchvision_model", "name": "resnet18"}
+    begins = {"model": node, "checkpoint": str(tmp_path / "downloaded.pth")}
+    assert first_moments(begins, None, {})["mean"] == pytest.approx((0.485, 0.456, 0.406))
+    assert first_moments({"model": node}, None, {}) == {}  # random weights go with any
 
 
 def test_files_of_students_are_hashed(plain_file: Path) -> None:
@@ -142,7 +186,20 @@ REFUSED = {
     ),
     "a transform it had not": (
         ["student.checkpoint={plain}", "student.transform=fourier"],
-        "inputs of shape|is of a network for",
+        r"network for images \[1, 8, 8\] .* student.transform gives images \[1, 8, 5\]",
+    ),
+    "other inputs": (
+        ["student.checkpoint={wide}"],
+        r"the student expects inputs of shape \(1, 9, 9\), but data digits gives \(1, 8, 8\)",
+    ),
+    "part of no file": (["student.weights=ema"], "student.checkpoint=FILE, which is not given"),
+    "part of a copy": (
+        ["student.checkpoint=teacher", "student.weights=ema"],
+        "student.checkpoint=FILE, which is not given",
+    ),
+    "moments that do not fit": (
+        ["student.mean=[1, 2]"],
+        "student.mean and student.std do not fit: mean and std need one value",
     ),
     "no such file": (["student.checkpoint=nowhere.pt"], "cannot read the checkpoint nowhere.pt"),
     "a copy without a teacher": (
@@ -155,16 +212,19 @@ REFUSED = {
     ),
     "a copy of another network": (
         ["student.checkpoint=teacher", "student.model.width=6"],
-        "student.checkpoint=teacher does not fit",
+        "student.checkpoint=teacher does not fit .*; student.checkpoint=null begins with random",
     ),
     "a branch": (["method=one", "students.second.checkpoint={plain}"], "second is a branch"),
 }
 
 
 @pytest.mark.parametrize("what", REFUSED)
-def test_what_cannot_begin_is_refused(plain_file: Path, edges_file: Path, what: str) -> None:
+def test_what_cannot_begin_is_refused(
+    plain_file: Path, edges_file: Path, wide_file: Path, what: str
+) -> None:
     words, message = REFUSED[what]
-    words = [word.format(plain=plain_file, edges=edges_file) for word in words]
+    files = {"plain": plain_file, "edges": edges_file, "wide": wide_file}
+    words = [word.format(**files) for word in words]
     method = "kd" if not words[0].startswith("method=") else words.pop(0).removeprefix("method=")
     with pytest.raises((ValueError, ConfigError), match=message):
         parts_with(plain_file, method, *words)
