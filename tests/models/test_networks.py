@@ -29,6 +29,7 @@ OTHERS = (
     "models.external",
     "models.simkd",
     "models.signals",
+    "models.spectrograms",
     "models.vectors",
     "models.texts",
     "???",

@@ -1,4 +1,4 @@
-"""Networks for signals and vectors: they learn in every parameter, and their taps are true."""
+"""Networks for signals, spectrograms and vectors: all parameters learn, and their taps are true."""
 
 from __future__ import annotations
 
@@ -11,16 +11,18 @@ from hydra.utils import get_object
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from core.check import SPECIAL
+from core.check import SPECIAL, parameters_of
 from data.spec import InputSpec
 from models.classifier import Classifier
 from models.signals import M5, ResNet1d, StridedConv1d
+from models.spectrograms import TDNN
 from models.vectors import MLP
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "model"
 SHAPES = {
     "models.signals.M5": (2, 512),
     "models.signals.ResNet1d": (2, 512),
+    "models.spectrograms.TDNN": (2, 32, 16),
     "models.vectors.MLP": (9,),
 }
 NAMES = [p.stem for p in sorted(CONFIGS.glob("*.yaml")) if any(t in p.read_text() for t in SHAPES)]
@@ -30,7 +32,10 @@ def built(name: str) -> tuple[nn.Module, InputSpec]:
     node: dict[str, Any] = OmegaConf.to_container(OmegaConf.load(CONFIGS / f"{name}.yaml"))  # type: ignore[assignment]
     shape = SHAPES[node["_target_"]]
     options = {k: v for k, v in node.items() if k not in SPECIAL}
-    module = get_object(node["_target_"])(shape[0], 7, **options)
+    kind = get_object(node["_target_"])
+    if "input_size" in parameters_of(kind)[0]:
+        options["input_size"] = shape[1:]
+    module = kind(shape[0], 7, **options)
     return module, InputSpec(shape, (-1.0, 1.0), (0.0,) * shape[0], (0.5,) * shape[0])
 
 
@@ -51,7 +56,7 @@ def test_taps_are_what_they_say(name: str) -> None:
     assert torch.equal(found.features["logits"], found.logits)
     maps = [x for tap, x in found.features.items() if tap.startswith("stage")]
     assert len(maps) >= 2
-    assert all(x.dim() == (4 if len(spec.shape) == 2 else 2) for x in maps)
+    assert all(x.dim() == (2 if len(spec.shape) == 1 else 4) for x in maps)
     last = maps[-1] if maps[-1].dim() == 2 else maps[-1].mean((2, 3))
     torch.testing.assert_close(found.features["pooled"], last)
 
@@ -82,6 +87,23 @@ def test_a_residual_block_adds_its_shortcut() -> None:
 def test_a_residual_network_has_blocks(depths: list[int]) -> None:
     with pytest.raises(ValueError, match="the blocks of each stage"):
         ResNet1d(1, 3, 4, depths)
+
+
+def test_a_tdnn_sees_time_shifted_and_bands_as_they_are() -> None:
+    """The mean over time forgets when something was, and nothing forgets in which band."""
+    network = TDNN(1, 3, (8, 40), [4, 4], context=3).eval()
+    x = torch.zeros(1, 1, 8, 40)
+    x[:, :, 2, 10:14] = 1
+    later, higher = x.roll(8, 3), x.roll(1, 2)
+    torch.testing.assert_close(network(later), network(x))
+    assert not torch.allclose(network(higher), network(x))
+    assert TDNN(1, 3, (8, 1), [4], context=5)(torch.randn(2, 1, 8, 1)).shape == (2, 3)
+
+
+@pytest.mark.parametrize("options", [{"widths": []}, {"context": 4}])
+def test_a_tdnn_of_nothing_is_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="widths of at least one layer and an odd context"):
+        TDNN(1, 3, (8, 8), **options)
 
 
 @pytest.mark.parametrize("network", [M5(1, 3, 8), ResNet1d(1, 3, 8, [1, 1, 1, 1])])
