@@ -75,7 +75,7 @@ def provisional(
 def _wanting(settings: dict[str, Any], teacher: Classifier | None) -> dict[str, dict[str, Any]]:
     """The nodes of students with a transform whose mean or std is unknown, by their places."""
     nodes = {w: n for w, n in students_of(settings).items() if n.get("transform")}
-    known = {w: first_moments(n, teacher, settings["teacher"]) for w, n in nodes.items()}
+    known = {w: first_moments(n, teacher, settings["teacher"])[0] for w, n in nodes.items()}
     return {w: n for w, n in nodes.items() if len(known[w]) < 2}
 
 
@@ -102,7 +102,7 @@ def _inputs(
         # teacher's architecture, which sees what the teacher sees, does.
         for key in ("model", "transform"):
             plain.student[key] = copy.deepcopy(plain.teacher[key])
-        plain.student.checkpoint = None
+        plain.student.checkpoint = plain.student.weights = None
         plain.student.mean, plain.student.std = list(teacher.spec.mean), list(teacher.spec.std)
         plain.students, plain.teachers, plain.views, plain.deploy = {}, {}, {}, "student"
         wanting = list(_wanting(settings, teacher))

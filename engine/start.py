@@ -122,7 +122,8 @@ def _size(node: Mapping[str, Any], shape: tuple[int, ...], classes: int) -> int 
             warnings.simplefilter("ignore")
             offered = {"in_channels": shape[0], "input_size": shape[1:], "num_classes": classes}
             network = build(node, nn.Module, "model", **offered).eval()
-            if tuple(network(torch.zeros(2, *shape)).shape) != (2, classes):
+            fits = tuple(network(torch.zeros(2, *shape)).shape) == (2, classes)
+            if not fits or getattr(network, "for_spectrograms", False):
                 return None
     except Exception:  # networks reject inputs in many ways
         return None

@@ -94,7 +94,8 @@ class StudentBuilder:
             # on the host, where the network still is that is checked with it
             seen = transform.measured(seen, seen.noise(64, torch.device("cpu")))
         check_start(node, path, seen, available)
-        moments: dict[str, Any] = dict(first_moments(node, available["teacher"], self.teacher))
+        known = first_moments(node, available["teacher"], self.teacher, seen.shape[0])[0]
+        moments: dict[str, Any] = dict(known)
         if transform is not None and len(moments) < 2:
             raise ValueError(f"{path}.transform needs {path}.mean and {path}.std")
         try:
@@ -110,8 +111,13 @@ class StudentBuilder:
             return build_network(node["model"], spec.shape, classes, f"{path}.model", spec)
         if node.get("transform") is not None:
             raise ValueError(f"{path} is a branch, which sees what its trunk sees: no transform")
-        if node.get("checkpoint") is not None:
-            raise ValueError(f"{path} is a branch, and begins with random weights: no checkpoint")
+        if given := [
+            k for k in ("checkpoint", "weights", "mean", "std") if node.get(k) is not None
+        ]:
+            raise ValueError(
+                f"{path} is a branch, which sees what its trunk sees and begins with random "
+                f"weights: no {', '.join(given)}"
+            )
         if (trunk := modules.get(node["of"])) is None:
             raise ValueError(f"{path}.of={node['of']} is no student that comes before it")
         spec = self.spec(name)[0]

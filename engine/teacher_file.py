@@ -78,7 +78,7 @@ def load_teacher(
         check_seen(teacher.spec, blank.spec, path)
         found = teacher.module, teacher.spec, teacher.classes
         teacher = Classifier(*found, transform=blank.transform, takes=blank.takes)
-    _check_names(teacher.classes, dataset, path)
+    check_names(teacher.classes, dataset, path)
     dataset.adapt(teacher.takes, len(teacher.classes))
     if (origin := known.origins.get("mean")) == library_defaults(node["model"])[0]:
         moments = f"teacher.mean={list(teacher.spec.mean)} teacher.std={list(teacher.spec.std)}"
@@ -139,24 +139,23 @@ def alike(theirs: Any, ours: Any) -> bool:
 
 
 def check_seen(expects: InputSpec, seen: InputSpec, path: str) -> None:
-    """Raise a ValueError where a teacher's file expects other inputs than its transform gives."""
+    """Raise a ValueError where a network's file expects other inputs than those it is shown."""
     ours, theirs = ((s.kind.plural, list(s.shape), list(s.range)) for s in (seen, expects))
     rates = {s.rate for s in (seen, expects) if s.rate is not None}
     if ours == theirs and len(rates) > 1:
         raise ValueError(
-            f"{path} is of a network for {expects.rate:g} samples in a second, but "
-            f"teacher.transform gives {seen.rate:g}: resample the recordings, or choose another "
-            "teacher"
+            f"{path} is of a network for {expects.rate:g} samples in a second, but the teacher is "
+            f"shown {seen.rate:g}: resample the recordings, or choose another teacher"
         )
     if ours != theirs:
-        words = ("{} {} with values in {}".format(*what) for what in (theirs, ours))
+        takes, gets = ("{} {} with values in {}".format(*what) for what in (theirs, ours))
         raise ValueError(
-            "{} is of a network for {}, but teacher.transform gives {}: choose another transform, "
-            "or another teacher".format(path, *words)
+            f"{path} is of a network for {takes}, but the teacher is shown {gets}: choose other "
+            "data, another transform or another teacher"
         )
 
 
-def _check_names(classes: tuple[str, ...], dataset: Dataset, path: str) -> None:
+def check_names(classes: tuple[str, ...], dataset: Dataset, path: str) -> None:
     """Raise a ValueError where a class has another place in a file than among the data's.
 
     Numbers from 0 are no names: they stand where nobody gave any.

@@ -26,8 +26,10 @@ class TDNN(nn.Module):
         context: frames that a layer sees; odd.
 
     Raises:
-        ValueError: without a layer, and for an even context.
+        ValueError: for inputs that are no images, without a layer, and for an even context.
     """
+
+    for_spectrograms = True  # it would take photographs, and is not proposed for them
 
     def __init__(
         self,
@@ -38,6 +40,12 @@ class TDNN(nn.Module):
         context: int = 5,
     ) -> None:
         super().__init__()
+        if len(input_size) != 2:
+            raise ValueError(
+                "TDNN takes spectrograms, images of bands and frames, but the inputs have "
+                f"{len(input_size)} axes beside their channels: choose another network, or show it "
+                "signals by transform=log_mel"
+            )
         if not widths or context % 2 == 0:
             raise ValueError(
                 "TDNN needs widths of at least one layer and an odd context, but has "

@@ -69,7 +69,7 @@ def evaluate(subject: Path, overrides: Sequence[str]) -> dict[str, Any]:
     runtime = Runtime(config.device, config.precision, seed=config.seed)
     if runtime.world_size > 1:
         raise ValueError("an evaluation is one process: start it without torchrun")
-    with reworded(subject, "student", "network"):
+    with reworded("student", "network"):
         said = _said_of(subject, mine, common)
         dataset = build_dataset(said, runtime)
         student = _student(subject, mine, said, trust, dataset, runtime)

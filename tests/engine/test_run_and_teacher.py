@@ -108,7 +108,7 @@ def test_a_teacher_of_another_sample_rate_is_refused_behind_a_transform(tmp_path
         save_network(file, Classifier(blank.module, spec, blank.classes), {})
         if rate != 16000:
             load_teacher(config, str(file), dataset, runtime)
-    with pytest.raises(ValueError, match=r"is of a network for 16000 samples .* gives 8000"):
+    with pytest.raises(ValueError, match=r"is of a network for 16000 samples .* is shown 8000"):
         load_teacher(config, str(file), dataset, runtime)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,9 @@ from engine.student import student_of
 from engine.teacher_file import load_teacher
 from engine.train import run
 from engine.versions import files_read
-from engine.warm_start import first_moments
+from engine.warm_start import files_of, first_moments
+from models.checkpoint import save_network
+from models.classifier import Classifier
 from tests.schemes import run_config
 
 CPU = Runtime("cpu")
@@ -159,13 +162,18 @@ def test_a_library_says_how_its_weights_were_trained(tmp_path: Path) -> None:
     torch.save({}, tmp_path / "downloaded.pth")
     node = {"_target_": "models.external.torchvision_model", "name": "resnet18"}
     begins = {"model": node, "checkpoint": str(tmp_path / "downloaded.pth")}
-    assert first_moments(begins, None, {})["mean"] == pytest.approx((0.485, 0.456, 0.406))
-    assert first_moments({"model": node}, None, {}) == {}  # random weights go with any
+    known, library = first_moments(begins, None, {}, channels=3)
+    assert (known["mean"], library) == ((0.485, 0.456, 0.406), "torchvision's resnet18")
+    for other in ({"model": node}, begins | {"transform": {"_target_": "mine"}}):
+        assert first_moments(other, None, {}, channels=3) == ({}, "")  # random weights go with any
+    assert first_moments(begins, None, {}, channels=1) == ({}, "")
 
 
 def test_files_of_students_are_hashed(plain_file: Path) -> None:
     words = [f"student.checkpoint={plain_file}", "method=c2kd"]
     assert set(files_read(plain(compose(words)))) == {"student.checkpoint"}
+    same_name = ["method=kd", "teacher.checkpoint=teacher", "student.checkpoint=teacher"]
+    assert set(files_of(plain(compose(same_name)))) == {"teacher.checkpoint"}
 
 
 def test_one_that_says_nothing_is_normalised_as_the_data(plain_file: Path, tmp_path: Path) -> None:
@@ -186,7 +194,7 @@ REFUSED = {
     ),
     "a transform it had not": (
         ["student.checkpoint={plain}", "student.transform=fourier"],
-        r"network for images \[1, 8, 8\] .* student.transform gives images \[1, 8, 5\]",
+        r"network for images \[1, 8, 8\] .* the student is shown images \[1, 8, 5\]",
     ),
     "other inputs": (
         ["student.checkpoint={wide}"],
@@ -214,7 +222,8 @@ REFUSED = {
         ["student.checkpoint=teacher", "student.model.width=6"],
         "student.checkpoint=teacher does not fit .*; student.checkpoint=null begins with random",
     ),
-    "a branch": (["method=one", "students.second.checkpoint={plain}"], "second is a branch"),
+    "a branch": (["method=one", "students.second.checkpoint={plain}"], "branch.*no checkpoint"),
+    "part of a branch": (["method=one", "students.second.weights=a"], "branch.*no weights"),
 }
 
 
@@ -230,10 +239,32 @@ def test_what_cannot_begin_is_refused(
         parts_with(plain_file, method, *words)
 
 
-def test_messages_name_the_students_keys(plain_file: Path, tmp_path: Path) -> None:
+def test_messages_name_the_students_keys(
+    plain_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And leave names alone: of files, and of what is in them."""
     state = student_of(plain_file.parent).module.state_dict()
-    torch.save({"one": state, "two": {k: 2 * v for k, v in state.items()}}, tmp_path / "both.pt")
-    begins = f"student.checkpoint={tmp_path / 'both.pt'}"
-    with pytest.raises(ValueError, match=r"choose with student\.weights=one or two"):
+    twice = {name: 2 * tensor for name, tensor in state.items()}
+    file = tmp_path / "teacher.pt"
+    torch.save({"teacher": state, "student": twice}, file)
+    begins = f"student.checkpoint={file}"
+    message = rf"{re.escape(str(file))} .* choose with student\.weights=teacher or student"
+    with pytest.raises(ValueError, match=message):
         parts_with(plain_file, "kd", begins)
-    assert parts_with(plain_file, "kd", begins, "student.weights=two").student
+    chosen = parts_with(plain_file, "kd", begins, "student.weights=student").student.module
+    assert all(torch.equal(twice[name], tensor) for name, tensor in chosen.state_dict().items())
+    torch.save({"state_dict": state, "state_dict_ema": twice}, file)
+    capsys.readouterr()
+    parts_with(plain_file, "kd", begins)
+    assert "for another, give student.weights=state_dict_ema" in capsys.readouterr().out
+
+
+def test_a_class_in_another_place_is_refused(plain_file: Path, tmp_path: Path) -> None:
+    network, data = student_of(plain_file.parent), digits(CPU)
+    data.classes = tuple(f"digit {k}" for k in range(10))
+    names = [data.classes[1], data.classes[0], *data.classes[2:9], "new"]
+    save_network(tmp_path / "m.safetensors", Classifier(network.module, network.spec, names), {})
+    words = ["method=scratch", "student=digits_cnn_small", "student.model.width=4"]
+    settings = plain(compose([*words, f"student.checkpoint={tmp_path / 'm.safetensors'}"]))
+    with pytest.raises(ValueError, match=r"has 'digit 1' as class 0, but .* it is class 1"):
+        build_parts(settings, data, None, CPU)

@@ -106,6 +106,12 @@ def test_a_tdnn_of_nothing_is_refused(options: dict[str, Any]) -> None:
         TDNN(1, 3, (8, 8), **options)
 
 
+@pytest.mark.parametrize("size", [(), (512,)])
+def test_a_tdnn_of_signals_says_what_to_do(size: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="show it signals by transform=log_mel"):
+        TDNN(1, 3, size)
+
+
 @pytest.mark.parametrize("network", [M5(1, 3, 8), ResNet1d(1, 3, 8, [1, 1, 1, 1])])
 @pytest.mark.parametrize("length", [16, 100, 4096])
 def test_networks_take_any_length(network: nn.Module, length: int) -> None:
