@@ -49,7 +49,7 @@ class StudentBuilder:
         lines = []
         for name, node in self.nodes.items():
             modules[name] = self._module(name, modules)
-            if node.get("checkpoint") is not None:
+            if node.get("checkpoint"):
                 where, spec = place(name), self.spec(name)[0]
                 lines.append(warm_start(modules[name], node, where, spec, self.available))
         return modules, lines

@@ -93,11 +93,11 @@ def check_start(node: Node, where: str, seen: InputSpec, available: Mapping[str,
         ValueError: for weights of a network that was shown something else.
     """
     path = node.get("checkpoint")
-    if node.get("weights") and path in (None, TEACHER):
+    if node.get("weights") and (not path or path == TEACHER):
         raise ValueError(
             f"{where}.weights names a part of the file {where}.checkpoint=FILE, which is not given"
         )
-    if path is None:
+    if not path:
         return
     teacher = available["teacher"]
     if path == TEACHER and (teacher is None or isinstance(teacher, BlackBox)):
