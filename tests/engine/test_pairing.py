@@ -273,5 +273,5 @@ def test_a_teachers_file_fits_what_its_transform_gives(
     if limits == (0.0, 1.0):
         assert load_teacher(config, file, dataset, Runtime("cpu")).spec == spec
         return
-    with pytest.raises(ValueError, match=r"values in \[0\.0, 255\.0\], but teacher\.transform"):
+    with pytest.raises(ValueError, match=r"values in \[0\.0, 255\.0\], but the teacher is shown"):
         load_teacher(config, file, dataset, Runtime("cpu"))
