@@ -101,6 +101,16 @@ def test_a_copy_of_the_teacher(plain_file: Path) -> None:
     assert same(parts.teacher.module, student_of(plain_file.parent).module)
 
 
+def test_a_copy_that_is_shown_something_else_has_its_own_moments(plain_file: Path) -> None:
+    """Edges are as large as the images that the teacher sees, and darker."""
+    words = ["method=kd", "student.transform=edges", "student.checkpoint=teacher"]
+    node, teacher = plain(compose(words))["student"], student_of(plain_file.parent)
+    assert first_moments(node, teacher, {"transform": None}) == ({}, "")
+    spelled = node["transform"] | {"smooth": 0.01}  # as its default is
+    known = first_moments(node, teacher, {"transform": spelled})[0]
+    assert known == {"mean": teacher.spec.mean, "std": teacher.spec.std}
+
+
 def test_the_peer_of_c2kd_begins_as_the_teacher(plain_file: Path, edges_file: Path) -> None:
     parts = parts_with(plain_file, "c2kd")
     assert parts.teacher
