@@ -6,6 +6,7 @@ import math
 import shlex
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from pkgutil import resolve_name
 from typing import Any
 
 import torch
@@ -96,7 +97,9 @@ def _students(
     """A student to put into the command, and three that fit, the smallest first."""
     shape, classes = tuple(known.values["shape"]), len(known.classes)
     reference = _size(teacher["model"], shape, classes) if _named(teacher) else None
-    sizes = {name: _size(node, shown, classes) for name, node in choices.items()}
+    # which would take photographs too, and suits a teacher of spectrograms alone
+    apart = {n for n, node in choices.items() if _apart(node) and not _apart(teacher["model"])}
+    sizes = {n: _size(node, shown, classes) for n, node in choices.items() if n not in apart}
     fit = {name: size for name, size in sizes.items() if size}
     largest = reference or max(fit.values(), default=1)
     smaller = {name: size for name, size in fit.items() if size < largest}
@@ -115,6 +118,15 @@ def _students(
     return chosen[-1], f"one that fits {inputs} and {classes} classes: {proposals}{beside}"
 
 
+def _apart(node: Mapping[str, Any]) -> bool:
+    """Whether a network is for spectrograms only."""
+    try:
+        kind = resolve_name(str(node.get("_target_")))
+    except (ImportError, AttributeError, ValueError):  # a name that does not exist, or is to come
+        return False
+    return bool(getattr(kind, "for_spectrograms", False))
+
+
 def _size(node: Mapping[str, Any], shape: tuple[int, ...], classes: int) -> int | None:
     """Parameters of a network, built without storage; None where it does not take such inputs."""
     try:
@@ -122,8 +134,7 @@ def _size(node: Mapping[str, Any], shape: tuple[int, ...], classes: int) -> int 
             warnings.simplefilter("ignore")
             offered = {"in_channels": shape[0], "input_size": shape[1:], "num_classes": classes}
             network = build(node, nn.Module, "model", **offered).eval()
-            fits = tuple(network(torch.zeros(2, *shape)).shape) == (2, classes)
-            if not fits or getattr(network, "for_spectrograms", False):
+            if tuple(network(torch.zeros(2, *shape)).shape) != (2, classes):
                 return None
     except Exception:  # networks reject inputs in many ways
         return None

@@ -29,7 +29,7 @@ class TDNN(nn.Module):
         ValueError: for inputs that are no images, without a layer, and for an even context.
     """
 
-    for_spectrograms = True  # it would take photographs, and is not proposed for them
+    for_spectrograms = True  # so that it is not proposed for photographs, which it would take
 
     def __init__(
         self,

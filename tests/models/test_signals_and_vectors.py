@@ -12,7 +12,10 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from core.check import SPECIAL, parameters_of
-from data.spec import InputSpec
+from data.spec import Expected, InputSpec
+from engine.choices import written
+from engine.config import plain
+from engine.start import _students
 from models.classifier import Classifier
 from models.signals import M5, ResNet1d, StridedConv1d
 from models.spectrograms import TDNN
@@ -104,6 +107,15 @@ def test_a_tdnn_sees_time_shifted_and_bands_as_they_are() -> None:
 def test_a_tdnn_of_nothing_is_refused(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="widths of at least one layer and an odd context"):
         TDNN(1, 3, (8, 8), **options)
+
+
+@pytest.mark.parametrize(("teacher", "proposed"), [("tdnn", True), ("resnet8x4", False)])
+def test_a_tdnn_is_proposed_to_teachers_of_spectrograms(teacher: str, proposed: bool) -> None:
+    nodes = {n: plain(written("model", n)) for n in ("tdnn", "tdnn_small", "resnet20", "resnet8x4")}
+    known = Expected({"shape": (3, 32, 32), "classes": ("a", "b")}, {})
+    text = _students({"model": nodes[teacher]}, known, (3, 32, 32), nodes)[1]
+    assert ("tdnn_small" in text) == proposed
+    assert "the teacher has" in text
 
 
 @pytest.mark.parametrize("size", [(), (512,)])
